@@ -1,0 +1,228 @@
+"""One training step of llme_jax and of torch + transformers, side by side in one run.
+
+    python benchmarks/train_step.py            # MiniLM's shape on CPU, BERT-base's on GPU
+    python benchmarks/train_step.py --model BAAI/bge-base-en --queries 64
+
+Both get the same weights, the same token ids and the same loss (contrastive over B x N keys), in
+the same precision (fp32 on CPU; bf16 compute with fp32 weights on GPU), both clip at 1.0 and apply
+AdamW. Blocks of steps alternate, A B A B, so that a drifting machine is fair to both; the table
+gives the median block of each and the ratio pair by pair.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from llme_jax import sharding
+from llme_jax.config import EncoderConfig, LossConfig, TrainConfig
+from llme_jax.data.batch import Batch
+from llme_jax.models.dual_encoder import load_dual_encoder
+from llme_jax.optim import make_optimizer
+from llme_jax.step import init_state, make_step
+
+SHAPES = {
+    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12},
+    "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "bert-large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
+}
+# Dense bf16 with fp32 sums, from the vendor's datasheets.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    gpu = jax.default_backend() == "gpu"
+    parser.add_argument(
+        "--model",
+        default="bert-base" if gpu else "minilm",
+        help=f"{', '.join(SHAPES)} with random weights, a folder or a hub name",
+    )
+    parser.add_argument("--queries", type=int, default=128 if gpu else 8)
+    parser.add_argument("--group", type=int, default=8, help="keys a query")
+    parser.add_argument("--query_length", type=int, default=32)
+    parser.add_argument("--key_length", type=int, default=128)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20 if gpu else 3, help="steps a block")
+    parser.add_argument("--json", help="write the numbers here too")
+    args = parser.parse_args()  # fmt: skip
+
+    batch = make_batch(args)
+    with TemporaryDirectory() as folder:
+        model = save_model(args, Path(folder))
+        ours, flops = jax_step(model, batch, args)
+        theirs = torch_step(model, batch, args)
+        blocks = {"llme_jax": [], "torch": []}
+        for _ in range(args.blocks):
+            for name, run in (("llme_jax", ours), ("torch", theirs)):
+                started = time.perf_counter()
+                for _ in range(args.steps):
+                    run()
+                run.wait()
+                blocks[name].append((time.perf_counter() - started) / args.steps)
+    report(args, batch, blocks, flops)
+
+
+def make_batch(args) -> Batch:
+    """Random tokens; text lengths spread evenly between a quarter of the width and all of it."""
+    rng = np.random.default_rng(0)
+    keys = args.queries * args.group
+
+    def texts(count, width):
+        ids = rng.integers(1000, 30000, (count, width), dtype=np.int32)
+        lengths = rng.integers(width // 4, width + 1, count, dtype=np.int32)
+        return np.where(np.arange(width) < lengths[:, None], ids, 0), lengths
+
+    hashes = np.arange(2 * keys, dtype=np.uint32).reshape(keys, 2)
+    return Batch(
+        *texts(args.queries, args.query_length),
+        *texts(keys, args.key_length),
+        np.zeros((args.queries, args.group), np.float32),
+        np.zeros(args.queries, bool),
+        hashes,
+        hashes.reshape(args.queries, args.group, 2)[:, :1],
+    )
+
+
+def save_model(args, folder: Path) -> str:
+    if args.model not in SHAPES:
+        return args.model
+    shape = SHAPES[args.model]
+    config = transformers.BertConfig(
+        **shape,
+        intermediate_size=4 * shape["hidden_size"],
+        hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.dropout,
+    )
+    torch.manual_seed(0)
+    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += [f"w{i}" for i in range(config.vocab_size - len(words))]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return str(folder)
+
+
+class Step:
+    """A step that can be called again and again, and waited for."""
+
+    def __init__(self, run, wait):
+        self._run, self.wait = run, wait
+        for _ in range(2):  # compile, warm up
+            run()
+        wait()
+
+    def __call__(self):
+        self._run()
+
+
+def jax_step(model: str, batch: Batch, args) -> tuple[Step, float]:
+    """Our step, and the model's operations in it, counted on real tokens."""
+    encoder, params, _ = load_dual_encoder(EncoderConfig(query_encoder=model))
+    mesh = sharding.make_mesh()
+    optimizer = make_optimizer(TrainConfig(learning_rate=1e-5), 1000)
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    shardings = sharding.state_sharding(mesh, abstract)
+    state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
+    step = make_step(encoder, optimizer, devices=mesh.size, chunk=None, seed=0, shardings=shardings)
+    on_mesh = sharding.batch_to_mesh(mesh, batch)
+    loss = LossConfig(contrastive_weight=1.0, distill_weight=0.0)
+    holder = {"state": state}
+
+    def run():
+        holder["state"], holder["metrics"] = step(holder["state"], [on_mesh], [loss])
+
+    # Operations of the model, not of the program: forward and twice that backward; 2 a weight and
+    # token in the linear layers, 4 D a pair of tokens of one text in attention.
+    layers, width = encoder.query_config.num_hidden_layers, encoder.width
+    linear = sum(
+        leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if "kernel" in sharding.path_name(path)
+    )  # fmt: skip
+    lengths = np.concatenate([batch.query_lengths, batch.key_lengths]).astype(float)
+    flops = 3 * (2 * linear * lengths.sum() + 4 * width * layers * (lengths**2).sum())
+    return Step(run, lambda: jax.block_until_ready(holder["metrics"])), flops
+
+
+def torch_step(model: str, batch: Batch, args) -> Step:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoder = transformers.AutoModel.from_pretrained(model, attn_implementation="sdpa")
+    encoder.pooler = None
+    encoder.to(device, torch.float32).train()
+    decay, plain = [], []
+    for name, parameter in encoder.named_parameters():
+        (plain if "bias" in name or "LayerNorm" in name else decay).append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+        lr=1e-5,
+        fused=device == "cuda",
+    )
+
+    def inputs(ids, lengths):
+        mask = np.arange(ids.shape[1]) < lengths[:, None]
+        return {
+            "input_ids": torch.tensor(ids, dtype=torch.long, device=device),
+            "attention_mask": torch.tensor(mask, dtype=torch.long, device=device),
+        }
+
+    query, key = inputs(*batch[:2]), inputs(*batch[2:4])
+    target = torch.arange(args.queries, device=device) * args.group
+
+    def run():
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            q = torch.nn.functional.normalize(encoder(**query).last_hidden_state[:, 0].float())
+            k = torch.nn.functional.normalize(encoder(**key).last_hidden_state[:, 0].float())
+        loss = torch.nn.functional.cross_entropy(q.float() @ k.float().T / 0.01, target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        optimizer.step()
+
+    return Step(run, torch.cuda.synchronize if device == "cuda" else lambda: None)
+
+
+def report(args, batch: Batch, blocks: dict[str, list[float]], flops: float) -> None:
+    tokens = int(batch.query_lengths.sum() + batch.key_lengths.sum())
+    kind = jax.devices()[0].device_kind
+    peak = next((value for name, value in PEAK_FLOPS.items() if name in kind), None)
+    ratios = [b / a for a, b in zip(blocks["llme_jax"], blocks["torch"], strict=True)]
+    numbers = {
+        "device": kind if jax.default_backend() == "gpu" else f"{platform.machine()} CPU",
+        "versions": {
+            "jax": jax.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "arguments": vars(args),
+        "padding": 1 - tokens / (batch.query_ids.size + batch.key_ids.size),
+        "seconds": blocks,
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
+    }
+    print(f"{numbers['device']}, {numbers['versions']}")
+    print(f"{args.model}: {args.queries} queries x {args.group} keys, {tokens} tokens, "
+          f"{numbers['padding']:.0%} padding, {flops / 1e12:.2f} TFLOP a step")  # fmt: skip
+    print(f"{'':10}{'ms/step':>10}{'queries/s':>11}{'tokens/s':>12}{'TFLOP/s':>9}{'MFU':>7}")
+    for name, seconds in blocks.items():
+        median = statistics.median(seconds)
+        mfu = f"{flops / median / peak:.1%}" if peak else "-"
+        print(f"{name:10}{median * 1e3:10.1f}{args.queries / median:11.1f}{tokens / median:12.0f}"
+              f"{flops / median / 1e12:9.3f}{mfu:>7}")  # fmt: skip
+    print("speed of llme_jax over torch: {median:.2f} (pairs {min:.2f} to {max:.2f})".format(
+        **numbers["ratio"]))  # fmt: skip
+    if args.json:
+        Path(args.json).write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Every setting once: its type, its default and its help.
+
+Settings live in groups that commands share; names are unique across the groups of a command, so
+each is also a flag (`--max_steps 2000`). Names and defaults are those of LLM-Embedder's
+`src/retrieval/args.py` and of the Hugging Face trainer wherever they have one.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from llme_jax.errors import InputError
+
+METRICS = ("mrr", "recall", "ndcg", "nq")
+POOLINGS = ("cls", "mean", "dense")
+
+
+def _setting(default, help: str):
+    """A dataclass field with a help text; lists are copied for every instance."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DataConfig:
+    """Which rows to train on, which keys to take from them, how texts become tokens."""
+
+    _argument_group_name = "data"
+
+    data_root: str = _setting(
+        "/data/llm-embedder", "Folder that paths beginning with 'llm-embedder:' are relative to."
+    )
+    train_data: list[str] | None = _setting(
+        None, "One or more JSON-lines files or globs to train on."
+    )
+    eval_data: str | None = _setting(None, "JSON-lines file with the queries to evaluate on.")
+    corpus: str | None = _setting(None, "JSON-lines file with the passages to search.")
+    key_template: str = _setting(
+        "{title} {text}", "How the fields of a corpus line become the text of one key."
+    )
+    version: Literal["bge", "llm-embedder", "e5", "instructor"] = _setting(
+        "bge", "Which table of instructions (and of training recipes) to use."
+    )
+    add_instruction: bool = _setting(True, "Put the task's instruction before queries and keys?")
+    query_max_length: int = _setting(256, "Tokens a query keeps at most, special tokens included.")
+    key_max_length: int = _setting(256, "Tokens a key keeps at most, special tokens included.")
+    truncation_side: Literal["right", "left"] = _setting("right", "The side that is cut off.")
+    train_group_size: int = _setting(8, "Keys a query is trained with: 1 positive, the rest not.")
+    select_positive: Literal["first", "random", "teacher", "teacher-pos"] = _setting(
+        "first", "Which positive becomes key 0; teacher: the best-scored of pos + neg."
+    )
+    select_negative: Literal["random", "first", "teacher+", "teacher-"] = _setting(
+        "random", "Which negatives fill the group; teacher+/-: highest/lowest scored first."
+    )
+    teacher_scores_margin: float | None = _setting(
+        None, "Drop rows whose best and worst teacher scores differ by less."
+    )
+    teacher_scores_min: float | None = _setting(
+        None, "Drop rows whose best teacher score is lower."
+    )
+    max_sample_num: int | None = _setting(None, "Train on a seeded sample of so many rows a file.")
+    inbatch_same_dataset: Literal["epoch", "epoch-random", "epoch-static", "random"] | None = (
+        _setting(None, "Fill every global batch from one file, drawn in this way.")
+    )
+    use_train_config: bool = _setting(
+        False, "Take selection, loss and temperatures from the task's recipe in --version?"
+    )
+    max_bad_rows: int = _setting(
+        0, "Skip up to so many invalid lines (listed in bad_rows.jsonl) instead of stopping."
+    )
+    dataset_cache_dir: str | None = _setting(
+        None, "Folder for tokenised data [~/.cache/llme_jax or $LLME_JAX_CACHE]."
+    )
+
+
+@dataclass
+class EncoderConfig:
+    """The encoder: where its weights come from and how texts become vectors."""
+
+    _argument_group_name = "encoder"
+
+    query_encoder: str = _setting("BAAI/bge-base-en", "Hub name or folder of the (query) encoder.")
+    key_encoder: str = _setting(
+        "BAAI/bge-base-en", "Hub name or folder of the key encoder, when encoders are not tied."
+    )
+    tie_encoders: bool = _setting(True, "Encode keys with the query encoder?")
+    pooling_method: list[str] = _setting(
+        ["cls"], f"How token vectors become one; of {', '.join(POOLINGS)} (dense comes on top)."
+    )
+    dense_metric: Literal["cos", "ip", "l2"] = _setting("cos", "Similarity of query and key.")
+    dtype: str = _setting("auto", "Compute in auto (bf16 on TPU/GPU, fp32 on CPU), fp32 or bf16.")
+    model_cache_dir: str | None = _setting(None, "Where downloaded models are kept.")
+
+
+@dataclass(unsafe_hash=True)
+class LossConfig:
+    """What is minimised over the global batch; one for every dataset (its recipe)."""
+
+    _argument_group_name = "loss"
+
+    contrastive_weight: float = _setting(0.2, "Weight of the contrastive loss.")
+    distill_weight: float = _setting(1.0, "Weight of the distillation loss.")
+    stable_distill: bool = _setting(False, "Distil by ranked contrastive terms instead of KL?")
+    cos_temperature: float = _setting(0.01, "Cosine scores are divided by this.")
+    teacher_temperature: float = _setting(1.0, "Teacher scores are divided by this.")
+    student_temperature: float = _setting(1.0, "Scores are divided by this when distilling.")
+    negative_cross_device: bool = _setting(
+        True, "Use the keys of all devices as negatives? Otherwise each device's own."
+    )
+    mask_false_negatives: bool = _setting(
+        True, "Leave a query's known positives out of its in-batch negatives?"
+    )
+
+
+@dataclass
+class EvalConfig:
+    """Evaluation by retrieval."""
+
+    _argument_group_name = "evaluation"
+
+    metrics: list[str] = _setting(["mrr", "recall", "ndcg"], f"Of {', '.join(METRICS)}.")
+    cutoffs: list[int] = _setting([1, 5, 10, 100], "Ranks at which metrics are computed.")
+    hits: int = _setting(200, "Keys retrieved for a query.")
+    batch_size: int = _setting(1000, "Texts encoded, or queries searched, at a time.")
+    save_result: bool = _setting(True, "Save the retrieved keys of every query?")
+    save_name: str | None = _setting(None, "Suffix in the names of result files.")
+    log_path: str | None = _setting(
+        "data/results/performance.log", "Metrics of every evaluation are appended to this file."
+    )
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation, checkpoints, logging."""
+
+    _argument_group_name = "training"
+
+    output_dir: str = _setting("data/outputs/", "Checkpoints, metrics and logs go here.")
+    max_steps: int = _setting(-1, "Optimizer steps; overrides num_train_epochs when positive.")
+    num_train_epochs: float = _setting(3.0, "Passes over the data.")
+    early_exit_steps: int | None = _setting(None, "Stop after this step, schedule unchanged.")
+    per_device_train_batch_size: int = _setting(16, "Queries a device in one batch.")
+    gradient_accumulation_steps: int = _setting(1, "Batches whose gradients make one step.")
+    sub_batch_size: int | None = _setting(
+        None,
+        "Texts a device encodes at a time (GradCache): the same gradient in less memory.",
+    )
+    gradient_checkpointing: bool = _setting(False, "Recompute activations in the backward pass?")
+    fsdp: int = _setting(1, "Devices that parameters and optimizer state are spread over.")
+    seed: int = _setting(42, "Seed of data order, key selection and dropout.")
+    learning_rate: float = _setting(5e-6, "Peak learning rate.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = _setting(
+        "linear", "Learning rate after the warm-up."
+    )
+    warmup_ratio: float = _setting(0.1, "Share of the steps that warms up.")
+    weight_decay: float = _setting(0.01, "AdamW's decay of all but biases and LayerNorm.")
+    adam_beta1: float = _setting(0.9, "AdamW's beta 1.")
+    adam_beta2: float = _setting(0.999, "AdamW's beta 2.")
+    adam_epsilon: float = _setting(1e-8, "AdamW's epsilon.")
+    max_grad_norm: float = _setting(1.0, "Gradients are clipped to this global norm; 0: never.")
+    save_steps: int = _setting(2000, "Steps between checkpoints.")
+    save_total_limit: int | None = _setting(
+        None, "Checkpoints kept: the newest ones, and the best."
+    )
+    eval_steps: int | None = _setting(None, "Steps between evaluations [save_steps].")
+    eval_on_start: bool = _setting(False, "Evaluate before the first step too?")
+    metric_for_best_model: str | None = _setting(
+        None, "Metric that picks the best checkpoint [ndcg@10, else the first one]."
+    )
+    logging_steps: int = _setting(100, "Steps between lines of metrics.jsonl.")
+    report_to: Literal["none", "tensorboard"] = _setting("none", "Where else metrics go.")
+
+
+@dataclass
+class Config:
+    """All settings of one training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    training: TrainConfig = field(default_factory=TrainConfig)
+
+    def groups(self) -> list:
+        return [getattr(self, f.name) for f in fields(self)]
+
+    def flat(self) -> dict:
+        """Every setting by its flag name."""
+        return {name: value for group in self.groups() for name, value in asdict(group).items()}
+
+
+def resolve_path(path: str, data_root: str) -> str:
+    """`llm-embedder:qa/nq/train.json` -> `{data_root}/qa/nq/train.json`; others unchanged."""
+    prefix = "llm-embedder:"
+    return str(Path(data_root) / path.removeprefix(prefix)) if path.startswith(prefix) else path
+
+
+def validate(config: Config) -> None:
+    """Refuse settings that cannot work, before any file is read.
+
+    Raises:
+        InputError: names the setting, its value and the remedy.
+    """
+    data, encoder, loss, ev, train = config.groups()
+    _one_of("--metrics", ev.metrics, METRICS)
+    _one_of("--pooling_method", encoder.pooling_method, POOLINGS)
+    if len({"cls", "mean"} & set(encoder.pooling_method)) != 1:
+        raise InputError(
+            f"--pooling_method {' '.join(encoder.pooling_method)}: give exactly one of cls and "
+            "mean, with dense behind it if you want the extra layer"
+        )
+    if encoder.dtype not in ("auto", "fp32", "bf16"):
+        remedy = "use bf16, as fast and without loss scaling" if encoder.dtype == "fp16" else ""
+        raise InputError(f"--dtype {encoder.dtype}: {remedy or 'give auto, fp32 or bf16'}")
+    least = {  # the smallest value that makes sense
+        "train_group_size": 2,  # a positive and a negative
+        "query_max_length": 1,
+        "key_max_length": 1,
+        "max_sample_num": 1,
+        "max_bad_rows": 0,
+        "hits": 1,
+        "batch_size": 1,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "sub_batch_size": 1,
+        "fsdp": 1,
+        "save_steps": 1,
+        "eval_steps": 1,
+        "save_total_limit": 1,
+        "logging_steps": 1,
+        "early_exit_steps": 1,
+    }
+    above_zero = ("cos_temperature", "teacher_temperature", "student_temperature", "learning_rate")
+    for name, value in config.flat().items():
+        if name in least and value is not None and value < least[name]:
+            raise InputError(f"--{name} {value}: give {least[name]} or more")
+        if name in above_zero and not value > 0:
+            raise InputError(f"--{name} {value}: give a value above 0")
+    if any(c < 1 for c in ev.cutoffs):
+        raise InputError(f"--cutoffs {min(ev.cutoffs)}: ranks start at 1")
+    if train.max_steps <= 0 and train.num_train_epochs <= 0:
+        raise InputError("nothing to train: give --max_steps or --num_train_epochs above 0")
+    if loss.contrastive_weight <= 0 and loss.distill_weight <= 0 and not data.use_train_config:
+        raise InputError(
+            "--contrastive_weight and --distill_weight are both 0: give at least one a weight"
+        )
+    if data.eval_data and not data.corpus:
+        raise InputError("--eval_data needs --corpus, the passages that are searched")
+
+
+def runlocal(arg: str | None) -> bool:
+    """Whether an experiment's `get_config(arg)` was asked to shrink to seconds.
+
+    Raises:
+        InputError: for any argument but `runlocal`.
+    """
+    if arg not in (None, "runlocal"):
+        raise InputError(f"--config ...:{arg}: the only argument is runlocal")
+    return arg == "runlocal"
+
+
+def _one_of(flag: str, values: list[str], allowed: tuple[str, ...]) -> None:
+    for value in values:
+        if value not in allowed:
+            raise InputError(f"{flag} {value}: choose from {', '.join(allowed)}")

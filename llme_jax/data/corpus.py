@@ -1,0 +1,235 @@
+"""What retrieval is evaluated on: the passages of --corpus and the queries of --eval_data.
+
+A corpus may hold tens of millions of passages, so only the byte offset of every line is kept in
+memory; a passage's text is read from the file when it is asked for.
+"""
+
+import hashlib
+import json
+import mmap
+from array import array
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from string import Formatter
+
+import numpy as np
+from tqdm import tqdm
+
+from llme_jax.data.rows import BadRows, read_lines
+from llme_jax.errors import InputError
+
+
+class Corpus:
+    """Passages by index, the text of each made from its fields by a template.
+
+    Args:
+        path: JSON lines.
+        key_template: a format string over the fields of a line, as in "{title} {text}".
+
+    Attributes:
+        offsets: int64[C + 1]; passage i is the bytes offsets[i]:offsets[i + 1] of the file.
+        digest: hash of the file's content.
+
+    Raises:
+        InputError: a line is no JSON object or lacks a string the template asks for.
+    """
+
+    def __init__(self, path: str | Path, key_template: str):
+        self.path = Path(path)
+        self.key_template = key_template
+        self._fields = _template_fields(key_template)
+        self.offsets, self.digest = self._scan()
+        with open(self.path, "rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def text(self, i: int) -> str:
+        """Passage i without any instruction."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"passage {i} of {len(self)}")
+        row = json.loads(self._bytes[self.offsets[i] : self.offsets[i + 1]])
+        return self._format(row)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self.text, range(len(self)))
+
+    def _format(self, row: dict) -> str:
+        return self.key_template.format_map({name: row[name] for name in self._fields})
+
+    def _scan(self) -> tuple[np.ndarray, str]:
+        """One pass over the file: validates every line, notes where it ends, hashes it all."""
+        position, offsets, digest = 0, array("q", [0]), hashlib.sha256()
+        size = _file_size(self.path, "--corpus")
+        with (
+            open(self.path, "rb") as file,
+            tqdm(total=size, desc=f"Reading {self.path.name}", unit="B", unit_scale=True) as bar,
+        ):
+            for number, line in enumerate(file, 1):
+                digest.update(line)
+                bar.update(len(line))
+                position += len(line)
+                if line.strip():
+                    self._check(line, f"{self.path}:{number}")
+                    offsets.append(position)
+        if len(offsets) == 1:
+            raise InputError(f"{self.path}: has no passages, give --corpus a file that does")
+        return np.asarray(offsets, np.int64), digest.hexdigest()
+
+    def _check(self, line: bytes, where: str) -> None:
+        try:
+            row = json.loads(line)
+        except ValueError as error:  # no JSON, or no UTF-8
+            raise InputError(f"{where}: not valid JSON, {error}: write one object a line") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: {_shown(row)} is no JSON object: write one object a line")
+        for name in self._fields:
+            if name not in row:
+                raise InputError(
+                    f"{where}: has no field '{name}', only {', '.join(row) or 'none at all'}: "
+                    f"give a --key_template of its fields instead of '{self.key_template}'"
+                )
+            if not isinstance(row[name], str):
+                raise InputError(f"{where}: {name} is {_shown(row[name])}: give a string")
+            if not _encodable(row[name]):
+                raise InputError(
+                    f"{where}: {name} has half a surrogate pair: remove its \\u escape"
+                )
+
+
+class EvalData:
+    """Queries with what is known of their answers; row i of every list is query i.
+
+    Args:
+        path: JSON lines with `query` and, each where a metric needs it, `pos_index`, `answers`;
+            optionally `query_id` (the row's number, from 0, where absent) and `task`.
+        metrics: those to be computed; decides which fields every row has to have.
+        corpus_size: passages that `pos_index` may point to.
+
+    Attributes:
+        query_ids: int or str, no two alike.
+        task: the task of all rows, or None.
+        positives: passages that answer the query, each once; None when no metric needs them.
+        answers: accepted answers; None when no metric needs them.
+        digest: hash of the file's content.
+
+    Raises:
+        InputError: names the line, the field and the remedy.
+    """
+
+    def __init__(self, path: str | Path, *, metrics: Collection[str], corpus_size: int):
+        self.path = Path(path)
+        self.texts: list[str] = []
+        self.query_ids: list[int | str] = []
+        self.task: str | None = None
+        self.positives: list[list[int]] | None = [] if set(metrics) - {"nq"} else None
+        self.answers: list[list[str]] | None = [] if "nq" in metrics else None
+        self._corpus_size = corpus_size
+        self._lines: dict[int | str, int] = {}  # where a query_id was seen
+        _file_size(self.path, "--eval_data")
+        for number, row in read_lines(str(self.path), self._checked, BadRows()):
+            self._add(row, number)
+        if not self.texts:
+            raise InputError(f"{self.path}: has no queries, give --eval_data a file that does")
+        with open(self.path, "rb") as file:
+            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def _checked(self, row: dict) -> dict:
+        """The row, when it can be used; an InputError, to which file and line are added."""
+        query, query_id = row.get("query"), row.get("query_id")
+        if not isinstance(query, str):
+            raise InputError(f'query is {_shown(query)}: every row needs "query", a string')
+        if query_id is not None and type(query_id) not in (int, str):
+            raise InputError(f"query_id is {_shown(query_id)}: give an integer or a string")
+        if not isinstance(row.get("task"), str | None):
+            raise InputError(f"task is {_shown(row['task'])}: give a string, as in qa or tool")
+        if self.positives is not None:
+            _check_pos_index(row.get("pos_index"), self._corpus_size)
+        if self.answers is not None:
+            _check_answers(row.get("answers"))
+        return row
+
+    def _add(self, row: dict, number: int) -> None:
+        query_id = row.get("query_id")
+        query_id = len(self.texts) if query_id is None else query_id
+        if query_id in self._lines:
+            raise InputError(
+                f"{self.path}:{number}: query_id {_shown(query_id)} is that of line "
+                f"{self._lines[query_id]} too: give every row its own, or none to any row"
+            )
+        if self.texts and row.get("task") != self.task:
+            raise InputError(
+                f"{self.path}:{number}: task is {_shown(row.get('task'))}, in the rows before it "
+                f"{_shown(self.task)}: evaluate one task at a time"
+            )
+        self._lines[query_id] = number
+        self.task = row.get("task")
+        self.query_ids.append(query_id)
+        self.texts.append(row["query"])
+        if self.positives is not None:
+            self.positives.append(list(dict.fromkeys(row["pos_index"])))
+        if self.answers is not None:
+            self.answers.append(row["answers"])
+
+
+def _check_pos_index(positives, corpus_size: int) -> None:
+    if not positives:
+        raise InputError(
+            "has no pos_index, which mrr, recall and ndcg need: add it, or ask for --metrics nq, "
+            "which needs only answers"
+        )
+    if not isinstance(positives, list):
+        raise InputError(f"pos_index is {_shown(positives)}: give a list of integers")
+    for index in positives:
+        if type(index) is not int or not 0 <= index < corpus_size:
+            raise InputError(
+                f"pos_index has {_shown(index)}, passages are numbered 0 to {corpus_size - 1}: "
+                "give the --corpus that pos_index was made for"
+            )
+
+
+def _check_answers(answers) -> None:
+    if not answers:
+        raise InputError(
+            "has no answers, which nq needs: add them, or ask for --metrics mrr recall ndcg, which "
+            "need only pos_index"
+        )
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise InputError(f"answers is {_shown(answers)}: give a list of strings")
+
+
+def _template_fields(template: str) -> list[str]:
+    try:
+        names = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise InputError(f"--key_template '{template}': {error}; write {{field}}") from None
+    if not names or not all(name.isidentifier() for name in names):
+        raise InputError(
+            f"--key_template '{template}': name the fields of a corpus line in braces, as in "
+            "'{title} {text}'"
+        )
+    return list(dict.fromkeys(names))
+
+
+def _file_size(path: Path, flag: str) -> int:
+    if not path.is_file():
+        raise InputError(f"{flag} {path}: there is no such file, check the path and --data_root")
+    if not (size := path.stat().st_size):
+        raise InputError(f"{flag} {path}: the file is empty, give one with JSON lines")
+    return size
+
+
+def _encodable(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _shown(value) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,158 @@
+"""Instructions put before queries and keys, and training recipes, by --version and task.
+
+Source: TASK_CONFIG in LLM-Embedder's `src/retrieval/data.py` (MIT).
+"""
+
+from typing import NamedTuple
+
+from llme_jax.errors import InputError
+
+
+class Instruction(NamedTuple):
+    """What is put before a query and before a key."""
+
+    query: str
+    key: str
+
+
+NO_INSTRUCTION = Instruction("", "")
+
+# One instruction for every task.
+COMMON_INSTRUCTIONS = {
+    "bge": Instruction("Represent this sentence for searching relevant passages: ", ""),
+    "e5": Instruction("query: ", "passage: "),
+}
+
+# One instruction for each task.
+TASK_INSTRUCTIONS = {
+    "llm-embedder": {
+        "qa": Instruction(
+            "Represent this query for retrieving relevant documents: ",
+            "Represent this document for retrieval: ",
+        ),
+        "convsearch": Instruction(
+            "Encode this query and context for searching relevant passages: ",
+            "Encode this passage for retrieval: ",
+        ),
+        "chat": Instruction(
+            "Embed this dialogue to find useful historical dialogues: ",
+            "Embed this historical dialogue for retrieval: ",
+        ),
+        "lrlm": Instruction(
+            "Embed this text chunk for finding useful historical chunks: ",
+            "Embed this historical text chunk for retrieval: ",
+        ),
+        "icl": Instruction(
+            "Convert this example into vector to look for useful examples: ",
+            "Convert this example into vector for retrieval: ",
+        ),
+        "tool": Instruction(
+            "Transform this user request for fetching helpful tool descriptions: ",
+            "Transform this tool description for retrieval: ",
+        ),
+    },
+    "instructor": {
+        "qa": Instruction(
+            "Represent the query for retrieving supporting documents: ",
+            "Represent the document for retrieval: ",
+        ),
+        "convsearch": Instruction(
+            "Represent the query and context for retrieving supporting passages: ",
+            "Represent the passage for retrieval: ",
+        ),
+        "chat": Instruction(
+            "Represent the dialogue for retrieving useful historical dialogues: ",
+            "Represent the historical dialogue for retrieval: ",
+        ),
+        "lrlm": Instruction(
+            "Represent the text chunk for retrieving useful historical chunks: ",
+            "Represent the historical text chunk for retrieval: ",
+        ),
+        "icl": Instruction(
+            "Represent the example for retrieving duplicate examples: ",
+            "Represent the example for retrieval: ",
+        ),
+        "tool": Instruction(
+            "Represent the user request for retrieving duplicate examples: ",
+            "Represent the tool description for retrieval: ",
+        ),
+    },
+}
+
+# Settings of DataConfig and LossConfig that --use_train_config takes from the task; what a recipe
+# does not name stays as the flags say.
+RECIPES = {
+    "llm-embedder": {
+        "qa": {
+            "select_positive": "first",
+            "select_negative": "random",
+            "contrastive_weight": 0.0,
+            "stable_distill": True,
+        },
+        "convsearch": {
+            "select_positive": "first",
+            "select_negative": "random",
+            "distill_weight": 0.0,
+            "stable_distill": False,
+        },
+        "chat": {
+            "select_positive": "teacher",
+            "select_negative": "random",
+            "contrastive_weight": 0.0,
+            "distill_weight": 1.0,
+            "teacher_temperature": 0.1,
+            "stable_distill": False,
+        },
+        "lrlm": {
+            "select_positive": "teacher",
+            "select_negative": "random",
+            "max_sample_num": 10_000,
+            "teacher_scores_margin": 0.1,
+            "contrastive_weight": 0.0,
+            "distill_weight": 1.0,
+            "teacher_temperature": 0.1,
+            "stable_distill": False,
+        },
+        "icl": {
+            "select_positive": "random",
+            "select_negative": "random",
+            "contrastive_weight": 0.0,
+            "stable_distill": True,
+        },
+        "tool": {
+            "select_positive": "first",
+            "select_negative": "random",
+            "distill_weight": 0.0,
+            "stable_distill": False,
+        },
+    }
+}
+
+
+def find_instruction(version: str, task: str | None) -> Instruction:
+    """The instruction of a task; bge and e5 have one for every task, named or not.
+
+    Raises:
+        InputError: the version has no instruction for the task; the caller adds file and line.
+    """
+    if version in COMMON_INSTRUCTIONS:
+        return COMMON_INSTRUCTIONS[version]
+    return _of_task(TASK_INSTRUCTIONS[version], version, task, "--add_instruction false")
+
+
+def find_recipe(version: str, task: str | None) -> dict:
+    """The settings that --use_train_config takes for a task; for versions in RECIPES.
+
+    Raises:
+        InputError: the version has no recipe for the task; the caller adds the file.
+    """
+    return _of_task(RECIPES[version], version, task, "no --use_train_config")
+
+
+def _of_task(table: dict, version: str, task: str | None, otherwise: str):
+    if task not in table:
+        what = "task is missing" if task is None else f"task {task!r} is unknown"
+        raise InputError(
+            f"{what}, --version {version} knows {', '.join(table)}: give one of them or {otherwise}"
+        )
+    return table[task]

@@ -1,0 +1,194 @@
+"""Training rows: JSON lines, validated one at a time as they are read.
+
+Whatever is wrong is said with file, line, value and remedy; `--max_bad_rows` lines may be skipped.
+"""
+
+import glob
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+from llme_jax.config import resolve_path
+from llme_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Row(NamedTuple):
+    """One training row: a query and its candidates, the positives first."""
+
+    query: str
+    keys: list[str]
+    positives: int  # how many of the keys are positives
+    teacher_scores: list[float] | None  # one a key
+    task: str | None
+
+
+@dataclass
+class BadRows:
+    """Invalid lines: up to `allowed` of them are noted and skipped, the next one is an error."""
+
+    allowed: int = 0
+    found: list[tuple[str, int, str]] = field(default_factory=list)  # file, line, reason
+
+    def add(self, path: str, line: int, reason: str) -> None:
+        """
+        Raises:
+            InputError: there are more than `allowed`.
+        """
+        if len(self.found) >= self.allowed:
+            skipped = f" (after {self.allowed} skipped lines)" if self.allowed else ""
+            raise InputError(f"{path}:{line}: {reason}{skipped}")
+        self.found.append((path, line, reason))
+
+    def report(self, path: Path | None) -> None:
+        """Says how many lines were skipped, and lists them in `path`; nothing when none were."""
+        if not self.found:
+            return
+        where = f", see {path}" if path else ""
+        logger.warning("skipped %d invalid lines%s", len(self.found), where)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            with open(beside, "w", encoding="utf-8") as file:
+                for name, line, reason in self.found:
+                    record = {"file": name, "line": line, "reason": reason}
+                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            beside.replace(path)
+
+
+def expand_paths(patterns: list[str], data_root: str) -> list[str]:
+    """The files that --train_data names, globs expanded in sorted order, `llm-embedder:` resolved.
+
+    Raises:
+        InputError: a file is missing or a folder, or a glob matches nothing.
+    """
+    paths = []
+    for pattern in patterns:
+        path = resolve_path(pattern, data_root)
+        if os.path.isdir(path):
+            raise InputError(f"--train_data {pattern}: {path} is a folder, give {path}/*.json")
+        if os.path.isfile(path):
+            paths.append(path)
+        elif glob.has_magic(path):
+            matches = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
+            if not matches:
+                raise InputError(f"--train_data {pattern}: no file matches {path}")
+            paths += matches
+        else:
+            remedy = ", is --data_root right?" if path != pattern else ""
+            raise InputError(f"--train_data {pattern}: there is no file {path}{remedy}")
+    return paths
+
+
+def read_lines(
+    path: str, convert: Callable[[dict], T], bad_rows: BadRows
+) -> Iterator[tuple[int, T]]:
+    """Line numbers (from 1) and converted objects of a JSON-lines file; blank lines are skipped.
+
+    Args:
+        convert: makes a value of a parsed object; its InputErrors get file and line in front.
+        bad_rows: decides whether an invalid line is skipped or an error.
+    """
+    with (
+        open(path, "rb") as lines,
+        tqdm(
+            total=os.path.getsize(path),
+            desc=f"Reading {os.path.basename(path)}",
+            unit="B",
+            unit_scale=True,
+        ) as bar,
+    ):
+        for number, line in enumerate(lines, 1):
+            bar.update(len(line))
+            if not line.strip():
+                continue
+            try:
+                value = convert(_parse(line))
+            except InputError as error:
+                bad_rows.add(path, number, str(error))
+            else:
+                yield number, value
+
+
+def parse_row(record: dict) -> Row:
+    """Validates one training row; fields that training does not use may hold anything.
+
+    Raises:
+        InputError: says what is wrong with which field, without file and line.
+    """
+    query, task = record.get("query"), record.get("task")
+    if not isinstance(query, str):
+        raise InputError(f'query is {_shown(query)}: every row needs "query", a string')
+    if not isinstance(task, str | None):
+        raise InputError(f"task is {_shown(task)}: give a string, as in qa or tool")
+    if record.get("history") is not None:
+        pos, neg, names = [], _strings(record, "history"), "history"
+    else:
+        pos, neg, names = _strings(record, "pos"), _strings(record, "neg"), "pos + neg"
+        if record.get("pos") is None and record.get("neg") is None:
+            raise InputError("no candidates: every row needs pos and neg, or history")
+    scores = record.get("teacher_scores")
+    if scores is not None:
+        _check_scores(scores, len(pos) + len(neg), names)
+    return Row(query, pos + neg, len(pos), scores, task)
+
+
+def _parse(line: bytes) -> dict:
+    try:
+        text = line.decode("utf-8-sig")
+        record = json.loads(text)
+        if "\\u" in text:  # an escape can write half a surrogate pair, which is no character
+            json.dumps(record, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"not valid JSON, {error.msg} at column {error.colno}: write one object a line"
+        ) from None
+    except UnicodeError as error:
+        raise InputError(f"not valid UTF-8, {error.reason}: save the file as UTF-8") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not readable JSON, {error}: write one object a line") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{_shown(record)} is no JSON object: write one object a line")
+    return record
+
+
+def _strings(record: dict, name: str) -> list[str]:
+    values = record.get(name)
+    if values is None:
+        return []
+    if not isinstance(values, list):
+        raise InputError(f"{name} is {_shown(values)}: give a list of strings")
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise InputError(f"{name}[{i}] is {_shown(value)}: give a list of strings")
+    return values
+
+
+def _check_scores(scores, expected: int, names: str) -> None:
+    if not isinstance(scores, list):
+        raise InputError(f"teacher_scores is {_shown(scores)}: give a list of numbers")
+    if len(scores) != expected:
+        raise InputError(f"teacher_scores has {len(scores)} values, {names} has {expected}")
+    for i, score in enumerate(scores):
+        if type(score) not in (int, float):
+            raise InputError(f"teacher_scores[{i}] is {_shown(score)}: give a list of numbers")
+        if not -math.inf < score < math.inf:
+            raise InputError(
+                f"teacher_scores[{i}] is {score}: score the row again or leave teacher_scores out"
+            )
+
+
+def _shown(value) -> str:
+    if value is None:
+        return "missing"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,175 @@
+"""The token store: every text tokenised once, kept as ragged ids in memory-mapped files."""
+
+import copy
+import os
+from collections.abc import Iterable
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from llme_jax.data.arrays import ArrayWriter, published
+from llme_jax.errors import InputError
+
+# One call of the tokenizer sees so many texts and characters at most, which bounds its memory.
+CHUNK_TEXTS = 4096
+CHUNK_CHARACTERS = 1 << 21
+
+
+class TokenStore:
+    """Token ids of n texts, memory-mapped: text i is `values[offsets[i] : offsets[i + 1]]`."""
+
+    def __init__(self, folder: Path):
+        self.values = np.asarray(np.load(folder / "values.npy", mmap_mode="r"))
+        self.offsets = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every text, int32[n]."""
+        return np.diff(self.offsets).astype(np.int32)
+
+    def lengths_of(self, ids: np.ndarray) -> np.ndarray:
+        """Tokens of the texts `ids`, without a pass over the store; int32 in the shape of ids."""
+        ids = np.asarray(ids, np.int64)
+        return (self.offsets[ids + 1] - self.offsets[ids]).astype(np.int32)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    def padded(self, ids, width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """The texts `ids` as one right-padded matrix; what exceeds `width` is left out.
+
+        Returns:
+            int32[len(ids), width] token ids, int32[len(ids)] lengths.
+        """
+        ids = np.asarray(ids, np.int64)
+        lengths = np.minimum(self.lengths_of(ids), width)
+        columns = np.arange(width)
+        real = columns < lengths[:, None]
+        out = np.full((len(ids), width), pad_id, np.int32)
+        out[real] = self.values[(self.offsets[ids][:, None] + columns)[real]]
+        return out, lengths
+
+
+class TokenWriter:
+    """Appends texts to a token store on disk, tokenised in big parallel chunks.
+
+    Ids are what `tokenizer(text, truncation=True, max_length=max_length)` gives, special tokens
+    included, without padding.
+
+    Args:
+        folder: is created, and complete when the `with` block ends.
+        tokenizer: a fast tokenizer of transformers.
+        max_length: tokens a text keeps at most, special tokens included.
+        truncation_side: "right" or "left", the side that is cut off.
+    """
+
+    def __init__(self, folder: Path, tokenizer, *, max_length: int, truncation_side: str):
+        self._tokenizer = _plain_backend(tokenizer)
+        special = self._tokenizer.num_special_tokens_to_add(False)
+        if max_length <= special:
+            raise InputError(
+                f"a maximum length of {max_length} tokens leaves no room for text beside the "
+                f"tokenizer's {special} special tokens: give {special + 1} or more"
+            )
+        self._tokenizer.enable_truncation(max_length, direction=truncation_side)
+        folder.mkdir(exist_ok=True)
+        largest = max(self._tokenizer.get_vocab().values())
+        self._values = ArrayWriter(
+            folder / "values.npy", np.uint16 if largest < 2**16 else np.uint32
+        )
+        self._offsets = ArrayWriter(folder / "offsets.npy", np.int64)
+        self._offsets.append(0)
+        self._texts: list[str] = []
+        self._characters = 0
+
+    def append(self, text: str) -> None:
+        self._texts.append(text)
+        self._characters += len(text)
+        if len(self._texts) >= CHUNK_TEXTS or self._characters >= CHUNK_CHARACTERS:
+            self._flush()
+
+    def _flush(self) -> None:
+        for encoding in self._tokenizer.encode_batch_fast(self._texts):
+            self._values.extend(encoding.ids)
+            self._offsets.append(len(self._values))
+        self._texts, self._characters = [], 0
+
+    def __enter__(self) -> "TokenWriter":
+        return self
+
+    def __exit__(self, error_type, *_) -> None:
+        if error_type is None:
+            self._flush()
+        self._values.close()
+        self._offsets.close()
+
+
+def tokenize(
+    texts: Iterable[str],
+    tokenizer,
+    *,
+    max_length: int,
+    truncation_side: str,
+    key: str,
+    cache: Path,
+    total: int | None,
+    desc: str,
+) -> TokenStore:
+    """Tokenises `texts` into `{cache}/tokens/{key}`, or opens that folder when it is there.
+
+    Args:
+        key: names everything that the ids depend on: contents and order of the texts,
+            `fingerprint(tokenizer)`, `max_length` and `truncation_side`.
+        total: how many texts there are, for the progress bar.
+        desc: what the progress bar says.
+    """
+    folder = Path(cache) / "tokens" / key
+    if not folder.is_dir():
+        with (
+            published(folder) as beside,
+            TokenWriter(
+                beside, tokenizer, max_length=max_length, truncation_side=truncation_side
+            ) as writer,
+        ):
+            for text in tqdm(texts, desc=desc, total=total, unit=" texts"):
+                writer.append(text)
+    return TokenStore(folder)
+
+
+def fingerprint(tokenizer) -> str:
+    """A name for what a tokenizer does to texts, the same on every machine."""
+    return blake2b(_plain_backend(tokenizer).to_str().encode(), digest_size=16).hexdigest()
+
+
+def cache_dir(config_value: str | None) -> Path:
+    """--dataset_cache_dir, else $LLME_JAX_CACHE, else ~/.cache/llme_jax."""
+    value = config_value or os.environ.get("LLME_JAX_CACHE") or "~/.cache/llme_jax"
+    return Path(value).expanduser()
+
+
+def bucket(length: int, max_length: int) -> int:
+    """The smallest of 16, 32, 48, 64, 96, 128, 192, 256, ... that holds `length` tokens.
+
+    Few widths mean few compiled programs; the widths between the powers of two keep the padding
+    of a full row below a third. Never more than `max_length`.
+    """
+    power = max(16, 1 << (int(length) - 1).bit_length())
+    between = power * 3 // 4
+    return min(between if power > 32 and length <= between else power, max_length)
+
+
+def _plain_backend(tokenizer):
+    """A copy of the Rust tokenizer inside, with padding and truncation switched off."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            f"{type(tokenizer).__name__} has no fast tokenizer: save a tokenizer.json beside it"
+        )
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    return backend

@@ -1,0 +1,225 @@
+"""One training file on disk: token ids of its texts and, row by row, what refers to them.
+
+Everything that selection does not change is made once, in constant memory, and memory-mapped from
+then on; what selection changes works on these arrays when they are loaded.
+"""
+
+import json
+import os
+from contextlib import ExitStack
+from hashlib import blake2b
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llme_jax.config import DataConfig
+from llme_jax.data.arrays import ArrayWriter, digest, published
+from llme_jax.data.instructions import (
+    COMMON_INSTRUCTIONS,
+    NO_INSTRUCTION,
+    TASK_INSTRUCTIONS,
+    Instruction,
+    find_instruction,
+)
+from llme_jax.data.rows import BadRows, Row, parse_row, read_lines
+from llme_jax.data.select import Candidates, RowSummary
+from llme_jax.data.tokens import TokenStore, TokenWriter
+
+FORMAT = 1  # goes up when the files below change their meaning
+REMEMBERED_TEXTS = 2_000_000  # keys among which a repeated text is found, about 250 MB
+
+# Candidates of row i are entries offsets[i]:offsets[i + 1] of `candidates` and `scores`, the
+# positives first; query i is text i of the query tokens.
+COLUMNS = {
+    "offsets": np.int64,  # n + 1
+    "candidates": np.int64,  # index of the key's text
+    "scores": np.float64,  # teacher score, NaN where the row has none; float64 for the filters
+    "lines": np.int64,  # the row's line in the file, from 1
+    "n_pos": np.int32,
+    "highest": np.float64,  # of the row's teacher scores, NaN where it has none
+    "lowest": np.float64,
+    "best": np.int32,  # the first candidate with the highest score
+    "key_hash": np.uint64,  # hash of each key text without its instruction
+}
+
+
+class TrainStore:
+    """A training file of n rows, tokenised; opened by `open_store`.
+
+    Attributes:
+        queries, keys: the tokens of n queries and of all distinct keys.
+        offsets, candidates, scores, lines, key_hash: see COLUMNS.
+        rows: what the row filters look at.
+        tasks: how many rows each task has ("" where a row names none).
+    """
+
+    def __init__(self, folder: Path):
+        self.queries, self.keys = TokenStore(folder / "queries"), TokenStore(folder / "keys")
+        columns = {
+            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in COLUMNS
+        }
+        self.offsets, self.candidates = columns["offsets"], columns["candidates"]
+        self.scores, self.lines = columns["scores"], columns["lines"]
+        self.key_hash = columns["key_hash"]
+        self.rows = RowSummary(
+            columns["n_pos"],
+            np.diff(self.offsets),
+            *(columns[name] for name in ("highest", "lowest", "best")),
+        )
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        self.tasks: dict[str, int] = meta["tasks"]
+        self.bad_rows: list[tuple[int, str]] = meta["bad_rows"]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def padded(self, rows: np.ndarray) -> Candidates:
+        """The candidates of some rows; what stands in the padding is of other rows."""
+        n_keys = self.rows.n_keys[rows]
+        column = np.arange(n_keys.max())
+        at = np.minimum(self.offsets[rows][:, None] + column, len(self.scores) - 1)
+        has_scores = ~np.isnan(self.rows.highest[rows])
+        return Candidates(self.rows.n_pos[rows], n_keys, self.scores[at], has_scores)
+
+    def entries(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Where candidates [B, N] of rows [B] stand in `candidates` and `scores`; int64[B, N]."""
+        return self.offsets[rows][:, None] + columns
+
+
+def open_store(
+    path: str, data: DataConfig, tokenizer, tokenizer_name: str, cache: Path, bad_rows: BadRows
+) -> TrainStore:
+    """The store of a file under `{cache}/train`, made when its content or a setting is new.
+
+    Args:
+        tokenizer_name: `fingerprint(tokenizer)`.
+        bad_rows: gets the file's invalid lines, also when the store was there before.
+
+    Raises:
+        InputError: the file has more invalid lines than `bad_rows` allows.
+    """
+    version = data.version if data.add_instruction else None
+    key = digest(
+        FORMAT,
+        _content_hash(path, cache),
+        tokenizer_name,
+        COMMON_INSTRUCTIONS.get(version) or TASK_INSTRUCTIONS.get(version),
+        data.query_max_length,
+        data.key_max_length,
+        data.truncation_side,
+    )
+    folder = cache / "train" / key
+    if folder.is_dir():
+        store = TrainStore(folder)
+        for line, reason in store.bad_rows:
+            bad_rows.add(path, line, reason)
+        return store
+    with published(folder) as beside:
+        _build(beside, path, data, tokenizer, bad_rows)
+    return TrainStore(folder)
+
+
+class _InstructedRow(NamedTuple):
+    row: Row
+    instruction: Instruction
+
+
+def _build(folder: Path, path: str, data: DataConfig, tokenizer, bad_rows: BadRows) -> None:
+    """Streams a file into `folder`."""
+
+    def convert(record: dict) -> _InstructedRow:
+        row = parse_row(record)
+        if not data.add_instruction:
+            return _InstructedRow(row, NO_INSTRUCTION)
+        return _InstructedRow(row, find_instruction(data.version, row.task))
+
+    known_bad = len(bad_rows.found)
+    with ExitStack() as stack:
+        builder = _Builder(folder, data, tokenizer, stack)
+        for line, (row, instruction) in read_lines(path, convert, bad_rows):
+            builder.append(line, row, instruction)
+    bad = [(line, reason) for _, line, reason in bad_rows.found[known_bad:]]
+    meta = {"source": path, "tasks": builder.tasks, "bad_rows": bad}
+    (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
+
+
+class _Builder:
+    """Appends rows to the files of a store; keys with the same text are stored once."""
+
+    def __init__(self, folder: Path, data: DataConfig, tokenizer, stack: ExitStack):
+        side = data.truncation_side
+        self._queries, self._keys = (
+            stack.enter_context(
+                TokenWriter(folder / name, tokenizer, max_length=length, truncation_side=side)
+            )
+            for name, length in (("queries", data.query_max_length), ("keys", data.key_max_length))
+        )
+        self._columns = {n: ArrayWriter(folder / f"{n}.npy", t) for n, t in COLUMNS.items()}
+        for column in self._columns.values():
+            stack.callback(column.close)
+        self._columns["offsets"].append(0)
+        self._seen: dict[int, int] = {}  # hash of instruction and text -> index of the text
+        self.tasks: dict[str, int] = {}
+
+    def append(self, line: int, row: Row, instruction: Instruction) -> None:
+        columns = self._columns
+        self._queries.append(instruction.query + row.query)
+        salt = _hash(instruction.key)
+        columns["candidates"].extend(self._key_index(k, instruction.key, salt) for k in row.keys)
+        columns["offsets"].append(len(columns["candidates"]))
+        scores = row.teacher_scores or [np.nan] * len(row.keys)
+        highest, lowest = max(scores, default=np.nan), min(scores, default=np.nan)
+        columns["scores"].extend(scores)
+        columns["lines"].append(line)
+        columns["n_pos"].append(row.positives)
+        columns["highest"].append(highest)
+        columns["lowest"].append(lowest)
+        columns["best"].append(scores.index(highest) if row.teacher_scores else 0)
+        self.tasks[row.task or ""] = self.tasks.get(row.task or "", 0) + 1
+
+    def _key_index(self, text: str, instruction: str, salt: int) -> int:
+        """The index of a key's text, which is written when it was not seen lately."""
+        text_hash = _hash(text)
+        identity = text_hash ^ salt  # one text under two instructions is two texts
+        index = self._seen.get(identity)
+        if index is None:
+            index = len(self._columns["key_hash"])
+            self._columns["key_hash"].append(text_hash)
+            self._keys.append(instruction + text)
+            if len(self._seen) >= REMEMBERED_TEXTS:
+                self._seen.clear()
+            self._seen[identity] = index
+        return index
+
+
+def _hash(text: str) -> int:
+    """64 bits that identify a text."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _content_hash(path: str, cache: Path) -> str:
+    """Hash of a file's bytes, remembered by size and time of change: large files open at once."""
+    stat = os.stat(path)
+    known_path = cache / "train" / "files.json"
+    name, state = os.path.realpath(path), [stat.st_size, stat.st_mtime_ns]
+    known = _known_hashes(known_path)
+    if name in known and known[name][:2] == state:
+        return known[name][2]
+    content = blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            content.update(block)
+    known_path.parent.mkdir(parents=True, exist_ok=True)
+    beside = known_path.with_name(f".files.{os.getpid()}.tmp")
+    known = _known_hashes(known_path) | {name: [*state, content.hexdigest()]}
+    beside.write_text(json.dumps(known, indent=0), encoding="utf-8")
+    beside.replace(known_path)
+    return content.hexdigest()
+
+
+def _known_hashes(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}

@@ -1,0 +1,239 @@
+"""The training loop, top to bottom: check, place, step, evaluate, save, close."""
+
+import logging
+import math
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from llme_jax import sharding
+from llme_jax.checkpoint import Checkpoints
+from llme_jax.config import Config
+from llme_jax.data.instructions import NO_INSTRUCTION, find_instruction
+from llme_jax.data.plan import Plan
+from llme_jax.data.prefetch import prefetch
+from llme_jax.data.train_data import TrainData, prepare
+from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
+from llme_jax.optim import make_optimizer, schedule
+from llme_jax.plots import draw_curves
+from llme_jax.retrieval.evaluate import Evaluator
+from llme_jax.run_folder import RunFolder
+from llme_jax.step import init_state, make_step
+from llme_jax.telemetry import MetricsLog, Recorder, StepInput, compare, count, read_metrics
+
+logger = logging.getLogger(__name__)
+
+TERMINATED = 128 + signal.SIGTERM  # exit code of a run that SIGTERM ended after saving
+
+
+def train(config: Config) -> int:
+    """One run from its settings to its last checkpoint; returns the exit code."""
+    settings = config.training
+
+    # 1. Read and check everything before anything is written or compiled.
+    folder = RunFolder(settings.output_dir)
+    mesh = sharding.make_mesh(settings.fsdp)
+    global_batch = folder.global_batch(config, mesh.size)
+    encoder, params, tokenizer = load_dual_encoder(
+        config.encoder, remat=settings.gradient_checkpointing
+    )
+    data = prepare(
+        config.data,
+        config.loss,
+        tokenizer,
+        seed=settings.seed,
+        bad_rows_path=folder.path / "bad_rows.jsonl",
+    )
+    plan = Plan(tuple(data.sizes), global_batch, config.data.inbatch_same_dataset, settings.seed)
+    evaluator = Evaluator(config, tokenizer, encoder, mesh) if config.data.eval_data else None
+    folder.check(config, data.sizes)
+
+    # 2. The schedule.
+    accumulation = settings.gradient_accumulation_steps
+    steps_per_epoch = max(plan.steps_per_epoch // accumulation, 1)
+    max_steps = settings.max_steps
+    if max_steps <= 0:
+        max_steps = math.ceil(settings.num_train_epochs * steps_per_epoch)
+    stop = min(max_steps, settings.early_exit_steps or max_steps)
+    optimizer = make_optimizer(settings, max_steps)
+    learning_rate = schedule(settings, max_steps)
+
+    # 3. The state: the newest checkpoint's, else fresh from the pretrained weights.
+    checkpoints = Checkpoints(folder.path, settings.save_total_limit)
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    shardings = sharding.state_sharding(mesh, abstract)
+    start = checkpoints.latest()
+    if start is None:
+        start = 0
+        on_mesh = sharding.to_mesh(params, shardings.params)
+        state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(on_mesh)
+    else:
+        like = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+        )
+        state = checkpoints.restore(start, like)
+        logger.info("continuing %s at step %d of %d", folder.path, start, max_steps)
+    del params
+    folder.write(config, data.sizes, global_batch, mesh)
+    _describe(data, mesh, global_batch, steps_per_epoch, max_steps)
+
+    # 4. The loop.
+    step_fn = make_step(
+        encoder,
+        optimizer,
+        devices=mesh.size,
+        chunk=settings.sub_batch_size,
+        seed=settings.seed,
+        shardings=shardings,
+    )
+    log = MetricsLog(folder.path, start, settings.report_to == "tensorboard")
+    best = BestMetric(config.training.metric_for_best_model, log.path, checkpoints.best())
+    export = partial(_export, config, encoder, tokenizer, data, mesh)
+    terminated = Terminated()
+    if evaluator and settings.eval_on_start and start == 0:
+        log.write_eval(0, evaluator(state.params, 0))
+    eval_steps = settings.eval_steps or settings.save_steps
+    inputs = prefetch(_inputs(plan, data, mesh, global_batch, accumulation, range(start, stop)))
+    recorder = Recorder(log, data, learning_rate, settings.logging_steps, steps_per_epoch)
+    bar = tqdm(total=stop, initial=start, unit="step", disable=jax.process_index() != 0)
+    leave = False
+    try:
+        for step in range(start + 1, stop + 1):
+            item = next(inputs)
+            state, metrics = step_fn(state, item.batches, item.recipes)
+            # A step's numbers are fetched once the next one is under way: no gap between them.
+            recorder.begin(step, item, metrics, bar)
+
+            leave = terminated(step)
+            save = leave or step == stop or step % settings.save_steps == 0
+            evaluate = evaluator and not leave and (step == stop or step % eval_steps == 0)
+            if save or evaluate:
+                recorder.finish(bar)  # a state whose loss was not finite is never saved
+                improved = evaluate and best.update(
+                    log.write_eval(step, evaluator(state.params, step))
+                )
+                if save or improved:
+                    checkpoints.save(state, step, export(state.params))
+                if improved:
+                    checkpoints.mark_best(step)
+                recorder.resume()
+            if leave:
+                break
+    finally:  # an error must not cut off the checkpoint that is being written
+        bar.close()
+        inputs.close()
+        checkpoints.wait()
+
+    # 5. The close.
+    if leave:
+        logger.info("stopped by SIGTERM and saved at step %d; the same command goes on", step)
+        return TERMINATED
+    if jax.process_index() == 0:
+        _summarise(log.path, checkpoints.path(max(start, stop)), checkpoints.best())
+    return 0
+
+
+def _inputs(
+    plan: Plan, data: TrainData, mesh, global_batch: int, accumulation: int, steps: range
+) -> Iterator[StepInput]:
+    """The inputs of optimizer steps, a pure function of plan and data."""
+    rows = sharding.local_rows(mesh, global_batch)
+    for step in steps:
+        plans = [plan(step * accumulation + i) for i in range(accumulation)]
+        local = [data.assemble(planned, rows) for planned in plans]
+        counts = [count(batch, jax.process_count()) for batch in local]
+        batches = [sharding.batch_to_mesh(mesh, batch) for batch in local]
+        yield StepInput(batches, [data.recipe(p.dataset) for p in plans], plans, counts)
+
+
+class BestMetric:
+    """The best value so far of the metric that picks the best checkpoint."""
+
+    def __init__(self, wanted: str | None, metrics_path: Path, best_step: int | None):
+        self._wanted = f"eval_{wanted or 'ndcg@10'}"
+        self._value = -math.inf
+        for line in read_metrics(metrics_path):
+            if best_step is not None and line["step"] == best_step:
+                self.update(line)
+
+    def update(self, metrics: dict[str, float]) -> bool:
+        """Whether a line of evaluation metrics is the best so far."""
+        names = [name for name in metrics if name.startswith("eval_")]
+        if not names:
+            return False
+        value = metrics[self._wanted if self._wanted in names else names[0]]
+        improved = value > self._value
+        self._value = max(self._value, value)
+        return improved
+
+
+class Terminated:
+    """Asked after every step whether SIGTERM has come, with one answer for all processes."""
+
+    def __init__(self):
+        self._received = False
+        # With several processes jax.distributed itself listens for SIGTERM.
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, *_):
+        self._received = True
+
+    def __call__(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return self._received
+        return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _export(config: Config, encoder, tokenizer, data: TrainData, mesh, params):
+    """What writes the encoder's folder in the background, with its own copy of the parameters."""
+    whole = jax.jit(lambda p: p, out_shardings=sharding.replicated(mesh))(params)
+    # A copy: on CPU np.asarray would share memory with arrays that the next step overwrites.
+    host = jax.tree.map(np.array, whole) if jax.process_index() == 0 else None
+    instruction = NO_INSTRUCTION
+    if config.data.add_instruction:
+        # A folder has one prompt for queries; of several tasks it is the first one's.
+        instruction = find_instruction(config.data.version, data.tasks[0] or None)
+    return partial(
+        save_dual_encoder,
+        encoder=encoder,
+        params=host,
+        tokenizer=tokenizer,
+        query_max_length=config.data.query_max_length,
+        key_max_length=config.data.key_max_length,
+        instruction=instruction._asdict(),
+    )
+
+
+def _describe(data: TrainData, mesh, global_batch: int, steps_per_epoch: int, max_steps: int):
+    for name, task, size in zip(data.names, data.tasks, data.sizes, strict=True):
+        logger.info("train data: %s (%s), %d rows", name, task, size)
+    logger.info(
+        "%d x %s, batches of %d queries, %d steps (%.2f epochs)",
+        mesh.size,
+        mesh.devices.flat[0].device_kind,
+        global_batch,
+        max_steps,
+        max_steps / steps_per_epoch,
+    )
+
+
+def _summarise(metrics_path: Path, last: Path, best_step: int | None) -> None:
+    """The first and the last evaluation side by side, the curves, where the encoder is."""
+    evaluations = [
+        line for line in read_metrics(metrics_path) if any(k.startswith("eval_") for k in line)
+    ]
+    if len(evaluations) > 1:
+        print(compare(evaluations[0], evaluations[-1]))
+    curves = metrics_path.with_name("curves.png")
+    draw_curves(metrics_path, curves)
+    print(f"encoder: {last / 'encoder'}")
+    if best_step is not None and last.name != f"checkpoint-{best_step}":
+        print(f"best:    {last.with_name('best') / 'encoder'} (step {best_step})")
+    print(f"curves:  {curves}")

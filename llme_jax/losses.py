@@ -1,0 +1,143 @@
+"""The training losses: pure functions of scores, in fp32, on the global batch.
+
+B queries, N keys a query, M = B*N keys in all; key 0 of each group is the positive. Definitions are
+those of LLM-Embedder (arXiv:2310.07554, section 3) with the corrections in docs/differences.md.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
+
+from llme_jax.config import LossConfig
+
+NEGATIVE_INFINITY = -1e30  # a masked score: its softmax is exactly 0 and no gradient is NaN
+
+
+def similarity(
+    query: Float[Array, "B D"], key: Float[Array, "M D"], loss: LossConfig, dense_metric: str
+) -> Float[Array, "B M"]:
+    """Inner products of all queries with all keys; for cos over the temperature."""
+    scores = jnp.matmul(query, key.T, precision=jax.lax.Precision.HIGHEST)
+    return scores / loss.cos_temperature if dense_metric == "cos" else scores
+
+
+def own_group(scores: Float[Array, "B M"]) -> Float[Array, "B N"]:
+    """The scores of each query's own keys: block b of row b."""
+    return jnp.take_along_axis(scores, _own_columns(scores), axis=1)
+
+
+def _own_columns(like: Shaped[Array, "B M"]) -> Int[Array, "B N"]:
+    num_queries, num_keys = like.shape
+    group = num_keys // num_queries
+    return jnp.arange(num_queries)[:, None] * group + jnp.arange(group)
+
+
+def same_key(
+    key_hash: UInt32[Array, "M 2"], wanted: UInt32[Array, "*rows 2"]
+) -> Bool[Array, "*rows M"]:
+    """Where column m holds the text that a row names."""
+    return (key_hash[:, 0] == wanted[..., :1]) & (key_hash[:, 1] == wanted[..., 1:])
+
+
+def false_negatives(
+    key_hash: UInt32[Array, "M 2"], positive_hash: UInt32[Array, "B P 2"]
+) -> Bool[Array, "B M"]:
+    """Where column m holds a known positive of query b other than the key it is trained on.
+
+    Reference: none, it counts them as negatives.
+    """
+    known = same_key(key_hash, positive_hash).any(axis=1)
+    own = _own_columns(known)[:, 0]
+    return known & (jnp.arange(known.shape[1]) != own[:, None])
+
+
+def contrastive(
+    scores: Float[Array, "B M"], masked: Bool[Array, "B M"] | None = None
+) -> Float[Array, ""]:
+    """Mean cross-entropy over all keys; the target is the query's own key 0 (InfoNCE)."""
+    if masked is not None:
+        scores = jnp.where(masked, NEGATIVE_INFINITY, scores)
+    target = own_group(scores)[:, 0]
+    return jnp.mean(jax.nn.logsumexp(scores, axis=1) - target)
+
+
+def kl_distill(
+    own_scores: Float[Array, "B N"],
+    teacher_scores: Float[Array, "B N"],
+    has_scores: Bool[Array, "B"],
+    loss: LossConfig,
+) -> Float[Array, ""]:
+    """KL(softmax(teacher / tau_t) || softmax(own / tau_s)), mean over the rows that have scores."""
+    log_teacher = jax.nn.log_softmax(teacher_scores / loss.teacher_temperature, axis=1)
+    log_student = jax.nn.log_softmax(own_scores / loss.student_temperature, axis=1)
+    divergence = jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=1)
+    return _mean_where(divergence, has_scores)
+
+
+def stable_distill(
+    scores: Float[Array, "B M"],
+    teacher_scores: Float[Array, "B N"],
+    has_scores: Bool[Array, "B"],
+    loss: LossConfig,
+    key_hash: UInt32[Array, "M 2"] | None = None,
+) -> Float[Array, ""]:
+    """A contrastive term for each own key, weighted by the teacher's softmax.
+
+    Term i contrasts own key i with all keys but the row's own keys 0..i-1, which outrank it
+    (LLM-Embedder, eq. 5). With `key_hash`, copies of key i elsewhere in the batch are left out too.
+    """
+    scores = scores / loss.student_temperature
+    weights = jax.nn.softmax(teacher_scores / loss.teacher_temperature, axis=1)
+    columns = jnp.arange(scores.shape[1])
+    own_columns = _own_columns(scores)
+
+    # Recomputed in the backward pass: N masked copies of [B, M] need not be kept.
+    @jax.checkpoint
+    def term(i):
+        own = own_columns[:, i, None]
+        hidden = (columns >= own_columns[:, :1]) & (columns < own)
+        if key_hash is not None:
+            hidden |= same_key(key_hash, key_hash[own_columns[:, i]]) & (columns != own)
+        logits = jnp.where(hidden, NEGATIVE_INFINITY, scores)
+        target = jnp.take_along_axis(scores, own, axis=1)[:, 0]
+        return weights[:, i] * (jax.nn.logsumexp(logits, axis=1) - target)
+
+    per_row = jax.lax.map(term, jnp.arange(own_columns.shape[1])).sum(axis=0)
+    return _mean_where(per_row, has_scores)
+
+
+def total(
+    query: Float[Array, "B D"],
+    key: Float[Array, "M D"],
+    teacher_scores: Float[Array, "B N"],
+    has_scores: Bool[Array, "B"],
+    key_hash: UInt32[Array, "M 2"],
+    positive_hash: UInt32[Array, "B P 2"],
+    loss: LossConfig,
+    dense_metric: str,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss of one batch and its parts by name.
+
+    Both losses on: their weighted sum. One on: that loss, unweighted, as in the reference.
+    """
+    scores = similarity(query.astype(jnp.float32), key.astype(jnp.float32), loss, dense_metric)
+    masking = loss.mask_false_negatives
+    parts = {}
+    if loss.contrastive_weight > 0:
+        masked = false_negatives(key_hash, positive_hash) if masking else None
+        parts["contrastive"] = contrastive(scores, masked)
+    if loss.distill_weight > 0:
+        if loss.stable_distill:
+            parts["distill"] = stable_distill(
+                scores, teacher_scores, has_scores, loss, key_hash if masking else None
+            )
+        else:
+            parts["distill"] = kl_distill(own_group(scores), teacher_scores, has_scores, loss)
+    weights = {"contrastive": loss.contrastive_weight, "distill": loss.distill_weight}
+    if len(parts) == 1:
+        return next(iter(parts.values())), parts
+    return sum(weights[name] * part for name, part in parts.items()), parts
+
+
+def _mean_where(values: Float[Array, "B"], where: Bool[Array, "B"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(where, values, 0.0)) / jnp.maximum(jnp.sum(where), 1)

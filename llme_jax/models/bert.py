@@ -1,0 +1,253 @@
+"""The BERT family (bert, roberta, xlm-roberta) in Flax NNX.
+
+Attributes carry the names of the Hugging Face weights (`encoder.layer.3.attention.self.query`).
+NNX serves to write the modules down; the parameters live in a plain nested dict.
+"""
+
+import json
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from llme_jax.errors import InputError
+from llme_jax.models.attention import attention
+from llme_jax.models.dropout import DropoutKey, dropout, fold_in
+
+_ACTIVATIONS = {
+    "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)),
+    "gelu_new": jax.nn.gelu,  # the tanh approximation
+    "relu": jax.nn.relu,
+}
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """The fields of config.json that decide what is computed."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    first_position: int  # row of the first token in the position table
+    source: str = field(compare=False, repr=False)  # config.json as it was read, for saving
+
+    @classmethod
+    def read(cls, path: Path) -> "BertConfig":
+        """Read config.json.
+
+        Raises:
+            InputError: the file describes a model that this module does not compute.
+        """
+        source = path.read_text(encoding="utf-8")
+        given = json.loads(source)
+        model_type = given.get("model_type")
+        if model_type not in ("bert", "roberta", "xlm-roberta"):
+            raise InputError(
+                f"{path}: model_type {model_type} is not served; give a bert, roberta or "
+                "xlm-roberta encoder"
+            )
+        if given.get("position_embedding_type", "absolute") != "absolute":
+            raise InputError(
+                f"{path}: position_embedding_type {given['position_embedding_type']} is not "
+                "served; give a model with absolute positions"
+            )
+        names = [f.name for f in fields(cls) if f.name not in ("first_position", "source")]
+        if model_type != "bert":
+            names.append("pad_token_id")
+        if missing := [name for name in names if given.get(name) is None]:
+            raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
+        if given["hidden_act"] not in _ACTIVATIONS:
+            raise InputError(
+                f"{path}: hidden_act {given['hidden_act']} is not served; give one of "
+                f"{', '.join(_ACTIVATIONS)}"
+            )
+        if given["hidden_size"] % given["num_attention_heads"]:
+            raise InputError(
+                f"{path}: hidden_size {given['hidden_size']} is not a multiple of "
+                f"num_attention_heads {given['num_attention_heads']}; correct one of them"
+            )
+        values = {name: given[name] for name in names}
+        # RoBERTa counts positions on from the pad token's.
+        first = 0 if model_type == "bert" else values.pop("pad_token_id") + 1
+        return cls(**values, first_position=first, source=source)
+
+    def saved(self) -> str:
+        """config.json for the float32 weights that this package saves."""
+        content = json.loads(self.source)
+        # transformers would otherwise load them in the type that the source was stored in.
+        content |= {name: "float32" for name in ("dtype", "torch_dtype") if name in content}
+        return json.dumps(content, indent=2) + "\n"
+
+    @property
+    def max_length(self) -> int:
+        """Tokens the longest text may have."""
+        return self.max_position_embeddings - self.first_position
+
+
+def encode_tokens(
+    config: BertConfig,
+    dtype: str,
+    remat: bool,
+    params: dict,
+    ids: Int[Array, "B L"],
+    lengths: Int[Array, "B"],
+    dropout_key: DropoutKey | None = None,
+) -> Float[Array, "B L D"]:
+    """Hidden states of the last layer in float32; rows of padding are without meaning.
+
+    Args:
+        dtype: what the layers compute in ("float32" or "bfloat16"); LayerNorm, softmax and sums
+            over the residual stream stay in float32.
+        remat: recompute the activations inside each layer in the backward pass.
+        params: nested dict in the shape of `abstract_params(config)`.
+        dropout_key: drops as config.json says; None for no dropout.
+
+    Raises:
+        InputError: the texts are longer than the model's position table.
+    """
+    if ids.shape[1] > config.max_length:
+        raise InputError(
+            f"texts are padded to {ids.shape[1]} tokens, the encoder has {config.max_length} "
+            "positions: lower --query_max_length and --key_max_length"
+        )
+    model = nnx.merge(_abstract(config, dtype, remat)[0], params)
+    return model(ids, lengths, dropout_key)
+
+
+def abstract_params(config: BertConfig) -> dict:
+    """Nested dict of `jax.ShapeDtypeStruct`: every parameter of the model, float32."""
+    return _abstract(config, "float32", False)[1].to_pure_dict()
+
+
+@cache
+def _abstract(config: BertConfig, dtype: str, remat: bool) -> tuple[nnx.GraphDef, nnx.State]:
+    # Rngs(0) is never drawn from: no weight is computed under eval_shape.
+    return nnx.split(nnx.eval_shape(lambda: Bert(config, jnp.dtype(dtype), remat, nnx.Rngs(0))))
+
+
+class Bert(nnx.Module):
+    """Embeddings and a stack of post-LayerNorm transformer layers, without the pooler."""
+
+    def __init__(self, c: BertConfig, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(c, rngs)
+        self.encoder = Encoder(c, dtype, rngs)
+        self.dtype = dtype
+        self.remat = remat
+
+    def __call__(self, ids, lengths, key):
+        x = self.embeddings(ids, fold_in(key, 0)).astype(self.dtype)
+        # Not .values(): the order of a merged nnx.Dict is that of strings, "10" before "2".
+        for i in range(len(self.encoder.layer)):
+            layer = self.encoder.layer[str(i)]
+            layer = jax.checkpoint(layer) if self.remat else layer
+            x = layer(x, lengths, fold_in(key, i + 1))
+        return x.astype(jnp.float32)
+
+
+class Encoder(nnx.Module):
+    def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.layer = nnx.Dict({str(i): Layer(c, dtype, rngs) for i in range(c.num_hidden_layers)})
+
+
+class Embeddings(nnx.Module):
+    """Word, position and token-type vectors summed and normalised, in float32."""
+
+    def __init__(self, c: BertConfig, rngs: nnx.Rngs):
+        self.word_embeddings = nnx.Embed(c.vocab_size, c.hidden_size, rngs=rngs)
+        self.position_embeddings = nnx.Embed(c.max_position_embeddings, c.hidden_size, rngs=rngs)
+        self.token_type_embeddings = nnx.Embed(c.type_vocab_size, c.hidden_size, rngs=rngs)
+        self.LayerNorm = _norm(c, rngs)
+        self.first_position = c.first_position
+        self.rate = c.hidden_dropout_prob
+
+    def __call__(self, ids, key):
+        # Texts are right-padded and single, so positions are a slice and the type is always 0.
+        last = self.first_position + ids.shape[1]
+        x = self.word_embeddings(ids)
+        x += self.position_embeddings.embedding[self.first_position : last]
+        x += self.token_type_embeddings.embedding[0]
+        return dropout(self.LayerNorm(x), key, self.rate)
+
+
+class Layer(nnx.Module):
+    def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention = Attention(c, dtype, rngs)
+        self.intermediate = Intermediate(c, dtype, rngs)
+        self.output = Residual(c.intermediate_size, c, dtype, rngs)
+
+    def __call__(self, x, lengths, key):
+        x = self.attention(x, lengths, fold_in(key, 0))
+        return self.output(self.intermediate(x), x, fold_in(key, 1))
+
+
+class Attention(nnx.Module):
+    def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.self = SelfAttention(c, dtype, rngs)
+        self.output = Residual(c.hidden_size, c, dtype, rngs)
+
+    def __call__(self, x, lengths, key):
+        return self.output(self.self(x, lengths, fold_in(key, 0)), x, fold_in(key, 1))
+
+
+class SelfAttention(nnx.Module):
+    def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.query = _linear(c.hidden_size, c.hidden_size, dtype, rngs)
+        self.key = _linear(c.hidden_size, c.hidden_size, dtype, rngs)
+        self.value = _linear(c.hidden_size, c.hidden_size, dtype, rngs)
+        self.heads = c.num_attention_heads
+        self.rate = c.attention_probs_dropout_prob
+
+    def __call__(self, x, lengths, key):
+        n, length, width = x.shape
+        shape = (n, length, self.heads, width // self.heads)
+        q, k, v = (part(x).reshape(shape) for part in (self.query, self.key, self.value))
+        return attention(q, k, v, lengths, dropout_key=key, rate=self.rate).reshape(x.shape)
+
+
+class Intermediate(nnx.Module):
+    def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dense = _linear(c.hidden_size, c.intermediate_size, dtype, rngs)
+        self.activation = c.hidden_act
+
+    def __call__(self, x):
+        return _ACTIVATIONS[self.activation](self.dense(x))
+
+
+class Residual(nnx.Module):
+    """LayerNorm(residual + dropout(dense(x))): how attention and feed-forward both end."""
+
+    def __init__(self, width: int, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.dense = _linear(width, c.hidden_size, dtype, rngs)
+        self.LayerNorm = _norm(c, rngs)
+        self.rate = c.hidden_dropout_prob
+
+    def __call__(self, x, residual, key):
+        x = dropout(self.dense(x), key, self.rate).astype(jnp.float32)
+        return self.LayerNorm(x + residual).astype(residual.dtype)
+
+
+def _linear(width_in: int, width_out: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    # GPUs and TPUs round fp32 products to tf32 or bf16 unless told otherwise.
+    precision = "highest" if dtype == jnp.float32 else None
+    return nnx.Linear(width_in, width_out, dtype=dtype, precision=precision, rngs=rngs)
+
+
+def _norm(c: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    # E[x^2] - E[x]^2, the fast variance, loses digits where the mean is large.
+    return nnx.LayerNorm(
+        c.hidden_size, epsilon=c.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False,
+        rngs=rngs,
+    )  # fmt: skip

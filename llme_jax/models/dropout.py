@@ -1,0 +1,60 @@
+"""Dropout whose mask depends on the key, the text and the place in it, and on nothing else."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Places are numbered as if every axis behind the first had this size, so that a text's mask is
+# the same at every padded width.
+AXIS = 4096
+
+
+class DropoutKey(NamedTuple):
+    """What draws the masks of a batch of texts."""
+
+    key: jax.Array
+    texts: jax.Array  # int32[n]: numbers the texts of the batch, however they are ordered or cut
+
+    def fold_in(self, site: int) -> "DropoutKey":
+        """The key of another place in the model."""
+        return self._replace(key=jax.random.fold_in(self.key, site))
+
+
+def fold_in(key: DropoutKey | None, site: int) -> DropoutKey | None:
+    return None if key is None else key.fold_in(site)
+
+
+def dropout(x: jax.Array, key: DropoutKey | None, rate: float) -> jax.Array:
+    """Zero a share `rate` of the entries and divide the others by `1 - rate`.
+
+    Nothing is dropped when `key` is None. A mask needs no more than well-mixed bits, so they come
+    from an integer hash of text and place instead of Threefry, whose bits cost more than the
+    attention they are dropped from. An entry's fate does not depend on the number of devices, the
+    padding or the cutting of a batch, and the backward pass recomputes the mask instead of storing
+    it.
+    """
+    if key is None or rate == 0.0:
+        return x
+    keep = 1.0 - rate
+    threshold = jnp.uint32(round(keep * 2**32) if keep < 1 - 2**-33 else 2**32 - 1)
+    return jnp.where(_random_bits(key, x.shape) < threshold, x / keep, 0)
+
+
+def _random_bits(key: DropoutKey, shape: tuple[int, ...]) -> jax.Array:
+    """uint32[shape]: integer hashes of the text's number and of the place in it, hashed again."""
+    first, second = jax.random.bits(key.key, (2,), jnp.uint32)
+    place = jnp.zeros((1, *shape[1:]), jnp.uint32)
+    for axis in range(1, len(shape)):
+        stride = AXIS ** (len(shape) - 1 - axis) % 2**32
+        place += lax.broadcasted_iota(jnp.uint32, place.shape, axis) * jnp.uint32(stride)
+    text = _mix(key.texts.astype(jnp.uint32) ^ first)
+    return _mix(_mix(place ^ second) + text.reshape(-1, *(1,) * (len(shape) - 1)))
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """A bijection of uint32 that flips half of the bits (lowbias32, Wellons' hash-prospector)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)

@@ -1,0 +1,203 @@
+"""The encoder pair that is trained: queries and keys to vectors of one space."""
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from llme_jax.config import EncoderConfig
+from llme_jax.errors import InputError
+from llme_jax.models import sentence_transformers
+from llme_jax.models.bert import BertConfig, abstract_params, encode_tokens
+from llme_jax.models.dropout import DropoutKey
+from llme_jax.models.pooling import normalize, pool
+from llme_jax.models.tokenizer import load_tokenizer, save_tokenizer
+from llme_jax.models.weights import find_model, load_params, save_params
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DualEncoder:
+    """What is computed, without the parameters.
+
+    Two instances of the same architecture are equal and hash alike, so a jitted function that
+    closes over either, or takes it as a static argument, is compiled once.
+    """
+
+    query_config: BertConfig
+    key_config: BertConfig
+    tied: bool
+    pooling: Literal["cls", "mean"]
+    metric: Literal["cos", "ip", "l2"]
+    dtype: Literal["float32", "bfloat16"]
+    remat: bool
+
+    @property
+    def width(self) -> int:
+        """D, the width of the embeddings."""
+        return self.query_config.hidden_size
+
+    def encode(
+        self,
+        params: dict,
+        ids: Int[Array, "B L"],
+        lengths: Int[Array, "B"],
+        *,
+        field: Literal["query", "key"],
+        dropout_key: DropoutKey | None = None,
+    ) -> Float[Array, "B D"]:
+        """Embeddings of right-padded texts in float32, of length 1 when the metric is cos.
+
+        Args:
+            params: as `load_dual_encoder` gives them.
+            lengths: tokens of each text, special tokens included.
+            dropout_key: drops as config.json says, differently for queries and keys; None for no
+                dropout.
+        """
+        config = self.query_config if field == "query" else self.key_config
+        weights = params["encoder" if self.tied else f"{field}_encoder"]
+        if dropout_key is not None:
+            dropout_key = dropout_key.fold_in(field == "key")
+        hidden = encode_tokens(
+            config, self.dtype, self.remat, weights, ids, lengths, dropout_key=dropout_key
+        )
+        dense = params["dense_pooler"]["kernel"] if "dense_pooler" in params else None
+        embeddings = pool(hidden, lengths, self.pooling, dense)
+        return normalize(embeddings) if self.metric == "cos" else embeddings
+
+
+def load_dual_encoder(
+    config: EncoderConfig, *, remat: bool = False
+) -> tuple[DualEncoder, dict, object]:
+    """Read the encoder or encoders that `config` names.
+
+    Returns:
+        The encoder; its parameters, a nested dict of float32 numpy arrays: `encoder` (tied) or
+        `query_encoder` and `key_encoder`, and `dense_pooler` when pooling_method has dense; the
+        tokenizer, a fast one of transformers, which neither cuts nor pads by itself.
+
+    Raises:
+        InputError: a model cannot be found, read or served, or the two do not fit together.
+    """
+    names = [config.query_encoder] + ([] if config.tie_encoders else [config.key_encoder])
+    folders = [find_model(name, config.model_cache_dir) for name in names]
+    configs = [BertConfig.read(folder / "config.json") for folder in folders]
+    tokenizers = [load_tokenizer(folder) for folder in folders]
+    if configs[0].hidden_size != configs[-1].hidden_size:
+        raise InputError(
+            f"{names[-1]}: vectors of {configs[-1].hidden_size} numbers, those of {names[0]} have "
+            f"{configs[0].hidden_size}; give two encoders of one width"
+        )
+    if tokenizers[0].get_vocab() != tokenizers[-1].get_vocab():
+        raise InputError(
+            f"{names[-1]}: another vocabulary than {names[0]}; give two encoders of one tokenizer"
+        )
+    if (largest := max(tokenizers[0].get_vocab().values())) >= configs[0].vocab_size:
+        raise InputError(
+            f"{names[0]}: the tokenizer gives ids up to {largest}, the encoder has "
+            f"{configs[0].vocab_size} word vectors; give the tokenizer that belongs to it"
+        )
+    trees = [
+        load_params(folder, abstract_params(c)) for folder, c in zip(folders, configs, strict=True)
+    ]
+    fields = ["encoder"] if config.tie_encoders else ["query_encoder", "key_encoder"]
+    params = dict(zip(fields, trees, strict=True))
+    if "dense" in config.pooling_method:
+        params["dense_pooler"] = {"kernel": _dense_kernel(folders[0], configs[0].hidden_size)}
+    pooling = "cls" if "cls" in config.pooling_method else "mean"
+    _warn_of_other_pooling(folders[0], pooling, dense="dense_pooler" in params)
+    encoder = DualEncoder(
+        query_config=configs[0],
+        key_config=configs[-1],
+        tied=config.tie_encoders,
+        pooling=pooling,
+        metric=config.dense_metric,
+        dtype=_compute_dtype(config.dtype),
+        remat=remat,
+    )
+    return encoder, params, tokenizers[0]
+
+
+def save_dual_encoder(
+    folder: str | os.PathLike,
+    encoder: DualEncoder,
+    params: dict,
+    tokenizer,
+    *,
+    query_max_length: int,
+    key_max_length: int,
+    instruction: dict,
+) -> None:
+    """Write `{folder}/encoder`, or `query_encoder` and `key_encoder` when they are not tied.
+
+    Each is a folder that transformers and sentence-transformers open as it is. It is written
+    beside and renamed, so that it is there completely or not at all.
+
+    Args:
+        params: as `load_dual_encoder` gives them, of numpy or of fully addressable jax arrays.
+        instruction: the texts put in front of every "query" and every "key"; sentence-transformers
+            calls them the prompts `query` and `document`.
+    """
+    fields = ["encoder"] if encoder.tied else ["query_encoder", "key_encoder"]
+    for field in fields:
+        final = Path(folder) / field
+        new, old = (final.with_name(f"{field}.tmp-{kind}") for kind in ("new", "old"))
+        for leftover in (new, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        new.mkdir(parents=True)
+        config = encoder.key_config if field == "key_encoder" else encoder.query_config
+        (new / "config.json").write_text(config.saved(), encoding="utf-8")
+        save_params(new / "model.safetensors", params[field])
+        save_tokenizer(tokenizer, new)
+        sentence_transformers.save_modules(
+            new,
+            pooling=encoder.pooling,
+            dense=params["dense_pooler"]["kernel"] if "dense_pooler" in params else None,
+            metric=encoder.metric,
+            width=encoder.width,
+            # One folder has one limit there; the larger one cuts neither queries nor keys short.
+            max_length=max(query_max_length, key_max_length),
+            instruction=instruction,
+        )
+        if final.exists():
+            final.rename(old)
+        new.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _compute_dtype(setting: str) -> Literal["float32", "bfloat16"]:
+    if setting == "auto":
+        setting = "fp32" if jax.default_backend() == "cpu" else "bf16"
+    return {"fp32": "float32", "bf16": "bfloat16"}[setting]
+
+
+def _dense_kernel(folder: Path, width: int) -> np.ndarray:
+    kernel = sentence_transformers.load_dense(folder)
+    if kernel is None:
+        _logger.warning("%s: no dense pooler in this folder, it starts from random", folder)
+        bound = width**-0.5  # as torch.nn.Linear starts
+        return np.random.default_rng(0).uniform(-bound, bound, (width, width)).astype(np.float32)
+    if kernel.shape != (width, width):
+        raise InputError(
+            f"{folder}: the dense pooler is {kernel.shape}, the encoder {width} wide; give the "
+            "one that was trained with this encoder"
+        )
+    return kernel
+
+
+def _warn_of_other_pooling(folder: Path, pooling: str, *, dense: bool) -> None:
+    stored = sentence_transformers.stored_pooling(folder)
+    if stored not in (None, pooling):
+        _logger.warning(
+            "%s: 1_Pooling/config.json says %s, --pooling_method says %s, which is used",
+            folder, stored, pooling,
+        )  # fmt: skip
+    if not dense and sentence_transformers.has_dense(folder):
+        _logger.warning("%s: has a dense pooler, --pooling_method does not use it", folder)

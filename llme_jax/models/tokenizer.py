@@ -1,0 +1,53 @@
+"""Tokenizers of encoder folders, free of the state that texts were last cut and padded with."""
+
+import copy
+import json
+from pathlib import Path
+
+from llme_jax.errors import InputError
+
+# How tokenizer.json's truncation and padding come back as settings of tokenizer_config.json.
+_STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "pad_token_type_id")
+_CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+
+
+def load_tokenizer(folder: Path):
+    """The fast tokenizer of a Hugging Face folder, which neither cuts nor pads by itself.
+
+    The class is looked up here because `AutoTokenizer` imports torch where that is installed.
+
+    Raises:
+        InputError: the folder has no tokenizer that the tokenizers library can run.
+    """
+    import transformers
+
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    name = settings.get("tokenizer_class") or f"{_CLASSES[model_type]}Tokenizer"
+    for candidate in (f"{name.removesuffix('Fast')}Fast", name, "PreTrainedTokenizerFast"):
+        if cls := getattr(transformers, candidate, None):
+            break
+    # Without these files transformers would make up a tokenizer that knows no word.
+    if not any((folder / file).is_file() for file in cls.vocab_files_names.values()):
+        raise InputError(f"{folder}: no tokenizer.json in this folder; copy the tokenizer there")
+    try:
+        tokenizer = cls.from_pretrained(folder)
+    except Exception as error:  # a dozen types, from a missing file to a Rust panic
+        raise InputError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"{folder}: {name} has no fast tokenizer; add a tokenizer.json")
+    return _without_state(tokenizer)
+
+
+def save_tokenizer(tokenizer, folder: Path) -> None:
+    """Write the tokenizer as transformers does, without cutting or padding."""
+    _without_state(copy.deepcopy(tokenizer)).save_pretrained(folder)
+
+
+def _without_state(tokenizer):
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    for name in _STATE:
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer

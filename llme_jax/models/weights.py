@@ -1,0 +1,156 @@
+"""Hugging Face weights in and out: where a model lies, which tensor is which parameter."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from llme_jax.errors import InputError
+
+# Last step of a parameter's path -> last step of the tensor's name; all steps before are the same.
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+# What checkpoints hold besides the encoder: heads, and buffers that older versions wrote.
+_IGNORED = re.compile(r"(^|\.)(pooler|cls|lm_head|classifier|position_ids|token_type_ids)(\.|$)")
+_DOWNLOADED = [
+    "config.json", "*.safetensors", "*.safetensors.index.json", "modules.json", "1_Pooling/*",
+    "dense_pooler*", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json", "sentencepiece*", "spiece.model",
+]  # fmt: skip
+
+
+def find_model(name: str, cache_dir: str | None) -> Path:
+    """The folder of a model: `name` itself, or a copy of the Hub's `name` under `cache_dir`.
+
+    Raises:
+        InputError: neither a folder with a config.json nor a model that the Hub hands out.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if (folder / "config.json").is_file():
+            return folder
+        inner = [p for p in ("encoder", "query_encoder") if (folder / p / "config.json").is_file()]
+        hint = f"did you mean {folder / inner[0]}?" if inner else "give a Hugging Face folder"
+        raise InputError(f"{name}: no config.json in this folder; {hint}")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"{name}: no such folder; give a Hugging Face folder or a Hub name")
+
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=_DOWNLOADED))
+        if not any(folder.glob("*.safetensors")):
+            patterns = [*_DOWNLOADED, "pytorch_model.bin"]
+            folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=patterns))
+    except Exception as error:  # the Hub's client raises a dozen unrelated types
+        raise InputError(
+            f"{name} is no folder here and could not be fetched from the Hugging Face Hub "
+            f"({type(error).__name__}); check the name and the network, or give a folder"
+        ) from error
+    return folder
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a Hugging Face folder by name, in the type it is stored in.
+
+    Raises:
+        InputError: there are no weights, a shard is missing, or reading them takes torch.
+    """
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        shards = ["model.safetensors"]
+    elif index.is_file():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    elif (folder / "pytorch_model.bin").is_file():
+        return read_torch(folder / "pytorch_model.bin")
+    else:
+        raise InputError(f"{folder}: no model.safetensors in this folder; give one that has it")
+    tensors = {}
+    for shard in shards:
+        if not (folder / shard).is_file():
+            raise InputError(f"{index}: lists {shard}, which is not there; copy it too")
+        with safe_open(folder / shard, framework="numpy") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors
+
+
+def read_torch(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a state dict that torch saved, float32.
+
+    Raises:
+        InputError: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise InputError(
+            f"{path}: reading this format takes torch; install it or convert the file to "
+            "model.safetensors"
+        ) from None
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
+def load_params(folder: Path, shapes: dict) -> dict:
+    """Parameters in the shape of `shapes`, float32, from the weights in `folder`.
+
+    Args:
+        shapes: nested dict of `jax.ShapeDtypeStruct`; its paths are the tensors' names.
+
+    Raises:
+        InputError: names every tensor that is missing, left over or of another shape.
+    """
+    tensors = {_modern(name): tensor for name, tensor in read_tensors(folder).items()}
+    expected = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    prefix = _prefix(tensors, _tensor_name(expected[0][0]))
+    problems, leaves = [], []
+    for path, shape in expected:
+        name = prefix + _tensor_name(path)
+        tensor = tensors.pop(name, None)
+        if tensor is None:
+            problems.append(f"{name} is missing")
+            continue
+        leaf = tensor.T if path[-1].key == "kernel" else tensor
+        if leaf.shape != shape.shape:
+            want = shape.shape[::-1] if path[-1].key == "kernel" else shape.shape
+            problems.append(f"{name} has shape {tensor.shape} instead of {want}")
+        leaves.append(np.ascontiguousarray(leaf, np.float32))
+    problems += [f"{name} is unexpected" for name in sorted(tensors) if not _IGNORED.search(name)]
+    if problems:
+        raise InputError(
+            f"{folder}: the weights do not fit config.json ({'; '.join(problems)}); give the "
+            "config.json that belongs to them"
+        )
+    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shapes), leaves)
+
+
+def save_params(path: Path, params: dict) -> None:
+    """Write the nested dict `params` as float32 safetensors under Hugging Face names."""
+    tensors = {}
+    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        leaf = np.asarray(leaf, np.float32)
+        leaf = leaf.T if keys[-1].key == "kernel" else leaf
+        tensors[_tensor_name(keys)] = np.ascontiguousarray(leaf)
+    save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
+
+
+def _tensor_name(path: tuple) -> str:
+    """encoder/layer/0/.../query/kernel -> encoder.layer.0.....query.weight"""
+    *steps, leaf = (step.key for step in path)
+    return ".".join([*steps, _LEAVES[leaf]])
+
+
+def _modern(name: str) -> str:
+    """Checkpoints converted from TensorFlow call LayerNorm's tensors gamma and beta."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )
+
+
+def _prefix(names: Iterable[str], known: str) -> str:
+    """What a checkpoint puts before the encoder's names ("bert."), seen from a known one."""
+    return min((n.removesuffix(known) for n in names if f".{n}".endswith(f".{known}")), default="")

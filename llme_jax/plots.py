@@ -1,0 +1,82 @@
+"""The curves of a run: its loss, and its evaluation metrics, over the steps."""
+
+import os
+from pathlib import Path
+
+from llme_jax.telemetry import read_metrics
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by the colour-blind too
+STYLES = ("-", "--", "-.", ":")
+Curves = dict[str, tuple[list[int], list[float]]]
+
+
+def draw_curves(metrics_jsonl: Path, png: Path) -> None:
+    """Draws metrics.jsonl as a figure: loss on the left, evaluation metrics on the right.
+
+    A panel without data is left out; a file without either gives no figure.
+    """
+    # Heavy, and needed at the end of a run only. The canvas works without a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = read_metrics(metrics_jsonl)
+    panels = {
+        "training loss": _curves(lines, "loss"),
+        "retrieval on the evaluation data": _curves(lines, "eval_"),
+    }
+    panels = {title: curves for title, curves in panels.items() if curves}
+    if not panels:
+        return
+    figure = Figure(figsize=(5.5 * len(panels), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, (title, curves) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        _draw(ax, title, curves)
+    beside = Path(png).with_name(Path(png).name + ".tmp")
+    figure.savefig(beside, format="png", dpi=150)
+    os.replace(beside, png)
+
+
+def _curves(lines: list[dict], prefix: str) -> Curves:
+    """(steps, values) of every number whose name begins with `prefix`."""
+    curves: Curves = {}
+    for line in lines:
+        for name in filter(lambda name: name.startswith(prefix), line):
+            steps, values = curves.setdefault(name.removeprefix("eval_"), ([], []))
+            steps.append(line["step"])
+            values.append(line[name])
+    return curves
+
+
+def _draw(ax, title: str, curves: Curves) -> None:
+    """One panel: a colour for every metric, a line style for every cutoff of it."""
+    from matplotlib.ticker import MaxNLocator
+
+    families: dict[str, list[str]] = {}
+    for name in curves:
+        families.setdefault(name.split("@")[0], []).append(name)
+    for i, names in enumerate(families.values()):
+        for j, name in enumerate(names):
+            steps, values = curves[name]
+            ax.plot(
+                steps,
+                values,
+                color=COLORS[i % len(COLORS)],
+                linestyle=STYLES[j % len(STYLES)],
+                linewidth=1.7,
+                marker="o" if len(steps) <= 40 else None,
+                markersize=3,
+                label=name.replace("_", " "),
+            )
+    ax.set_title(title, fontsize=11)
+    ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    if len(curves) > 3:  # beside the panel, where it hides no curve
+        ax.legend(
+            frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), handlelength=3
+        )
+    elif len(curves) > 1:
+        ax.legend(frameon=False, fontsize=8)

@@ -1,0 +1,1 @@
+"""Retrieval: texts to vectors, exact search, metrics."""

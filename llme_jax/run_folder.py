@@ -1,0 +1,93 @@
+"""What a run writes down about itself, and whether a later command continues that run."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+from llme_jax.config import Config
+from llme_jax.errors import InputError
+
+# Settings that may differ when a run is continued: they do not change what is trained, or, like
+# the number of devices, only by rounding. The global batch is kept, see `global_batch`.
+CHANGEABLE = {
+    *("output_dir", "data_root", "dataset_cache_dir", "model_cache_dir", "max_bad_rows"),
+    *("eval_data", "corpus", "key_template", "metrics", "cutoffs", "hits", "batch_size"),
+    *("save_result", "save_name", "log_path", "eval_steps", "eval_on_start"),
+    *("per_device_train_batch_size", "sub_batch_size", "gradient_checkpointing", "fsdp"),
+    *("save_steps", "save_total_limit", "metric_for_best_model", "early_exit_steps"),
+    *("logging_steps", "report_to"),
+}
+
+
+class RunFolder:
+    """`run.json` in the output folder: settings, data sizes, batch, versions."""
+
+    def __init__(self, output_dir: str):
+        self.path = Path(output_dir).expanduser()
+        self._file = self.path / "run.json"
+        self.previous = json.loads(self._file.read_text()) if self._file.exists() else None
+
+    def global_batch(self, config: Config, devices: int) -> int:
+        """Queries in one batch over all devices: that of the run being continued, if any.
+
+        Raises:
+            InputError: when it cannot be divided among the devices there are now.
+        """
+        if self.previous is None:
+            return config.training.per_device_train_batch_size * devices
+        size = self.previous["global_batch"]
+        if size % devices:
+            raise InputError(
+                f"{self.path} was begun with batches of {size} queries, which {devices} devices "
+                "cannot share evenly: use a number of devices that divides it, or another "
+                "--output_dir"
+            )
+        return size
+
+    def check(self, config: Config, rows: list[int]) -> None:
+        """Refuses to continue a run whose training would differ.
+
+        Args:
+            rows: training rows of every dataset, after filters.
+
+        Raises:
+            InputError: names the first setting that changed, with both values.
+        """
+        if self.previous is None:
+            return
+        now = json.loads(json.dumps(config.flat()))
+        for name, before in self.previous["settings"].items():
+            if name not in CHANGEABLE and now.get(name) != before:
+                raise InputError(
+                    f"{self.path} holds a run with --{name} {before}, now it is {now.get(name)}: "
+                    "give another --output_dir, or the old value to continue"
+                )
+        if self.previous["rows"] != rows:
+            raise InputError(
+                f"{self.path} holds a run on {sum(self.previous['rows'])} training rows, now there "
+                f"are {sum(rows)}: the data changed, give another --output_dir"
+            )
+
+    def write(self, config: Config, rows: list[int], global_batch: int, mesh) -> None:
+        """Records the run, on process 0."""
+        if jax.process_index() != 0:
+            return
+        record = {
+            "settings": config.flat(),
+            "rows": rows,
+            "global_batch": global_batch,
+            "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+            "mesh": dict(mesh.shape),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("jax", "flax", "optax", "transformers")},
+            },
+        }
+        self.path.mkdir(parents=True, exist_ok=True)
+        beside = self._file.with_suffix(".json.tmp")
+        beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        os.replace(beside, self._file)

@@ -1,0 +1,187 @@
+"""The train step: the only place where gradients are taken.
+
+One batch is a global one: every device encodes its rows, XLA gathers the embeddings and the loss
+sees them all, so loss and gradient are the same on any number of devices.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from llme_jax import losses
+from llme_jax.config import LossConfig
+from llme_jax.data.batch import Batch
+from llme_jax.models.dropout import DropoutKey
+from llme_jax.models.dual_encoder import DualEncoder
+
+
+class TrainState(NamedTuple):
+    """What a run needs to go on: everything else follows from the step and the seed."""
+
+    step: Int[Array, ""]
+    params: dict
+    opt_state: optax.OptState
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step; the loss's parts have their names as keys."""
+
+    loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    parts: dict[str, Float[Array, ""]]
+
+
+def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def encode_in_chunks(
+    encoder: DualEncoder,
+    params: dict,
+    ids: Int[Array, "n L"],
+    lengths: Int[Array, "n"],
+    *,
+    field: str,
+    dropout_key: DropoutKey | None,
+    devices: int,
+    chunk: int | None,
+) -> Float[Array, "n D"]:
+    """Embeddings of n texts, `chunk` texts a device at a time.
+
+    A scan whose body is rematerialised keeps only token ids and embeddings for the backward
+    pass and encodes each chunk again there: GradCache (arXiv:2101.06983), the gradient unchanged.
+    """
+    rows = ids.shape[0] // devices
+    if chunk is None or chunk >= rows:
+        return encoder.encode(params, ids, lengths, field=field, dropout_key=dropout_key)
+    chunks = -(-rows // chunk)
+
+    def split(x):
+        # Every device contributes equally to every chunk, so no row changes its device.
+        x = x.reshape(devices, rows, *x.shape[1:])
+        padding = [(0, 0), (0, chunks * chunk - rows)] + [(0, 0)] * (x.ndim - 2)
+        # Padded rows repeat real ones: a text of length 0 has no defined mean.
+        x = jnp.pad(x, padding, mode="wrap")
+        x = x.reshape(devices, chunks, chunk, *x.shape[2:]).swapaxes(0, 1)
+        return x.reshape(chunks, devices * chunk, *x.shape[3:])
+
+    @partial(jax.checkpoint, prevent_cse=False)  # the scan already keeps the passes apart
+    def body(_, texts):
+        ids, lengths, numbers = texts
+        key = None if dropout_key is None else dropout_key._replace(texts=numbers)
+        return None, encoder.encode(params, ids, lengths, field=field, dropout_key=key)
+
+    numbers = jnp.zeros_like(lengths) if dropout_key is None else dropout_key.texts
+    _, embeddings = jax.lax.scan(body, None, (split(ids), split(lengths), split(numbers)))
+    width = embeddings.shape[-1]
+    embeddings = embeddings.reshape(chunks, devices, chunk, width).swapaxes(0, 1)
+    return embeddings.reshape(devices, chunks * chunk, width)[:, :rows].reshape(-1, width)
+
+
+def batch_loss(
+    params: dict,
+    batch: Batch,
+    dropout_key: Array | None,
+    *,
+    encoder: DualEncoder,
+    loss: LossConfig,
+    devices: int,
+    chunk: int | None = None,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Loss of one global batch, and its parts."""
+
+    def encode(ids, lengths, field):
+        drop = None
+        if dropout_key is not None:
+            drop = DropoutKey(dropout_key, jnp.arange(len(ids), dtype=jnp.int32))
+        return encode_in_chunks(
+            *(encoder, params, ids, lengths),
+            field=field,
+            dropout_key=drop,
+            devices=devices,
+            chunk=chunk,
+        )
+
+    query = encode(batch.query_ids, batch.query_lengths, "query")
+    key = encode(batch.key_ids, batch.key_lengths, "key")
+    inputs = (query, key, *batch[4:])
+    of_batch = partial(losses.total, loss=loss, dense_metric=encoder.metric)
+    if loss.negative_cross_device or devices == 1:
+        return of_batch(*inputs)
+    per_device = [x.reshape(devices, -1, *x.shape[1:]) for x in inputs]
+    value, parts = jax.vmap(of_batch)(*per_device)
+    return value.mean(), {name: part.mean() for name, part in parts.items()}
+
+
+def make_step(
+    encoder: DualEncoder,
+    optimizer: optax.GradientTransformation,
+    *,
+    devices: int,
+    chunk: int | None,
+    seed: int,
+    shardings: TrainState | None = None,
+):
+    """`step(state, batches, recipes) -> (state, StepMetrics)`.
+
+    Args:
+        devices: size of the mesh; every batch axis is divisible by it.
+        chunk: texts a device encodes at a time, None for all.
+        seed: dropout of batch t is drawn from (seed, t).
+        shardings: where the state lives; the new state goes to the same place.
+
+    `batches` is a list of gradient_accumulation_steps batches, `recipes` their losses. The state
+    is donated: the caller must not use the old one again.
+    """
+
+    def value_and_grad(params, batch, micro_step, recipe):
+        dropout_key = jax.random.fold_in(jax.random.key(seed), micro_step)
+        return jax.value_and_grad(batch_loss, has_aux=True)(
+            params,
+            batch,
+            dropout_key,
+            encoder=encoder,
+            loss=recipe,
+            devices=devices,
+            chunk=chunk,
+        )
+
+    def update(state: TrainState, value, parts, grads):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(value, optax.global_norm(grads), parts)
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    out = None if shardings is None else (shardings, None)
+
+    @partial(jax.jit, static_argnames="recipe", donate_argnums=0, out_shardings=out)
+    def single(state, batch, recipe):
+        (value, parts), grads = value_and_grad(state.params, batch, state.step, recipe)
+        return update(state, value, parts, grads)
+
+    gradient = jax.jit(value_and_grad, static_argnums=3)
+    add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
+
+    @partial(jax.jit, static_argnames="count", donate_argnums=0, out_shardings=out)
+    def apply(state, value, parts, grads, count):
+        grads, value, parts = jax.tree.map(lambda x: x / count, (grads, value, parts))
+        return update(state, value, parts, grads)
+
+    def step(state: TrainState, batches: list[Batch], recipes: list[LossConfig]):
+        if len(batches) == 1:
+            return single(state, batches[0], recipes[0])
+        total, totals, grads = 0.0, {}, None
+        first = state.step * len(batches)
+        for i, (batch, recipe) in enumerate(zip(batches, recipes, strict=True)):
+            (value, parts), new = gradient(state.params, batch, first + i, recipe)
+            grads = new if grads is None else add(grads, new)
+            total += value
+            for name, part in parts.items():
+                totals[name] = totals.get(name, 0.0) + part
+        return apply(state, total, totals, grads, len(batches))
+
+    return step

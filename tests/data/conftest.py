@@ -1,0 +1,104 @@
+"""A tiny tokenizer and helpers that write training files."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from llme_jax.config import DataConfig, LossConfig
+from llme_jax.data.train_data import prepare
+
+WORDS = [
+    "a",
+    "b",
+    "c",
+    "d",
+    "e",
+    "f",
+    "g",
+    "h",
+    "i",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "o",
+    "p",
+    "q",
+    "r",
+    "s",
+    "t",
+    "u",
+    "v",
+    "w",
+    "x",
+    "y",
+    "z",
+    "query",
+    "passage",
+    ":",
+    "represent",
+    "this",
+]
+
+
+def _make_tokenizer(extra_words: int = 0) -> PreTrainedTokenizerFast:
+    """WordPiece over single letters, digits and a few words, [CLS] text [SEP]."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *"0123456789"]
+    pieces += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
+    pieces += [f"word{i}" for i in range(extra_words)]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    # As in some published tokenizers: padding and truncation are on, and must not matter.
+    backend.enable_padding(length=40)
+    backend.enable_truncation(40)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, sep_token="[SEP]", **special)
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    return _make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return _make_tokenizer()
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """write_rows(name, rows): a JSON-lines file; strings are written as they are."""
+
+    def write(name: str, rows: list) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def prepared(tmp_path, tokenizer):
+    """prepared(paths, loss, **data settings): TrainData with its cache in the test's folder."""
+
+    def call(paths, loss=None, *, seed=0, tokenizer=tokenizer, bad_rows_path=None, **settings):
+        paths = [paths] if isinstance(paths, str) else paths
+        defaults = {
+            "train_group_size": 3,
+            "query_max_length": 16,
+            "key_max_length": 24,
+            "dataset_cache_dir": str(tmp_path / "cache"),
+        }
+        data = DataConfig(train_data=paths, **(defaults | settings))
+        loss = loss or LossConfig()
+        return prepare(data, loss, tokenizer, seed=seed, bad_rows_path=bad_rows_path)
+
+    return call

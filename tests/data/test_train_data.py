@@ -1,0 +1,396 @@
+"""From files to batches: stores, recipes, errors before training, assembling."""
+
+import json
+import logging
+import os
+import random
+from hashlib import blake2b
+
+import numpy as np
+import pytest
+
+from llme_jax.config import LossConfig
+from llme_jax.data import train_store
+from llme_jax.data.instructions import RECIPES, TASK_INSTRUCTIONS, find_instruction
+from llme_jax.data.plan import Plan, PlannedBatch
+from llme_jax.data.tokens import bucket
+from llme_jax.errors import InputError
+
+TASKS = ("qa", "convsearch", "chat", "lrlm", "icl", "tool")
+
+
+def _rows(count: int, seed: int = 0, *, task="qa", scores=True, tag="") -> list[dict]:
+    """Rows of unlike lengths; some share a positive, every third has no scores."""
+    rng, rows = random.Random(seed), []
+    for i in range(count):
+        positive = rng.choice(["shared", f"p{tag}{i} {'k ' * i}"])
+        pos = [positive, f"p{i}"][: rng.randint(1, 2)]
+        neg = [f"n{tag}{i}{j} {'y ' * rng.randint(0, 30)}" for j in range(rng.randint(1, 6))]
+        row = {"query": f"q{tag}{i} {'z ' * (i % 9)}", "pos": pos, "neg": neg, "task": task}
+        if scores and i % 3:
+            row["teacher_scores"] = [rng.uniform(-2, 2) for _ in pos + neg]
+        rows.append(row)
+    return rows
+
+
+def _planned(rows, dataset=None, epoch=0) -> PlannedBatch:
+    return PlannedBatch(dataset, epoch, np.array(rows, np.int64))
+
+
+def _hash(text: str) -> list[int]:
+    value = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+    return [value & 0xFFFFFFFF, value >> 32]
+
+
+def _texts(ids, lengths, tokenizer) -> list[str]:
+    return [tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True)]
+
+
+def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, tokenizer):
+    rows = _rows(12)
+    path = write_rows("qa/train.json", rows)
+    data = prepared(
+        path, version="llm-embedder", select_negative="first", train_group_size=4, key_max_length=20
+    )
+    order = [7, 0, 3, 11, 4]
+    batch = data.assemble(_planned(order))
+    instruction = TASK_INSTRUCTIONS["llm-embedder"]["qa"]
+    queries, keys, scores, has_scores, hashes, positives = [], [], [], [], [], []
+    for i in order:
+        row = rows[i]
+        picks = [0] + [len(row["pos"]) + k % len(row["neg"]) for k in range(3)]
+        texts = [(row["pos"] + row["neg"])[j] for j in picks]
+        queries.append(instruction.query + row["query"])
+        keys += [instruction.key + text for text in texts]
+        scores.append([row["teacher_scores"][j] if "teacher_scores" in row else 0 for j in picks])
+        has_scores.append("teacher_scores" in row)
+        hashes += [_hash(text) for text in texts]
+        positives.append({tuple(_hash(text)) for text in row["pos"]})
+    for texts, ids, lengths, limit in (
+        (queries, batch.query_ids, batch.query_lengths, 16),
+        (keys, batch.key_ids, batch.key_lengths, 20),
+    ):
+        expected = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+        assert lengths.tolist() == [len(e) for e in expected]
+        assert ids.shape == (len(texts), bucket(max(lengths), limit))
+        for got, want in zip(ids.tolist(), expected, strict=True):
+            assert got == want + [tokenizer.pad_token_id] * (len(got) - len(want))
+    np.testing.assert_array_equal(batch.teacher_scores, np.array(scores, np.float32))
+    assert batch.has_scores.tolist() == has_scores
+    assert batch.key_hash.tolist() == hashes
+    assert [set(map(tuple, p)) for p in batch.positive_hash.tolist()] == positives
+    dtypes = [field.dtype.name for field in batch]
+    assert dtypes == ["int32"] * 4 + ["float32", "bool"] + ["uint32"] * 2
+
+
+def test_a_slice_is_that_part_of_the_whole_batch(write_rows, prepared):
+    paths = [write_rows(f"{t}/train.json", _rows(9, s, tag=t)) for s, t in enumerate("ab")]
+    data = prepared(paths, select_positive="random")
+    planned = _planned([0, 17, 3, 9, 8, 2, 12, 1])
+    whole = data.assemble(planned)
+    halves = [data.assemble(planned, slice(0, 4)), data.assemble(planned, slice(4, 8))]
+    for name, parts in zip(whole._fields, zip(*halves, strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate(parts), getattr(whole, name), name)
+    assert data.describe(planned)[:3] == [f"{paths[0]}:1", f"{paths[1]}:9", f"{paths[0]}:4"]
+
+
+def test_every_row_has_the_instruction_of_its_task(write_rows, prepared, tokenizer):
+    rows = [{"query": "q", "pos": ["a"], "neg": ["b"], "task": task} for task in ("qa", "tool")]
+    path = write_rows("t.json", rows)
+    data = prepared(path, version="llm-embedder", query_max_length=64, key_max_length=64)
+    batch = data.assemble(_planned([0, 1]))
+    queries = _texts(batch.query_ids, batch.query_lengths, tokenizer)
+    wanted = [find_instruction("llm-embedder", t).query + "q" for t in ("qa", "tool")]
+    assert queries == [tokenizer.decode(tokenizer(w)["input_ids"]) for w in wanted]
+    # one text, two instructions: other tokens, the same identity
+    assert batch.key_hash[0].tolist() == batch.key_hash[3].tolist() == _hash("a")
+    assert batch.key_ids[0].tolist() != batch.key_ids[3].tolist()
+
+
+def test_a_key_taken_by_the_teacher_counts_as_positive(write_rows, prepared):
+    rows = [
+        {"query": "q", "pos": ["p"], "neg": ["n", "m"], "teacher_scores": [0, 3, 1]},
+        {"query": "q", "history": ["a", "b", "c"], "teacher_scores": [0, 1, 3]},
+        {"query": "q", "pos": ["p", "r"], "neg": ["n"]},
+    ]
+    data = prepared(write_rows("t.json", rows), select_positive="teacher", select_negative="first")
+    batch = data.assemble(_planned([0, 1, 2]))
+    hashes = [[tuple(h) for h in row] for row in batch.positive_hash.tolist()]
+    expected = [["p", "n"], ["c", "c"], ["p", "r"]]
+    assert hashes == [[tuple(_hash(t)) for t in row] for row in expected]
+    taken = ["n", "m", "m", "c", "a", "b", "p", "n", "n"]
+    assert batch.key_hash.tolist() == [_hash(t) for t in taken]
+    assert batch.teacher_scores.tolist() == [[3, 1, 1], [3, 0, 1], [0, 0, 0]]
+
+
+def test_the_width_of_positives_hardly_changes(write_rows, prepared):
+    """Another width is another program to compile."""
+    rows = [{"query": "q", "pos": ["p"] * n, "neg": ["n"]} for n in (1, 3, 2, 20)]
+    few = prepared(write_rows("few.json", rows[:3]))
+    assert {few.assemble(_planned([i])).positive_hash.shape[1] for i in range(3)} == {4}
+    many = prepared(write_rows("many.json", rows))
+    assert [many.assemble(_planned([i])).positive_hash.shape[1] for i in (0, 3)] == [8, 32]
+
+
+def test_negatives_change_with_the_epoch_only(write_rows, prepared):
+    data = prepared(write_rows("t.json", _rows(40)), seed=5)
+    first, again, other = (data.assemble(_planned(range(40), epoch=e)) for e in (0, 0, 1))
+    np.testing.assert_array_equal(first.key_hash, again.key_hash)
+    assert (first.key_hash != other.key_hash).any()
+
+
+def test_names_sizes_and_repeats(write_rows, prepared):
+    a, b = write_rows("nq/a.json", _rows(5)), write_rows("msmarco/b.json", _rows(7))
+    data = prepared([a, b, a, a])
+    assert data.names == ["nq", "msmarco", "nq_1", "nq_2"]
+    assert data.sizes == [5, 7, 5, 5] and data.paths == [a, b, a, a]
+    assert data.tasks == ["qa"] * 4
+    plan = Plan(tuple(data.sizes), 4, "epoch", seed=0)
+    for step in range(plan.steps_per_epoch):
+        assert data.assemble(plan(step)).query_ids.shape[0] == 4
+
+
+def test_key_texts_are_stored_once(write_rows, prepared, monkeypatch):
+    rows = [{"query": f"q{i}", "pos": ["p"], "neg": ["n", f"n{i % 3}"]} for i in range(30)]
+    path = write_rows("t.json", rows)
+    (dataset,) = prepared(path)._datasets
+    assert len(dataset.store.keys) == len(dataset.store.key_hash) == 5
+    before = prepared(path).assemble(_planned(range(30)))
+    monkeypatch.setattr(train_store, "REMEMBERED_TEXTS", 2)
+    forgetful = prepared(path, dataset_cache_dir=str(path) + ".cache")
+    assert len(forgetful._datasets[0].store.keys) > 5
+    after = forgetful.assemble(_planned(range(30)))
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_warm_start_builds_and_reads_nothing(write_rows, prepared, monkeypatch, tmp_path):
+    path = write_rows("t.json", _rows(10))
+    cold = prepared(path)
+    leftover = tmp_path / "cache/train/.0123.89abcdef.tmp"  # of a killed process
+    leftover.mkdir()
+
+    def refuse(*_):
+        raise AssertionError("built again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_store, "_build", refuse)
+        patch.setattr(train_store, "blake2b", refuse)  # the file's hash is remembered
+        warm = prepared(path, select_negative="first", max_sample_num=4)  # settings of the load
+        assert warm.sizes == [4]
+        warm = prepared(path)
+    planned = _planned(range(10))
+    for one, other in zip(cold.assemble(planned), warm.assemble(planned), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "e5"},
+        {"add_instruction": False},
+        {"query_max_length": 8},
+        {"key_max_length": 8},
+        {"truncation_side": "left"},
+    ],
+)
+def test_what_changes_tokens_makes_another_store(write_rows, prepared, tmp_path, change):
+    path = write_rows("t.json", _rows(4))
+    prepared(path)
+    prepared(path, **change)
+    assert len([p for p in (tmp_path / "cache/train").iterdir() if p.is_dir()]) == 2
+
+
+def test_a_changed_file_and_another_tokenizer_make_another_store(
+    write_rows, prepared, tmp_path, make_tokenizer
+):
+    path = write_rows("t.json", _rows(4))
+    prepared(path)
+    prepared(path, tokenizer=make_tokenizer(1))
+    write_rows("t.json", _rows(5))
+    assert prepared(path).sizes == [5]
+    write_rows("copy.json", _rows(5))  # the same content under another name
+    prepared(str(tmp_path / "copy.json"))
+    (tmp_path / "cache/train/files.json").write_text("{half")  # only a memory of hashes
+    os.utime(path)
+    prepared(path)
+    assert len([p for p in (tmp_path / "cache/train").iterdir() if p.is_dir()]) == 3
+
+
+def test_rows_are_filtered_and_sampled(write_rows, prepared, caplog):
+    rows = [
+        {"query": f"q{i}", "pos": ["p"], "neg": ["n"], "teacher_scores": [i, 0]} for i in range(60)
+    ]
+    path = write_rows("t.json", rows)
+    with caplog.at_level(logging.INFO):
+        data = prepared(path, teacher_scores_min=10, teacher_scores_margin=20)
+    assert data.describe(_planned(range(40))) == [f"{path}:{i + 1}" for i in range(20, 60)]
+    assert "of 60 rows are 10 by teacher_scores_min, 10 by teacher_scores_margin" in caplog.text
+    sampled = [prepared(path, max_sample_num=8, seed=seed) for seed in (0, 0, 1)]
+    lines = [data.describe(_planned(range(8))) for data in sampled]
+    assert lines[0] == lines[1] != lines[2]
+    assert len(set(lines[0])) == 8
+    assert lines[0] != [f"{path}:{i}" for i in range(1, 9)]
+
+
+def test_bad_rows_are_skipped_and_listed_again_on_a_warm_start(write_rows, prepared, tmp_path):
+    path = write_rows("t.json", ["nonsense", *_rows(4), '{"query": 1}'])
+    listed = tmp_path / "out/bad_rows.jsonl"
+    for _ in range(2):
+        data = prepared([path, path], max_bad_rows=2, bad_rows_path=listed)
+        assert data.sizes == [4, 4]
+        records = [json.loads(line) for line in listed.read_text().splitlines()]
+        assert [r["line"] for r in records] == [1, 6]
+        listed.unlink()
+    assert data.describe(_planned([0])) == [f"{path}:2"]
+    with pytest.raises(InputError, match=r"t.json:6: query is 1"):
+        prepared(path, max_bad_rows=1)
+
+
+def test_recipes_of_the_tasks(write_rows, prepared):
+    loss = LossConfig(cos_temperature=0.02)
+    paths = [
+        write_rows(f"{task}/train.json", [r for r in _rows(12, task=task) if "teacher_scores" in r])
+        for task in TASKS
+    ]
+    data = prepared(
+        paths,
+        loss,
+        version="llm-embedder",
+        use_train_config=True,
+        inbatch_same_dataset="epoch",
+        max_sample_num=3,
+    )
+    assert data.tasks == list(TASKS)
+    for i, task in enumerate(TASKS):
+        recipe = data.recipe(i)
+        assert recipe is data.recipes[i]
+        assert recipe.cos_temperature == 0.02
+        for name, value in RECIPES["llm-embedder"][task].items():
+            assert getattr(recipe, name, value) == value
+        how = data._datasets[i].selection
+        assert how.positive == RECIPES["llm-embedder"][task]["select_positive"]
+        assert how.stable_distill == (task in ("qa", "icl"))
+    lrlm = TASKS.index("lrlm")
+    assert data._datasets[lrlm].selection.scores_margin == 0.1
+    assert [size == 3 for size in data.sizes] == [task != "lrlm" for task in TASKS]  # 10000 there
+    with pytest.raises(InputError, match=r"different losses.*give --inbatch_same_dataset epoch"):
+        prepared(paths, loss, version="llm-embedder", use_train_config=True)
+
+
+def test_files_with_and_without_scores_may_be_mixed(write_rows, prepared):
+    plain = write_rows("plain/t.json", _rows(6, scores=False))
+    scored = write_rows("scored/t.json", _rows(6))
+    data = prepared([plain, scored])
+    assert [r.distill_weight for r in data.recipes] == [0.0, 1.0]
+    assert data.recipe(None) == LossConfig() and data.recipe(0).distill_weight == 0.0
+    batch = data.assemble(_planned([0, 8, 1, 7]))
+    assert batch.has_scores.tolist() == [False, True, False, True]
+    assert not batch.teacher_scores[[0, 2]].any() and batch.teacher_scores[[1, 3]].all()
+    assert prepared(plain).recipe(None).distill_weight == 0.0
+
+
+PLAIN = {"query": "q", "pos": ["p"], "neg": ["n"]}
+HISTORY = {"query": "q", "history": ["a", "b"]}
+SCORED = HISTORY | {"teacher_scores": [1.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "loss", "message"),
+    [
+        ([], {}, {}, "t.json: there are no rows in this file: leave it out"),
+        (
+            [PLAIN, SCORED],
+            {},
+            {},
+            "t.json:2: the row has no positive and select_positive is first: "
+            "give --select_positive teacher, which needs teacher_scores",
+        ),
+        ([SCORED], {"select_positive": "random"}, {}, "t.json:1: the row has no positive"),
+        ([SCORED], {"select_positive": "teacher-pos"}, {}, "t.json:1: the row has no positive"),
+        (
+            [HISTORY],
+            {"select_positive": "teacher"},
+            {},
+            "t.json:1: the row has no positive and select_positive is teacher: score the row",
+        ),
+        (
+            [PLAIN],
+            {},
+            {"stable_distill": True},
+            "t.json: no row has teacher_scores and stable_distill leaves nothing",
+        ),
+        (
+            [PLAIN],
+            {},
+            {"contrastive_weight": 0},
+            "t.json: no row has teacher_scores and contrastive_weight 0 leaves nothing",
+        ),
+        (
+            [PLAIN | {"neg": []}, PLAIN | {"teacher_scores": [0, 1]}],
+            {"teacher_scores_min": 2},
+            {},
+            "t.json: none of the 2 rows is left, dropped are 1 by teacher_scores_min, "
+            "1 by no negatives",
+        ),
+        (
+            [PLAIN | {"task": "qa"}, PLAIN | {"task": "cooking"}],
+            {"version": "llm-embedder"},
+            {},
+            "t.json:2: task 'cooking' is unknown, --version llm-embedder knows qa, convsearch, "
+            "chat, lrlm, icl, tool",
+        ),
+        ([PLAIN], {"version": "instructor"}, {}, "t.json:1: task is missing, --version instructor"),
+        (
+            [PLAIN],
+            {"use_train_config": True},
+            {},
+            "--version bge has no training recipes, give --version llm-embedder",
+        ),
+        (
+            [PLAIN | {"task": "x"}],
+            {"use_train_config": True, "version": "llm-embedder", "add_instruction": False},
+            {},
+            "t.json:1: task 'x' is unknown",
+        ),
+        (
+            [PLAIN | {"task": "qa"}, PLAIN | {"task": "tool"}],
+            {"use_train_config": True, "version": "llm-embedder"},
+            {},
+            "t.json: rows are of the tasks qa, tool, --use_train_config has one recipe a file",
+        ),
+    ],
+)
+def test_errors_before_training(write_rows, prepared, rows, settings, loss, message):
+    with pytest.raises(InputError) as error:
+        prepared(write_rows("t.json", rows), LossConfig(**loss), **settings)
+    assert message in str(error.value)
+
+
+def test_no_data_and_missing_files(write_rows, prepared, tmp_path):
+    with pytest.raises(InputError, match="--train_data is missing"):
+        prepared([])
+    with pytest.raises(InputError, match="there is no file"):
+        prepared([write_rows("t.json", _rows(3)), "missing.json"])
+    assert not (tmp_path / "cache").exists()  # nothing was done before
+
+
+def test_bge_and_e5_serve_any_task(write_rows, prepared):
+    for version in ("bge", "e5"):
+        assert prepared(write_rows("t.json", [PLAIN]), version=version).sizes == [1]
+        assert find_instruction(version, "cooking") == find_instruction(version, None)
+
+
+def test_a_full_run_is_the_same_for_any_number_of_hosts(write_rows, prepared):
+    data = prepared([write_rows(f"{t}/t.json", _rows(20, tag=t)) for t in "ab"], seed=1)
+    plan = Plan(tuple(data.sizes), 8, None, seed=1)
+    for step in (0, 3, 11):
+        planned = plan(step)
+        whole = data.assemble(planned)
+        for hosts in (2, 4, 8):
+            share = 8 // hosts
+            parts = [
+                data.assemble(planned, slice(h * share, h * share + share)) for h in range(hosts)
+            ]
+            for name, fields in zip(whole._fields, zip(*parts, strict=True), strict=True):
+                np.testing.assert_array_equal(np.concatenate(fields), getattr(whole, name))

@@ -1,0 +1,59 @@
+"""Exact search against a sort of all scores in float64."""
+
+import numpy as np
+import pytest
+
+from llme_jax.retrieval import index
+from llme_jax.retrieval.index import search
+from llme_jax.sharding import make_mesh
+
+
+def sorted_scores(queries, corpus, metric, hits):
+    q, c = queries.astype(np.float64), corpus.astype(np.float64)
+    scores = -((q[:, None] - c[None]) ** 2).sum(-1) if metric == "l2" else q @ c.T
+    ids = np.argsort(-scores, axis=1, kind="stable")[:, :hits]
+    return np.take_along_axis(scores, ids, axis=1), ids
+
+
+@pytest.mark.parametrize("metric", ["cos", "ip", "l2"])
+@pytest.mark.parametrize("block", [17, 1000])
+@pytest.mark.parametrize("fsdp", [None, 1, 4])
+def test_equals_a_sort(metric, block, fsdp):
+    mesh = fsdp and make_mesh(fsdp)
+    rng = np.random.default_rng(0)
+    # Small integers: products are exact in any order, so equal scores are truly equal. They
+    # are many here, and the lower id has to come first across blocks too.
+    queries = rng.integers(-2, 3, (13, 8)).astype(np.float32)
+    corpus = rng.integers(-2, 3, (101, 8)).astype(np.float32)
+    scores, ids = search(queries, corpus, 20, metric, batch_size=5, mesh=mesh, block=block)
+    expected_scores, expected_ids = sorted_scores(queries, corpus, metric, 20)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(scores, expected_scores)
+    assert (scores.dtype, ids.dtype) == (np.float32, np.int32)
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_real_numbers(metric):
+    rng = np.random.default_rng(1)
+    queries, corpus = (rng.normal(size=(n, 384)).astype(np.float32) for n in (20, 500))
+    scores, ids = search(queries, corpus, 10, metric, batch_size=100, mesh=make_mesh(2))
+    expected_scores, expected_ids = sorted_scores(queries, corpus, metric, 10)
+    np.testing.assert_array_equal(ids, expected_ids)
+    # fp32 sums of 384 products of magnitude up to 1000 against float64.
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-3)
+
+
+def test_fewer_keys_than_hits():
+    scores, ids = search(np.eye(2, dtype="f4"), np.eye(2, dtype="f4"), 4, "ip", batch_size=8)
+    assert ids.tolist() == [[0, 1, -1, -1], [1, 0, -1, -1]]
+    assert scores.tolist() == [[1, 0, -np.inf, -np.inf]] * 2
+
+
+def test_equal_shapes_compile_once():
+    rng = np.random.default_rng(2)
+    mesh = make_mesh(8)
+    for _ in range(2):
+        queries, corpus = (rng.normal(size=(n, 8)).astype(np.float32) for n in (24, 30))
+        search(queries, corpus, 3, "ip", batch_size=8, mesh=mesh, block=7)
+    merge, _ = index._compiled(mesh, "ip")
+    assert merge._cache_size() == 1

@@ -1,0 +1,336 @@
+"""The command as a person uses it: runs, kills, continues, several processes, bad input."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+from sentence_transformers import SentenceTransformer
+
+from llme_jax import train
+from llme_jax.config import EncoderConfig
+from llme_jax.data.instructions import find_instruction
+from llme_jax.errors import InputError
+from llme_jax.models.dual_encoder import load_dual_encoder
+from llme_jax.telemetry import read_metrics
+
+ROOT = Path(__file__).parents[1]
+STEPS = 8
+
+
+def write_lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A model, and a data set in which a query shares words with its positive."""
+    folder = tmp_path_factory.mktemp("data")
+    tiny.save_bert(folder / "bert", dropout=0.1)
+    rng = np.random.default_rng(0)
+    corpus = [{"title": f"w{i}", "text": tiny.text(rng)} for i in range(40)]
+    texts = [f"{row['title']} {row['text']}" for row in corpus]
+    rows = []
+    for i in range(48):
+        positive, *negatives = rng.permutation(40)[:6].tolist()
+        rows.append(
+            {
+                "query": texts[positive].split()[0] + " " + tiny.text(rng, 1, 4),
+                "pos": [texts[positive]],
+                "neg": [texts[n] for n in negatives],
+                "pos_index": [positive],
+                "neg_index": negatives,
+                "task": "qa",
+            }
+        )
+        if i % 3:  # rows with and without scores in one batch
+            rows[-1]["teacher_scores"] = rng.normal(size=6).tolist()
+    write_lines(folder / "train.json", rows)
+    write_lines(
+        folder / "test.json", [{k: r[k] for k in ("query", "pos_index")} for r in rows[:20]]
+    )
+    write_lines(folder / "corpus.json", corpus)
+    return folder
+
+
+def arguments(data: Path, output_dir: Path, *more: str) -> list[str]:
+    settings = {
+        "data_root": data,
+        "train_data": "llm-embedder:train.json",
+        "query_encoder": data / "bert",
+        "dataset_cache_dir": data / "cache",
+        "output_dir": output_dir,
+        "log_path": output_dir.with_suffix(".log"),
+        "query_max_length": 24,
+        "key_max_length": 32,
+        "train_group_size": 4,
+        "per_device_train_batch_size": 1,
+        "max_steps": STEPS,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "learning_rate": 1e-3,
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [*words, *more]
+
+
+def start(argv: list[str], devices: int = 8, **environment: str) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environment = {**os.environ, "XLA_FLAGS": flags, **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "llme_jax.train", *argv],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    return out + errors
+
+
+def weights(output_dir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
+    return load_file(output_dir / f"checkpoint-{step}/encoder/model.safetensors")
+
+
+def assert_same_bits(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data):
+    output_dir = data / "uninterrupted"
+    finish(start(arguments(data, output_dir)))
+    return output_dir
+
+
+def test_a_run_with_evaluation(data, tmp_path):
+    out = tmp_path / "out"
+    evaluation = "--eval_data llm-embedder:test.json --corpus llm-embedder:corpus.json".split()
+    evaluation += "--eval_on_start --save_total_limit 1 --eval_steps 4 --cutoffs 1 10".split()
+    said = finish(start(arguments(data, out, *evaluation)))
+
+    lines = read_metrics(out / "metrics.jsonl")
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert {"loss_contrastive", "loss_distill", "grad_norm", "learning_rate"} <= steps[0].keys()
+    assert steps[0]["learning_rate"] == 0
+    rated = [line for line in steps if "queries_per_second" in line]
+    assert rated and all(0 <= line["padding_fraction"] < 1 for line in rated)
+    assert all(line["tokens_per_second"] > line["queries_per_second"] > 0 for line in rated)
+    evaluations = [line for line in lines if "eval_ndcg@10" in line]
+    assert [line["step"] for line in evaluations] == [0, 4, 8]
+
+    # The table, the curves, and the best and the newest checkpoint only.
+    assert f"step 0  step {STEPS}" in said and f"encoder: {out}/checkpoint-{STEPS}/encoder" in said
+    assert (out / "curves.png").stat().st_size > 10_000
+    best = max(evaluations[1:], key=lambda line: line["eval_ndcg@10"])["step"]
+    assert (out / "best").resolve().name == f"checkpoint-{best}"
+    kept = {path.name for path in out.glob("checkpoint-*")}
+    assert kept == {f"checkpoint-{best}", f"checkpoint-{STEPS}"}
+    record = json.loads((out / "run.json").read_text())
+    assert record["settings"]["learning_rate"] == 1e-3 and record["global_batch"] == 8
+    results = [json.loads(line) for line in (out / "test.result.json").open()]
+    assert [r["query_id"] for r in results] == list(range(20))
+    assert json.loads(out.with_suffix(".log").read_text().splitlines()[-1])["step"] == STEPS
+
+
+def test_the_encoder_opens_in_sentence_transformers(data, uninterrupted):
+    folder = uninterrupted / f"checkpoint-{STEPS}/encoder"
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    encoder, params, tokenizer = load_dual_encoder(EncoderConfig(query_encoder=str(folder)))
+    rng = np.random.default_rng(1)
+    texts = [tiny.text(rng) for _ in range(20)]
+    prompt = find_instruction("bge", "qa").query
+    assert theirs.prompts["query"] == prompt
+    ids = [tokenizer(prompt + text)["input_ids"] for text in texts]
+    lengths = np.array([len(i) for i in ids], np.int32)
+    padded = np.array([i + [0] * (lengths.max() - len(i)) for i in ids], np.int32)
+    import jax
+
+    ours = jax.jit(lambda p, *x: encoder.encode(p, *x, field="query"))(params, padded, lengths)
+    want = theirs.encode(texts, prompt_name="query")
+    np.testing.assert_allclose(np.asarray(ours), want, atol=1e-5)
+
+
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(
+    data, uninterrupted, tmp_path
+):
+    """kill -9 while starting, between checkpoints, while one is written, and near the end."""
+    out = tmp_path / "out"
+    argv = arguments(data, out)
+
+    def run_until(condition) -> None:
+        process = start(argv)
+        while not condition() and process.poll() is None:
+            time.sleep(0.005)
+        assert process.poll() is None, process.communicate()
+        process.kill()
+        process.communicate()
+
+    def logged(step):
+        return lambda: any(line["step"] >= step for line in read_metrics(out / "metrics.jsonl"))
+
+    run_until(lambda: (out / "run.json").exists())
+    run_until(logged(3))
+    run_until(lambda: any(out.glob("checkpoint-4/*")))  # the encoder or the state, half written
+    run_until(logged(STEPS - 1))
+    finish(start(argv))
+    assert_same_bits(weights(out), weights(uninterrupted))
+    steps = [line["step"] for line in read_metrics(out / "metrics.jsonl")]
+    assert steps == list(range(1, STEPS + 1))  # no step is missing or logged twice
+    losses = [[r["loss"] for r in read_metrics(o / "metrics.jsonl")] for o in (out, uninterrupted)]
+    assert losses[0] == losses[1]
+
+
+def test_sigterm_saves_and_leaves(data, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    argv = arguments(data, out, "--save_steps", "1000")
+    process = start(argv)
+    while not (out / "metrics.jsonl").exists() or not read_metrics(out / "metrics.jsonl"):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process, code=143)
+    assert "stopped by SIGTERM and saved at step" in said
+    finish(start(argv))
+    assert_same_bits(weights(out), weights(uninterrupted))
+
+
+def test_continued_on_other_devices_the_batch_is_kept(data, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    argv = arguments(data, out)
+    finish(start([*argv, "--early_exit_steps", "4"]))
+    finish(start([*argv, "--fsdp", "2", "--sub_batch_size", "3"], devices=4))
+    for name, got in weights(out).items():
+        # Rounding of 4 steps of AdamW; rates of 1e-3 move a weight by up to 4e-3.
+        np.testing.assert_allclose(got, weights(uninterrupted)[name], atol=2e-5, err_msg=name)
+    process = start(argv, devices=3)
+    assert "batches of 8 queries, which 3 devices cannot share" in finish(process, code=2)
+
+
+def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        start(
+            arguments(data, tmp_path / "out"),
+            devices=4,
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(rank),
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        finish(process)
+    ours, want = (
+        [(r["loss"], r["grad_norm"]) for r in read_metrics(o / "metrics.jsonl")]
+        for o in (tmp_path / "out", uninterrupted)
+    )
+    np.testing.assert_allclose(ours[0], want[0], rtol=1e-6)  # same weights: rounding only
+    np.testing.assert_allclose(ours, want, rtol=1e-4)
+    for name, got in weights(tmp_path / "out").items():
+        np.testing.assert_allclose(got, weights(uninterrupted)[name], atol=2e-5, err_msg=name)
+
+
+def test_a_run_is_not_continued_with_other_settings(data, uninterrupted):
+    argv = arguments(data, uninterrupted, "--learning_rate", "1e-4")
+    with pytest.raises(InputError, match=r"holds a run with --learning_rate 0.001, now it is"):
+        train.main(argv)
+    tiny.save_bert(data / "wide", width=64)
+    run_file = uninterrupted / "run.json"
+    text = run_file.read_text()
+    try:
+        # As if the model's folder had been replaced by another under the same name.
+        run_file.write_text(text.replace(str(data / "bert"), str(data / "wide")))
+        with pytest.raises(InputError, match=r"holds another model: .* is \(\d+.*give another"):
+            train.main(arguments(data, uninterrupted, "--query_encoder", str(data / "wide")))
+    finally:
+        run_file.write_text(text)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
+    out = tmp_path / "out"
+    said = finish(start(arguments(data, out, "--learning_rate", "1e30")), code=1)
+    assert "error: step 3: loss nan" in said or "error: step 2: loss nan" in said
+    assert f"{data}/train.json:" in said and "lower --learning_rate" in said
+    assert "Traceback" not in said
+    assert {path.name for path in out.glob("checkpoint-*")} <= {"checkpoint-2"}
+
+
+BAD_INPUT = {
+    "missing file": (["--train_data", "nowhere.json"], "nowhere.json"),
+    "glob without match": (["--train_data", "llm-embedder:no-*.json"], "no-*.json"),
+    "missing corpus": (
+        ["--eval_data", "llm-embedder:test.json", "--corpus", "none.json"],
+        "--corpus none.json: there is no such file",
+    ),
+    "template": (
+        "--eval_data llm-embedder:test.json --corpus llm-embedder:corpus.json "
+        "--key_template {body}".split(),
+        "corpus.json:1: has no field 'body'",
+    ),
+    "no answers for nq": (
+        "--eval_data llm-embedder:test.json --corpus llm-embedder:corpus.json --metrics nq".split(),
+        "test.json:1: has no answers, which nq needs",
+    ),
+    "filters": (["--teacher_scores_min", "1e9"], "none of the 48 rows is left"),
+    "malformed": (["--train_data", "llm-embedder:malformed.json"], "malformed.json:2"),
+    "score count": (
+        ["--train_data", "llm-embedder:scores.json"],
+        "scores.json:1: teacher_scores has 1 values, pos + neg has 3",
+    ),
+    "no such model": (["--query_encoder", "./nowhere"], "./nowhere: no such folder"),
+    "nothing to train on": ([], "--train_data is missing: give the JSON-lines files"),
+}
+
+
+@pytest.mark.parametrize(("more", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, more, message):
+    row = '{"query": "w1", "pos": ["w2"], "neg": ["w3", "w4"]'
+    (data / "malformed.json").write_text(f"{row}}}\n{row}\n")
+    (data / "scores.json").write_text(f'{row}, "teacher_scores": [1.0]}}\n')
+    argv = arguments(data, tmp_path / "out", *more)
+    if not more:
+        at = argv.index("--train_data")
+        del argv[at : at + 2]
+    with pytest.raises(InputError) as error:
+        train.main(argv)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_exit_code_of_bad_input(data, tmp_path):
+    said = finish(start(arguments(data, tmp_path / "out", "--metrics", "map")), code=2)
+    assert said == "error: --metrics map: choose from mrr, recall, ndcg, nq\n"
+
+
+def test_bad_rows_can_be_skipped(data, tmp_path):
+    lines = (data / "train.json").read_text().splitlines()
+    lines[3] = '{"query": "w1"'
+    lines[5] = '{"pos": ["w1"], "neg": ["w2"]}'
+    (data / "dirty.json").write_text("\n".join(lines))
+    dirty = ["--train_data", "llm-embedder:dirty.json", "--max_steps", "1"]
+    with pytest.raises(InputError, match=r"dirty.json:6"):
+        train.main(arguments(data, tmp_path / "out", *dirty, "--max_bad_rows", "1"))
+    out = tmp_path / "out"
+    said = finish(start(arguments(data, out, *dirty, "--max_bad_rows", "2")))
+    bad = [json.loads(line) for line in (out / "bad_rows.jsonl").open()]
+    assert [row["line"] for row in bad] == [4, 6]
+    assert "bad_rows.jsonl" in said

@@ -1,0 +1,62 @@
+"""A BERT small enough for tests, and texts and batches for it."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from llme_jax.data.batch import Batch
+
+WORDS = [f"w{i}" for i in range(200)]
+
+
+def save_bert(folder: Path, *, dropout: float = 0.0, seed: int = 0, width: int = 32) -> Path:
+    """Writes a Hugging Face folder: 2 layers, random weights, one token a word of WORDS."""
+    folder.mkdir(parents=True)
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=0.2,  # texts are far apart, so that losses have something to say
+    )
+    torch.manual_seed(seed)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def random_batch(
+    num_queries: int, group: int, seed: int = 0, query_length: int = 12, key_length: int = 16
+) -> Batch:
+    """Texts of all lengths, teacher scores for three rows of four, keys that repeat."""
+    rng = np.random.default_rng(seed)
+
+    def texts(count, width):
+        ids = rng.integers(5, 5 + len(WORDS), (count, width), dtype=np.int32)
+        lengths = rng.integers(2, width + 1, count, dtype=np.int32)
+        return np.where(np.arange(width) < lengths[:, None], ids, 0).astype(np.int32), lengths
+
+    names = rng.integers(0, num_queries * group * 2, num_queries * group)
+    key_hash = np.stack([names, names * 7], 1).astype(np.uint32)
+    has_scores = np.arange(num_queries) % 4 != 1
+    scores = rng.normal(size=(num_queries, group)).astype(np.float32)
+    return Batch(
+        *texts(num_queries, query_length),
+        *texts(num_queries * group, key_length),
+        np.where(has_scores[:, None], scores, 0).astype(np.float32),
+        has_scores,
+        key_hash,
+        key_hash.reshape(num_queries, group, 2)[:, :1],
+    )
+
+
+def text(rng: np.random.Generator, least: int = 2, most: int = 12) -> str:
+    return " ".join(rng.choice(WORDS, rng.integers(least, most + 1)))
