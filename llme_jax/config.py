@@ -12,6 +12,7 @@ from typing import Literal
 from llme_jax.errors import InputError
 
 METRICS = ("mrr", "recall", "ndcg", "nq")
+NQ_CUTOFFS = (1, 5, 10, 20, 100)  # where nq measures answer recall, whatever --cutoffs says
 POOLINGS = ("cls", "mean", "dense")
 
 
@@ -244,6 +245,13 @@ def validate(config: Config) -> None:
     if loss.contrastive_weight <= 0 and loss.distill_weight <= 0 and not data.use_train_config:
         raise InputError(
             "--contrastive_weight and --distill_weight are both 0: give at least one a weight"
+        )
+    names = [f"{metric}@{cutoff}" for metric in ev.metrics for cutoff in ev.cutoffs]
+    names = [name for name in names if not name.startswith("nq@")]
+    names += [f"answer_recall@{cutoff}" for cutoff in NQ_CUTOFFS if "nq" in ev.metrics]
+    if train.metric_for_best_model not in (None, *names):
+        raise InputError(
+            f"--metric_for_best_model {train.metric_for_best_model}: choose from {', '.join(names)}"
         )
     if data.eval_data and not data.corpus:
         raise InputError("--eval_data needs --corpus, the passages that are searched")

@@ -38,11 +38,13 @@ def train(config: Config) -> int:
 
     # 1. Read and check everything before anything is written or compiled.
     folder = RunFolder(settings.output_dir)
+    folder.check_settings(config)
     mesh = sharding.make_mesh(settings.fsdp)
     global_batch = folder.global_batch(config, mesh.size)
     encoder, params, tokenizer = load_dual_encoder(
         config.encoder, remat=settings.gradient_checkpointing
     )
+    encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
     data = prepare(
         config.data,
         config.loss,
@@ -50,9 +52,9 @@ def train(config: Config) -> int:
         seed=settings.seed,
         bad_rows_path=folder.path / "bad_rows.jsonl",
     )
+    folder.check_rows(data.sizes)
     plan = Plan(tuple(data.sizes), global_batch, config.data.inbatch_same_dataset, settings.seed)
     evaluator = Evaluator(config, tokenizer, encoder, mesh) if config.data.eval_data else None
-    folder.check(config, data.sizes)
 
     # 2. The schedule.
     accumulation = settings.gradient_accumulation_steps

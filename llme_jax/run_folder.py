@@ -48,25 +48,27 @@ class RunFolder:
             )
         return size
 
-    def check(self, config: Config, rows: list[int]) -> None:
-        """Refuses to continue a run whose training would differ.
-
-        Args:
-            rows: training rows of every dataset, after filters.
+    def check_settings(self, config: Config) -> None:
+        """Refuses to continue a run with settings that train something else.
 
         Raises:
             InputError: names the first setting that changed, with both values.
         """
-        if self.previous is None:
-            return
         now = json.loads(json.dumps(config.flat()))
-        for name, before in self.previous["settings"].items():
+        for name, before in (self.previous or {}).get("settings", {}).items():
             if name not in CHANGEABLE and now.get(name) != before:
                 raise InputError(
                     f"{self.path} holds a run with --{name} {before}, now it is {now.get(name)}: "
                     "give another --output_dir, or the old value to continue"
                 )
-        if self.previous["rows"] != rows:
+
+    def check_rows(self, rows: list[int]) -> None:
+        """Refuses to continue a run when its datasets, after filters, have other sizes.
+
+        Raises:
+            InputError: names both sizes.
+        """
+        if self.previous and self.previous["rows"] != rows:
             raise InputError(
                 f"{self.path} holds a run on {sum(self.previous['rows'])} training rows, now there "
                 f"are {sum(rows)}: the data changed, give another --output_dir"

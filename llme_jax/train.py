@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     logger = logging.getLogger("llme_jax")
     logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
     with logging_redirect_tqdm([logger]):
         return train(config)
 

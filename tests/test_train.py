@@ -24,6 +24,10 @@ from llme_jax.telemetry import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
+EVALUATION = [
+    *("--eval_data", "llm-embedder:test.json", "--corpus", "llm-embedder:corpus.json"),
+    *("--eval_steps", "4", "--cutoffs", "1", "10"),
+]
 
 
 def write_lines(path: Path, rows: list[dict]) -> Path:
@@ -121,9 +125,8 @@ def uninterrupted(data):
 
 def test_a_run_with_evaluation(data, tmp_path):
     out = tmp_path / "out"
-    evaluation = "--eval_data llm-embedder:test.json --corpus llm-embedder:corpus.json".split()
-    evaluation += "--eval_on_start --save_total_limit 1 --eval_steps 4 --cutoffs 1 10".split()
-    said = finish(start(arguments(data, out, *evaluation)))
+    more = "--eval_on_start --save_total_limit 1 --report_to tensorboard".split()
+    said = finish(start(arguments(data, out, *EVALUATION, *more)))
 
     lines = read_metrics(out / "metrics.jsonl")
     steps = [line for line in lines if "loss" in line]
@@ -139,6 +142,7 @@ def test_a_run_with_evaluation(data, tmp_path):
     # The table, the curves, and the best and the newest checkpoint only.
     assert f"step 0  step {STEPS}" in said and f"encoder: {out}/checkpoint-{STEPS}/encoder" in said
     assert (out / "curves.png").stat().st_size > 10_000
+    assert any(out.glob("events.out.tfevents.*"))
     best = max(evaluations[1:], key=lambda line: line["eval_ndcg@10"])["step"]
     assert (out / "best").resolve().name == f"checkpoint-{best}"
     kept = {path.name for path in out.glob("checkpoint-*")}
@@ -229,7 +233,7 @@ def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):
         port = probe.getsockname()[1]
     processes = [
         start(
-            arguments(data, tmp_path / "out"),
+            arguments(data, tmp_path / "out", *EVALUATION),
             devices=4,
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES="2",
@@ -240,9 +244,11 @@ def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):
     for process in processes:
         finish(process)
     ours, want = (
-        [(r["loss"], r["grad_norm"]) for r in read_metrics(o / "metrics.jsonl")]
+        [(r["loss"], r["grad_norm"]) for r in read_metrics(o / "metrics.jsonl") if "loss" in r]
         for o in (tmp_path / "out", uninterrupted)
     )
+    evaluated = [r["step"] for r in read_metrics(tmp_path / "out/metrics.jsonl") if "loss" not in r]
+    assert evaluated == [4, 8] and (tmp_path / "out/best").exists()
     np.testing.assert_allclose(ours[0], want[0], rtol=1e-6)  # same weights: rounding only
     np.testing.assert_allclose(ours, want, rtol=1e-4)
     for name, got in weights(tmp_path / "out").items():
@@ -296,6 +302,7 @@ BAD_INPUT = {
         ["--train_data", "llm-embedder:scores.json"],
         "scores.json:1: teacher_scores has 1 values, pos + neg has 3",
     ),
+    "too long": (["--key_max_length", "65"], "--key_max_length 65: the encoder has 64 positions"),
     "no such model": (["--query_encoder", "./nowhere"], "./nowhere: no such folder"),
     "nothing to train on": ([], "--train_data is missing: give the JSON-lines files"),
 }

@@ -44,6 +44,22 @@ class DualEncoder:
         """D, the width of the embeddings."""
         return self.query_config.hidden_size
 
+    def check_lengths(self, query_max_length: int, key_max_length: int) -> None:
+        """Refuses limits beyond the encoders' position tables.
+
+        Raises:
+            InputError: names the flag and the largest value it can have.
+        """
+        for flag, wanted, config in (
+            ("--query_max_length", query_max_length, self.query_config),
+            ("--key_max_length", key_max_length, self.key_config),
+        ):
+            if wanted > config.max_length:
+                raise InputError(
+                    f"{flag} {wanted}: the encoder has {config.max_length} positions, give "
+                    f"{config.max_length} or less"
+                )
+
     def encode(
         self,
         params: dict,

@@ -46,6 +46,9 @@ def encode(
     params = jax.tree.map(
         lambda x: x if isinstance(x, jax.Array) else to_mesh(x, replicated(mesh)), params
     )
+    desc = "encoding queries" if field == "query" else "encoding keys"
+    if encoder.tied:
+        field = "key"  # the same for both, so one program serves queries and keys
     forward = partial(_forward, params, encoder=encoder, field=field, result=replicated(mesh))
 
     lengths = store.lengths
@@ -55,7 +58,8 @@ def encode(
     # last batch are the cheapest.
     order = np.argsort(-lengths, kind="stable")
     embeddings, pending, start = None, deque(), 0
-    bar = tqdm(total=len(order), desc=f"Encoding {field}", disable=jax.process_index() != 0)
+    quiet = jax.process_index() != 0
+    bar = tqdm(total=len(order), desc=desc, unit=" texts", leave=False, disable=quiet)
     while start < len(order):
         width = bucket(int(lengths[order[start]]), longest)
         rows = _rows(batch_size, width, len(order), mesh)

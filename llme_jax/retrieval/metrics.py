@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-ANSWER_CUTOFFS = (1, 5, 10, 20, 100)
+from llme_jax.config import NQ_CUTOFFS
 
 
 def ranking_metrics(
@@ -88,13 +88,13 @@ def answer_recall(
     ranks = np.array(
         [_first_answer(row, accepted, text) for row, accepted in zip(ids, answers, strict=True)]
     )
-    return {f"answer_recall@{k}": float((ranks < k).mean()) for k in ANSWER_CUTOFFS}
+    return {f"answer_recall@{k}": float((ranks < k).mean()) for k in NQ_CUTOFFS}
 
 
 def _first_answer(row, accepted: Sequence[str], text: Callable[[int], str]) -> int | float:
     """Rank, from 0, of the first passage with an answer; infinite when there is none."""
     runs = [_token_run(answer) for answer in accepted]
-    for rank, i in enumerate(row[: max(ANSWER_CUTOFFS)]):
+    for rank, i in enumerate(row[: max(NQ_CUTOFFS)]):
         if i >= 0 and _contains(_token_run(text(int(i))), runs):
             return rank
     return np.inf
