@@ -3,10 +3,11 @@
     python benchmarks/train_step.py            # MiniLM's shape on CPU, BERT-base's on GPU
     python benchmarks/train_step.py --model BAAI/bge-base-en --queries 64
 
-Both get the same weights, the same token ids and the same loss (contrastive over B x N keys), in
-the same precision (fp32 on CPU; bf16 compute with fp32 weights on GPU), both clip at 1.0 and apply
-AdamW. Blocks of steps alternate, A B A B, so that a drifting machine is fair to both; the table
-gives the median block of each and the ratio pair by pair.
+Both get the same weights, the same texts and the same loss (contrastive over B x N keys); torch
+gets them padded to the longest, as the reference's collator does, ours are cut into blocks of
+similar length, as in training. Both compute in the same precision (fp32 on CPU; bf16 with fp32
+weights on GPU), clip at 1.0 and apply AdamW. Runs of some steps alternate, A B A B, so that a
+drifting machine is fair to both; the table gives the medians and the ratio pair by pair.
 """
 
 import argparse
@@ -24,10 +25,11 @@ import transformers
 
 from llme_jax import sharding
 from llme_jax.config import EncoderConfig, LossConfig, TrainConfig
-from llme_jax.data.batch import Batch
+from llme_jax.data.batch import Batch, cut_texts, plain_texts
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.optim import make_optimizer
 from llme_jax.step import init_state, make_step
+from llme_jax.telemetry import count
 
 SHAPES = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12},
@@ -86,8 +88,8 @@ def make_batch(args) -> Batch:
 
     hashes = np.arange(2 * keys, dtype=np.uint32).reshape(keys, 2)
     return Batch(
-        *texts(args.queries, args.query_length),
-        *texts(keys, args.key_length),
+        plain_texts(*texts(args.queries, args.query_length)),
+        plain_texts(*texts(keys, args.key_length)),
         np.zeros((args.queries, args.group), np.float32),
         np.zeros(args.queries, bool),
         hashes,
@@ -136,7 +138,9 @@ def jax_step(model: str, batch: Batch, args) -> tuple[Step, float]:
     shardings = sharding.state_sharding(mesh, abstract)
     state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
     step = make_step(encoder, optimizer, devices=mesh.size, chunk=None, seed=0, shardings=shardings)
-    on_mesh = sharding.batch_to_mesh(mesh, batch)
+    query, key = (cut_texts(*t.ids, *t.lengths, mesh.size) for t in (batch.query, batch.key))
+    ours = batch._replace(query=query, key=key)
+    on_mesh = sharding.batch_to_mesh(mesh, ours)
     loss = LossConfig(contrastive_weight=1.0, distill_weight=0.0)
     holder = {"state": state}
 
@@ -150,7 +154,7 @@ def jax_step(model: str, batch: Batch, args) -> tuple[Step, float]:
         leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if "kernel" in sharding.path_name(path)
     )  # fmt: skip
-    lengths = np.concatenate([batch.query_lengths, batch.key_lengths]).astype(float)
+    lengths = np.concatenate([*batch.query.lengths, *batch.key.lengths]).astype(float)
     flops = 3 * (2 * linear * lengths.sum() + 4 * width * layers * (lengths**2).sum())
     return Step(run, lambda: jax.block_until_ready(holder["metrics"])), flops
 
@@ -176,7 +180,7 @@ def torch_step(model: str, batch: Batch, args) -> Step:
             "attention_mask": torch.tensor(mask, dtype=torch.long, device=device),
         }
 
-    query, key = inputs(*batch[:2]), inputs(*batch[2:4])
+    query, key = (inputs(*texts.ids, *texts.lengths) for texts in batch[:2])
     target = torch.arange(args.queries, device=device) * args.group
 
     def run():
@@ -193,7 +197,7 @@ def torch_step(model: str, batch: Batch, args) -> Step:
 
 
 def report(args, batch: Batch, blocks: dict[str, list[float]], flops: float) -> None:
-    tokens = int(batch.query_lengths.sum() + batch.key_lengths.sum())
+    _, tokens, slots = count(batch, 1)
     kind = jax.devices()[0].device_kind
     peak = next((value for name, value in PEAK_FLOPS.items() if name in kind), None)
     ratios = [b / a for a, b in zip(blocks["llme_jax"], blocks["torch"], strict=True)]
@@ -205,7 +209,7 @@ def report(args, batch: Batch, blocks: dict[str, list[float]], flops: float) -> 
             "transformers": transformers.__version__,
         },
         "arguments": vars(args),
-        "padding": 1 - tokens / (batch.query_ids.size + batch.key_ids.size),
+        "padding": 1 - tokens / slots,
         "seconds": blocks,
         "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
     }

@@ -54,6 +54,7 @@ def train(config: Config) -> int:
     )
     folder.check_rows(data.sizes)
     plan = Plan(tuple(data.sizes), global_batch, config.data.inbatch_same_dataset, settings.seed)
+    data.settle_widths(plan, mesh.size)
     evaluator = Evaluator(config, tokenizer, encoder, mesh) if config.data.eval_data else None
 
     # 2. The schedule.
@@ -148,7 +149,7 @@ def _inputs(
     rows = sharding.local_rows(mesh, global_batch)
     for step in steps:
         plans = [plan(step * accumulation + i) for i in range(accumulation)]
-        local = [data.assemble(planned, rows) for planned in plans]
+        local = [data.assemble(planned, mesh.size, rows) for planned in plans]
         counts = [count(batch, jax.process_count()) for batch in local]
         batches = [sharding.batch_to_mesh(mesh, batch) for batch in local]
         yield StepInput(batches, [data.recipe(p.dataset) for p in plans], plans, counts)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax import losses
 from llme_jax.config import LossConfig
-from llme_jax.data.batch import Batch
+from llme_jax.data.batch import Batch, Texts
 from llme_jax.models.dropout import DropoutKey
 from llme_jax.models.dual_encoder import DualEncoder
 
@@ -94,21 +94,28 @@ def batch_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """Loss of one global batch, and its parts."""
 
-    def encode(ids, lengths, field):
-        drop = None
-        if dropout_key is not None:
-            drop = DropoutKey(dropout_key, jnp.arange(len(ids), dtype=jnp.int32))
-        return encode_in_chunks(
-            *(encoder, params, ids, lengths),
-            field=field,
-            dropout_key=drop,
-            devices=devices,
-            chunk=chunk,
-        )
+    def encode(texts: Texts, field: str):
+        # A text's dropout follows its number, not the row of the block where it stands.
+        numbers = jnp.zeros_like(texts.place).at[texts.place].set(jnp.arange(len(texts.place)))
+        blocks, start = [], 0
+        for ids, lengths in zip(texts.ids, texts.lengths, strict=True):
+            drop = None
+            if dropout_key is not None:
+                drop = DropoutKey(dropout_key, numbers[start : start + len(ids)])
+            blocks.append(
+                encode_in_chunks(
+                    *(encoder, params, ids, lengths),
+                    field=field,
+                    dropout_key=drop,
+                    devices=devices,
+                    chunk=chunk,
+                )
+            )
+            start += len(ids)
+        return jnp.concatenate(blocks).at[texts.place].get(unique_indices=True)
 
-    query = encode(batch.query_ids, batch.query_lengths, "query")
-    key = encode(batch.key_ids, batch.key_lengths, "key")
-    inputs = (query, key, *batch[4:])
+    query, key = encode(batch.query, "query"), encode(batch.key, "key")
+    inputs = (query, key, *batch[2:])
     of_batch = partial(losses.total, loss=loss, dense_metric=encoder.metric)
     if loss.negative_cross_device or devices == 1:
         return of_batch(*inputs)

@@ -108,9 +108,9 @@ class Throughput:
 
 def count(batch: Batch, processes: int) -> tuple[int, int, int]:
     """Queries, tokens and token slots of a batch; other processes count as much as this one."""
-    tokens = int(batch.query_lengths.sum() + batch.key_lengths.sum())
-    slots = batch.query_ids.size + batch.key_ids.size
-    return processes * len(batch.query_lengths), processes * tokens, processes * slots
+    tokens = sum(int(x.sum()) for texts in (batch.query, batch.key) for x in texts.lengths)
+    slots = sum(x.size for texts in (batch.query, batch.key) for x in texts.ids)
+    return processes * len(batch.query.place), processes * tokens, processes * slots
 
 
 class StepInput(NamedTuple):
@@ -158,12 +158,13 @@ class Recorder:
         """Whether a step of these shapes and losses is new; says so."""
         new = False
         for batch, recipe in zip(item.batches, item.recipes, strict=True):
-            program = (batch.query_ids.shape, batch.key_ids.shape, recipe)
+            shapes = [[x.shape for x in texts.ids] for texts in (batch.query, batch.key)]
+            program = (str(shapes), recipe)
             if program not in self._compiled:
                 new = True
                 self._compiled.add(program)
-                shapes = ["x".join(map(str, shape)) for shape in program[:2]]
-                logger.info("compiled the step for queries %s and keys %s", *shapes)
+                described = [" + ".join("x".join(map(str, s)) for s in f) for f in shapes]
+                logger.info("compiled the step for queries %s and keys %s", *described)
         return new
 
     def finish(self, bar) -> None:
@@ -177,7 +178,8 @@ class Recorder:
         step, item, metrics = self._pending
         self._pending = None
         values = {"loss": float(metrics.loss)}
-        values |= {f"loss_{name}": float(part) for name, part in metrics.parts.items()}
+        if len(metrics.parts) > 1:
+            values |= {f"loss_{name}": float(part) for name, part in metrics.parts.items()}
         grad_norm = float(metrics.grad_norm)
         if not (math.isfinite(values["loss"]) and math.isfinite(grad_norm)):
             rows = [row for planned in item.plans for row in self._data.describe(planned)]

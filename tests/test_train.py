@@ -116,6 +116,15 @@ def assert_same_bits(a: dict, b: dict) -> None:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+def assert_same_to_rounding(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        if name.endswith("self.key.bias"):
+            continue  # its true gradient is 0, AdamW scales up what rounding leaves of it
+        # At a rate of 1e-3 the steps move a weight by up to 4e-3, rounding by under 1e-5.
+        np.testing.assert_allclose(a[name], b[name], atol=2e-5, err_msg=name)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(data):
     output_dir = data / "uninterrupted"
@@ -220,9 +229,7 @@ def test_continued_on_other_devices_the_batch_is_kept(data, uninterrupted, tmp_p
     argv = arguments(data, out)
     finish(start([*argv, "--early_exit_steps", "4"]))
     finish(start([*argv, "--fsdp", "2", "--sub_batch_size", "3"], devices=4))
-    for name, got in weights(out).items():
-        # Rounding of 4 steps of AdamW; rates of 1e-3 move a weight by up to 4e-3.
-        np.testing.assert_allclose(got, weights(uninterrupted)[name], atol=2e-5, err_msg=name)
+    assert_same_to_rounding(weights(out), weights(uninterrupted))
     process = start(argv, devices=3)
     assert "batches of 8 queries, which 3 devices cannot share" in finish(process, code=2)
 
@@ -251,8 +258,7 @@ def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):
     assert evaluated == [4, 8] and (tmp_path / "out/best").exists()
     np.testing.assert_allclose(ours[0], want[0], rtol=1e-6)  # same weights: rounding only
     np.testing.assert_allclose(ours, want, rtol=1e-4)
-    for name, got in weights(tmp_path / "out").items():
-        np.testing.assert_allclose(got, weights(uninterrupted)[name], atol=2e-5, err_msg=name)
+    assert_same_to_rounding(weights(tmp_path / "out"), weights(uninterrupted))
 
 
 def test_a_run_is_not_continued_with_other_settings(data, uninterrupted):
@@ -296,7 +302,10 @@ BAD_INPUT = {
         "--eval_data llm-embedder:test.json --corpus llm-embedder:corpus.json --metrics nq".split(),
         "test.json:1: has no answers, which nq needs",
     ),
-    "filters": (["--teacher_scores_min", "1e9"], "none of the 48 rows is left"),
+    "filters": (
+        ["--train_data", "llm-embedder:low.json", "--teacher_scores_min", "1"],
+        "low.json: none of the 1 rows is left, dropped are 1 by teacher_scores_min",
+    ),
     "malformed": (["--train_data", "llm-embedder:malformed.json"], "malformed.json:2"),
     "score count": (
         ["--train_data", "llm-embedder:scores.json"],
@@ -312,6 +321,7 @@ BAD_INPUT = {
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, tmp_path, more, message):
     row = '{"query": "w1", "pos": ["w2"], "neg": ["w3", "w4"]'
     (data / "malformed.json").write_text(f"{row}}}\n{row}\n")
+    (data / "low.json").write_text(f'{row}, "teacher_scores": [0.5, 0.2, 0.1]}}\n')
     (data / "scores.json").write_text(f'{row}, "teacher_scores": [1.0]}}\n')
     argv = arguments(data, tmp_path / "out", *more)
     if not more:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from llme_jax.data.batch import Batch
+from llme_jax.data.batch import Batch, cut_texts, plain_texts
 
 WORDS = [f"w{i}" for i in range(200)]
 
@@ -49,13 +49,20 @@ def random_batch(
     has_scores = np.arange(num_queries) % 4 != 1
     scores = rng.normal(size=(num_queries, group)).astype(np.float32)
     return Batch(
-        *texts(num_queries, query_length),
-        *texts(num_queries * group, key_length),
+        plain_texts(*texts(num_queries, query_length)),
+        plain_texts(*texts(num_queries * group, key_length)),
         np.where(has_scores[:, None], scores, 0).astype(np.float32),
         has_scores,
         key_hash,
         key_hash.reshape(num_queries, group, 2)[:, :1],
     )
+
+
+def in_blocks(batch: Batch, devices: int) -> Batch:
+    """The same batch, cut into blocks as the training data does it."""
+
+    query, key = (cut_texts(*t.ids, *t.lengths, devices) for t in (batch.query, batch.key))
+    return batch._replace(query=query, key=key)
 
 
 def text(rng: np.random.Generator, least: int = 2, most: int = 12) -> str:

@@ -1,7 +1,7 @@
 """Training data: files -> stores -> rows that survive the filters -> batches of token ids."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,15 +9,17 @@ import numpy as np
 from numpy import ndarray
 
 from llme_jax.config import DataConfig, LossConfig
-from llme_jax.data.batch import Batch
+from llme_jax.data.batch import Batch, Blocks, Texts, fits, places
 from llme_jax.data.dataset import Dataset, make_dataset
 from llme_jax.data.instructions import RECIPES
-from llme_jax.data.plan import PlannedBatch
+from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.rows import BadRows, expand_paths
 from llme_jax.data.select import select_keys
 from llme_jax.data.tokens import bucket, cache_dir, fingerprint
 from llme_jax.data.train_store import TrainStore, open_store
 from llme_jax.errors import InputError
+
+SAMPLED_BATCHES = 64  # how many decide the widths of blocks
 
 
 class _Chosen(NamedTuple):
@@ -64,6 +66,7 @@ class TrainData:
         )
         most = max(int(d.store.rows.n_pos[d.rows].max()) for d in datasets)
         self._usual_positives = min(8, _power_of_two(max(1, most)))
+        self._widths: dict[int | None, tuple[list[int], list[int]]] = {}
 
     def recipe(self, dataset: int | None) -> LossConfig:
         """The losses of a batch from one dataset, or of a mixed one (None)."""
@@ -77,31 +80,96 @@ class TrainData:
                 out[i] = f"{dataset.path}:{line}"
         return out
 
-    def assemble(self, planned: PlannedBatch, positions: slice = slice(None)) -> Batch:
-        """The batch of the planned rows, or only of its `positions` (in ascending order).
+    def settle_widths(self, plan: Plan, devices: int) -> None:
+        """Chooses the widths of the blocks that batches of a dataset are padded to.
 
-        Widths come from the whole batch, so that all hosts agree on them.
+        They come from the first batches of the plan, so that nearly all batches fit: a step is
+        compiled once or twice a dataset, whatever the lengths of its texts.
         """
-        chosen = [
+        longest: dict[int | None, list[ndarray]] = {}
+        for step in range(min(SAMPLED_BATCHES, plan.steps_per_epoch)):
+            planned = plan(step)
+            seen = [np.array(b.longest) for b in self._blocks(self._choose(planned), devices)]
+            known = longest.get(planned.dataset, seen)
+            longest[planned.dataset] = [np.maximum(x, y) for x, y in zip(known, seen, strict=True)]
+        self._widths = {dataset: self._buckets(*both) for dataset, both in longest.items()}
+
+    def assemble(
+        self, planned: PlannedBatch, devices: int = 1, positions: slice = slice(None)
+    ) -> Batch:
+        """The batch of the planned rows, or only of its `positions`, those of some devices.
+
+        How texts are spread over blocks, and the widths of these, come from the whole batch, so
+        that all hosts agree on them.
+
+        Args:
+            devices: how many share the whole batch.
+        """
+        chosen = self._choose(planned)
+        blocks = self._blocks(chosen, devices)
+        widths = self._fitting_widths(planned.dataset, *blocks)
+        positives = max(int(c.num_positives().max()) for c in chosen)
+        num_positives = max(self._usual_positives, _power_of_two(positives))
+
+        size = len(planned.rows)
+        start, stop, _ = positions.indices(size)
+        local = [c.of(np.arange(start, stop)) for c in chosen]
+        parts = [_targets(c, num_positives) for c in local]
+        order = np.argsort(np.concatenate([c.at for c in local]))
+        scores, has_scores, key_hash, positive_hash = (
+            np.concatenate(field)[order] for field in zip(*parts, strict=True)
+        )
+        owned = slice(start * devices // size, stop * devices // size)
+        group = key_hash.shape[1]
+        query = self._texts(chosen, "queries", blocks[0], widths[0], owned)
+        key = self._texts(chosen, "keys", blocks[1], widths[1], owned)
+        query = query._replace(place=query.place[start:stop])
+        key = key._replace(place=key.place[start * group : stop * group])
+        return Batch(query, key, scores, has_scores, key_hash.reshape(-1, 2), positive_hash)
+
+    def _texts(
+        self, chosen: list[_Chosen], field: str, blocks: Blocks, widths: Sequence[int], owned: slice
+    ) -> Texts:
+        """The part of every block that the `owned` devices hold, and all places."""
+        cut = blocks.cut(widths)
+        parts = [
+            _padded(chosen, field, block[owned].ravel(), width, self._pad_id)
+            for block, width in cut
+        ]
+        return Texts(*map(tuple, zip(*parts, strict=True)), places([block for block, _ in cut]))
+
+    def _choose(self, planned: PlannedBatch) -> list[_Chosen]:
+        return [
             _Chosen(d.store, at, rows, self._select(d, rows, planned.rows[at], planned.epoch))
             for d, at, rows in self._by_dataset(planned)
         ]
-        longest_query = max(c.store.queries.lengths_of(c.rows).max() for c in chosen)
-        longest_key = max(c.store.keys.lengths_of(c.texts()).max() for c in chosen)
-        positives = max(int(c.num_positives().max()) for c in chosen)
-        widths = (
-            bucket(longest_query, self._data.query_max_length),
-            bucket(longest_key, self._data.key_max_length),
-            max(self._usual_positives, _power_of_two(positives)),
+
+    def _blocks(self, chosen: list[_Chosen], devices: int) -> tuple[Blocks, Blocks]:
+        size = sum(len(c.at) for c in chosen)
+        queries = np.empty(size, np.int64)
+        keys = np.empty((size, chosen[0].keys.shape[1]), np.int64)
+        for c in chosen:
+            queries[c.at] = c.store.queries.lengths_of(c.rows)
+            keys[c.at] = c.store.keys.lengths_of(c.texts())
+        return Blocks(queries, devices), Blocks(keys, devices)
+
+    def _buckets(self, queries: Sequence[int], keys: Sequence[int]) -> tuple[list[int], list[int]]:
+        data = self._data
+        return (
+            [bucket(int(n), data.query_max_length) for n in queries],
+            [bucket(int(n), data.key_max_length) for n in keys],
         )
-        local = [c.of(np.arange(len(planned.rows))[positions]) for c in chosen]
-        parts = [_gather(c, *widths, self._pad_id) for c in local]
-        order = np.argsort(np.concatenate([c.at for c in local]))
-        batch = Batch(*(np.concatenate(field)[order] for field in zip(*parts, strict=True)))
-        return batch._replace(
-            key_ids=batch.key_ids.reshape(-1, widths[1]),
-            key_lengths=batch.key_lengths.reshape(-1),
-            key_hash=batch.key_hash.reshape(-1, 2),
+
+    def _fitting_widths(
+        self, dataset: int | None, queries: Blocks, keys: Blocks
+    ) -> tuple[list[int], list[int]]:
+        settled = self._widths.get(dataset) or self._buckets(queries.longest, keys.longest)
+        if fits(queries.longest, settled[0]) and fits(keys.longest, settled[1]):
+            return settled
+        data = self._data  # one more program serves all batches that do not fit
+        return (
+            [data.query_max_length] * len(queries.longest),
+            [data.key_max_length] * len(keys.longest),
         )
 
     def _by_dataset(self, planned: PlannedBatch) -> Iterator[tuple[Dataset, ndarray, ndarray]]:
@@ -166,28 +234,35 @@ def _check_one_recipe(datasets: list[Dataset]) -> None:
             )
 
 
-def _gather(
-    chosen: _Chosen, query_width: int, key_width: int, num_positives: int, pad_id: int
-) -> Batch:
-    """The rows of one dataset as a batch, its key fields still [b, N, ...]."""
+def _padded(
+    chosen: list[_Chosen], field: str, numbers: ndarray, width: int, pad_id: int
+) -> tuple[ndarray, ndarray]:
+    """Token ids [n, width] and lengths [n] of the batch's texts with these numbers."""
+    ids = np.empty((len(numbers), width), np.int32)
+    lengths = np.empty(len(numbers), np.int32)
+    for c in chosen:
+        texts = c.texts() if field == "keys" else c.rows[:, None]
+        row, column = np.divmod(numbers, texts.shape[1])
+        mine = np.isin(row, c.at)
+        # c.at is ascending, so its entries are found by bisection.
+        picked = texts[np.searchsorted(c.at, row[mine]), column[mine]]
+        ids[mine], lengths[mine] = getattr(c.store, field).padded(picked, width, pad_id)
+    return ids, lengths
+
+
+def _targets(chosen: _Chosen, num_positives: int) -> tuple[ndarray, ...]:
+    """Teacher scores, whether there are any, identities of keys and of known positives."""
     store, rows, keys = chosen.store, chosen.rows, chosen.keys
-    texts = chosen.texts()
-    query_ids, query_lengths = store.queries.padded(rows, query_width, pad_id)
-    key_ids, key_lengths = store.keys.padded(texts.ravel(), key_width, pad_id)
     scores = store.scores[store.entries(rows, keys)]
     has_scores = ~np.isnan(store.rows.highest[rows])
     column = np.arange(num_positives)
     listed = column < store.rows.n_pos[rows][:, None]
     positives = store.entries(rows, np.where(listed, column, keys[:, :1]))
-    return Batch(
-        query_ids=query_ids,
-        query_lengths=query_lengths,
-        key_ids=key_ids.reshape(*keys.shape, key_width),
-        key_lengths=key_lengths.reshape(keys.shape),
-        teacher_scores=np.where(has_scores[:, None], scores, 0).astype(np.float32),
-        has_scores=has_scores,
-        key_hash=_halves(store.key_hash[texts]),
-        positive_hash=_halves(store.key_hash[store.candidates[positives]]),
+    return (
+        np.where(has_scores[:, None], scores, 0).astype(np.float32),
+        has_scores,
+        _halves(store.key_hash[chosen.texts()]),
+        _halves(store.key_hash[store.candidates[positives]]),
     )
 
 

@@ -5,7 +5,9 @@ import logging
 import os
 import random
 from hashlib import blake2b
+from itertools import pairwise
 
+import jax
 import numpy as np
 import pytest
 
@@ -42,6 +44,30 @@ def _hash(text: str) -> list[int]:
     return [value & 0xFFFFFFFF, value >> 32]
 
 
+def _in_order(texts) -> tuple[np.ndarray, np.ndarray]:
+    """Ids, padded to the widest block, and lengths, in the order of the texts."""
+    width = max(block.shape[1] for block in texts.ids)
+    ids = np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in texts.ids])
+    return ids[texts.place], np.concatenate(texts.lengths)[texts.place]
+
+
+def _assert_same(one, other):
+    """Two batches with the same texts and targets, however their blocks are cut."""
+    for a, b in zip((one.query, one.key), (other.query, other.key), strict=True):
+        for x, y in zip(_in_order(a), _in_order(b), strict=True):
+            width = max(x.shape[-1], y.shape[-1]) if x.ndim == 2 else 0
+            pads = [(0, 0), (0, width - x.shape[-1])], [(0, 0), (0, width - y.shape[-1])]
+            x, y = (np.pad(v, p) if width else v for v, p in zip((x, y), pads, strict=True))
+            np.testing.assert_array_equal(x, y)
+    for x, y in zip(one[2:], other[2:], strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def _joined(parts):
+    """The batch whose consecutive devices' parts these are."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
 def _texts(ids, lengths, tokenizer) -> list[str]:
     return [tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True)]
 
@@ -67,8 +93,8 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, t
         hashes += [_hash(text) for text in texts]
         positives.append({tuple(_hash(text)) for text in row["pos"]})
     for texts, ids, lengths, limit in (
-        (queries, batch.query_ids, batch.query_lengths, 16),
-        (keys, batch.key_ids, batch.key_lengths, 20),
+        (queries, *_in_order(batch.query), 16),
+        (keys, *_in_order(batch.key), 20),
     ):
         expected = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         assert lengths.tolist() == [len(e) for e in expected]
@@ -79,18 +105,16 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, t
     assert batch.has_scores.tolist() == has_scores
     assert batch.key_hash.tolist() == hashes
     assert [set(map(tuple, p)) for p in batch.positive_hash.tolist()] == positives
-    dtypes = [field.dtype.name for field in batch]
-    assert dtypes == ["int32"] * 4 + ["float32", "bool"] + ["uint32"] * 2
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(batch[:2])} == {"int32"}
+    assert [leaf.dtype.name for leaf in batch[2:]] == ["float32", "bool", "uint32", "uint32"]
 
 
 def test_a_slice_is_that_part_of_the_whole_batch(write_rows, prepared):
     paths = [write_rows(f"{t}/train.json", _rows(9, s, tag=t)) for s, t in enumerate("ab")]
     data = prepared(paths, select_positive="random")
     planned = _planned([0, 17, 3, 9, 8, 2, 12, 1])
-    whole = data.assemble(planned)
-    halves = [data.assemble(planned, slice(0, 4)), data.assemble(planned, slice(4, 8))]
-    for name, parts in zip(whole._fields, zip(*halves, strict=True), strict=True):
-        np.testing.assert_array_equal(np.concatenate(parts), getattr(whole, name), name)
+    whole = data.assemble(planned, 2)
+    _assert_same(_joined([data.assemble(planned, 2, slice(i, i + 4)) for i in (0, 4)]), whole)
     assert data.describe(planned)[:3] == [f"{paths[0]}:1", f"{paths[1]}:9", f"{paths[0]}:4"]
 
 
@@ -99,12 +123,13 @@ def test_every_row_has_the_instruction_of_its_task(write_rows, prepared, tokeniz
     path = write_rows("t.json", rows)
     data = prepared(path, version="llm-embedder", query_max_length=64, key_max_length=64)
     batch = data.assemble(_planned([0, 1]))
-    queries = _texts(batch.query_ids, batch.query_lengths, tokenizer)
+    queries = _texts(*_in_order(batch.query), tokenizer)
     wanted = [find_instruction("llm-embedder", t).query + "q" for t in ("qa", "tool")]
     assert queries == [tokenizer.decode(tokenizer(w)["input_ids"]) for w in wanted]
     # one text, two instructions: other tokens, the same identity
     assert batch.key_hash[0].tolist() == batch.key_hash[3].tolist() == _hash("a")
-    assert batch.key_ids[0].tolist() != batch.key_ids[3].tolist()
+    ids, _ = _in_order(batch.key)
+    assert ids[0].tolist() != ids[3].tolist()
 
 
 def test_a_key_taken_by_the_teacher_counts_as_positive(write_rows, prepared):
@@ -147,7 +172,7 @@ def test_names_sizes_and_repeats(write_rows, prepared):
     assert data.tasks == ["qa"] * 4
     plan = Plan(tuple(data.sizes), 4, "epoch", seed=0)
     for step in range(plan.steps_per_epoch):
-        assert data.assemble(plan(step)).query_ids.shape[0] == 4
+        assert len(data.assemble(plan(step)).query.place) == 4
 
 
 def test_key_texts_are_stored_once(write_rows, prepared, monkeypatch):
@@ -160,8 +185,7 @@ def test_key_texts_are_stored_once(write_rows, prepared, monkeypatch):
     forgetful = prepared(path, dataset_cache_dir=str(path) + ".cache")
     assert len(forgetful._datasets[0].store.keys) > 5
     after = forgetful.assemble(_planned(range(30)))
-    for one, other in zip(before, after, strict=True):
-        np.testing.assert_array_equal(one, other)
+    _assert_same(before, after)
 
 
 def test_a_warm_start_builds_and_reads_nothing(write_rows, prepared, monkeypatch, tmp_path):
@@ -180,8 +204,7 @@ def test_a_warm_start_builds_and_reads_nothing(write_rows, prepared, monkeypatch
         assert warm.sizes == [4]
         warm = prepared(path)
     planned = _planned(range(10))
-    for one, other in zip(cold.assemble(planned), warm.assemble(planned), strict=True):
-        np.testing.assert_array_equal(one, other)
+    _assert_same(cold.assemble(planned), warm.assemble(planned))
 
 
 @pytest.mark.parametrize(
@@ -389,8 +412,38 @@ def test_a_full_run_is_the_same_for_any_number_of_hosts(write_rows, prepared):
         whole = data.assemble(planned)
         for hosts in (2, 4, 8):
             share = 8 // hosts
-            parts = [
-                data.assemble(planned, slice(h * share, h * share + share)) for h in range(hosts)
-            ]
-            for name, fields in zip(whole._fields, zip(*parts, strict=True), strict=True):
-                np.testing.assert_array_equal(np.concatenate(fields), getattr(whole, name))
+            starts = range(0, 8, share)
+            parts = [data.assemble(planned, hosts, slice(i, i + share)) for i in starts]
+            assert len({str(jax.tree.map(np.shape, part)) for part in parts}) == 1
+            _assert_same(_joined(parts), whole)
+
+
+def test_blocks_hold_all_texts_with_less_padding(write_rows, prepared):
+    data = prepared(write_rows("t.json", _rows(64)), train_group_size=4, key_max_length=40)
+    plan = Plan(tuple(data.sizes), 32, None, seed=0)
+    whole = [data.assemble(plan(step)) for step in range(6)]
+    data.settle_widths(plan, 2)
+    shapes = set()
+    for step in range(6):
+        two = data.assemble(plan(step), 2)
+        _assert_same(whole[step], two)
+        assert 1 < len(two.key.ids) <= 4 and len(two.query.ids) == 1
+        widths = [ids.shape[1] for ids in two.key.ids]
+        assert all(a > b for a, b in pairwise(widths))
+        longest = [lengths.max() for lengths in two.key.lengths]
+        assert all(n <= width for n, width in zip(longest, widths, strict=True))
+        shapes.add(str(jax.tree.map(np.shape, two)))
+    assert len(shapes) == 1  # one program for all batches
+
+
+def test_a_batch_that_does_not_fit_is_padded_to_the_limits(write_rows, prepared):
+    rows = [{"query": "q", "pos": ["p"], "neg": ["n " * 3]} for _ in range(40)]
+    data = prepared(write_rows("t.json", rows), key_max_length=33)
+    plan = Plan((40,), 8, None, seed=0)
+    data.settle_widths(plan, 1)
+    assert data.assemble(plan(0)).key.ids[0].shape[1] == 16
+    longer = [*rows[:39], rows[39] | {"pos": ["k " * 20]}]
+    data = prepared(write_rows("longer.json", longer), key_max_length=33)
+    data._widths = {None: ([16], [16] * 4)}
+    widths = [x.shape[1] for x in data.assemble(_planned(range(32, 40)), 1).key.ids]
+    assert set(widths) <= {16, 33} and (16 in widths) != (33 in widths)
