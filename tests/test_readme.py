@@ -13,9 +13,9 @@ def files_in_map() -> set[str]:
     tree = README.split("## Map")[1].split("```")[1]
     found, parents = set(), []
     for line in tree.strip("\n").splitlines():
-        match = re.fullmatch(r"( *)(\S+)  +\S.*", line)
+        match = re.fullmatch(r"( *)(\S+/|\S+  +\S.*)", line)
         assert match, f"a name and a phrase, please: {line!r}"
-        depth, name = len(match[1]) // 2, match[2]
+        depth, name = len(match[1]) // 2, match[2].split()[0]
         parents[depth:] = [name.rstrip("/")]
         if not name.endswith("/"):
             found.add("/".join(parents))
