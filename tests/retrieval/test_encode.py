@@ -18,6 +18,8 @@ VOCABULARY, WIDTH = 50, 16
 class MeanOfTokens:
     """An encoder small enough to be checked by hand: the mean of a text's token vectors."""
 
+    tied: bool = False
+
     def encode(self, params, ids, lengths, *, field):
         vectors = params[field]["embedding"][ids]
         real = jnp.arange(ids.shape[1]) < lengths[:, None]
