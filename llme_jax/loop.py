@@ -236,7 +236,8 @@ def _summarise(metrics_path: Path, last: Path, best_step: int | None) -> None:
         print(compare(evaluations[0], evaluations[-1]))
     curves = metrics_path.with_name("curves.png")
     draw_curves(metrics_path, curves)
-    print(f"encoder: {last / 'encoder'}")
+    folder = metrics_path.parent
+    print(f"encoder: {folder / last.name / 'encoder'}")
     if best_step is not None and last.name != f"checkpoint-{best_step}":
-        print(f"best:    {last.with_name('best') / 'encoder'} (step {best_step})")
+        print(f"best:    {folder / 'best/encoder'} (step {best_step})")
     print(f"curves:  {curves}")
