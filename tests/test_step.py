@@ -88,10 +88,14 @@ def test_dropout_does_not_depend_on_the_devices(tmp_path):
     without = loss_and_gradient(encoder, params, batch, CONTRASTIVE, devices=1)
     want = loss_and_gradient(encoder, params, batch, CONTRASTIVE, devices=1, key=key)
     assert abs(want[0] - without[0]) > 0.01  # something was dropped
-    for how in ({"devices": 2}, {"devices": 1, "chunk": 3}):  # nor on blocks and sub-batches
-        cut = tiny.in_blocks(batch, how["devices"])
-        assert len(cut.key.ids) > 1
-        got = loss_and_gradient(encoder, params, cut, CONTRASTIVE, key=key, **how)
+    in_blocks = {devices: tiny.in_blocks(batch, devices) for devices in (1, 2)}
+    assert all(len(cut.key.ids) > 1 for cut in in_blocks.values())
+    for inputs, how in (
+        (batch, {"devices": 8}),
+        (in_blocks[2], {"devices": 2}),  # nor on blocks
+        (in_blocks[1], {"devices": 1, "chunk": 3}),  # nor on sub-batches
+    ):
+        got = loss_and_gradient(encoder, params, inputs, CONTRASTIVE, key=key, **how)
         assert got[0] == pytest.approx(want[0], rel=1e-6)
         assert_same_gradient(got[1], want[1], 1e-5)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from llme_jax.config import LossConfig
-from llme_jax.data import train_store
+from llme_jax.data import train_data, train_store
 from llme_jax.data.instructions import RECIPES, TASK_INSTRUCTIONS, find_instruction
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.tokens import bucket
@@ -436,14 +436,19 @@ def test_blocks_hold_all_texts_with_less_padding(write_rows, prepared):
     assert len(shapes) == 1  # one program for all batches
 
 
-def test_a_batch_that_does_not_fit_is_padded_to_the_limits(write_rows, prepared):
-    rows = [{"query": "q", "pos": ["p"], "neg": ["n " * 3]} for _ in range(40)]
-    data = prepared(write_rows("t.json", rows), key_max_length=33)
+def test_a_batch_that_does_not_fit_is_padded_to_the_limits(write_rows, prepared, monkeypatch):
+    rows = [{"query": "q", "pos": ["p"], "neg": ["n n n"]} for _ in range(39)]
+    rows.append({"query": "q", "pos": ["k " * 20], "neg": ["n"]})
+    data = prepared(write_rows("t.json", rows), query_max_length=14, key_max_length=33)
     plan = Plan((40,), 8, None, seed=0)
+    steps = range(plan.steps_per_epoch)
+    (outlier,) = [step for step in steps if 39 in plan(step).rows]
+    assert outlier != 0  # it is not the batch that the widths are taken from
+    monkeypatch.setattr(train_data, "SAMPLED_BATCHES", 1)
     data.settle_widths(plan, 1)
-    assert data.assemble(plan(0)).key.ids[0].shape[1] == 16
-    longer = [*rows[:39], rows[39] | {"pos": ["k " * 20]}]
-    data = prepared(write_rows("longer.json", longer), key_max_length=33)
-    data._widths = {None: ([16], [16] * 4)}
-    widths = [x.shape[1] for x in data.assemble(_planned(range(32, 40)), 1).key.ids]
-    assert set(widths) <= {16, 33} and (16 in widths) != (33 in widths)
+    for step in steps:
+        batch = data.assemble(plan(step))
+        widths = {x.shape[1] for x in batch.key.ids}
+        assert widths == ({33} if step == outlier else {16})
+        assert {x.shape[1] for x in batch.query.ids} == {14}
+    assert _in_order(data.assemble(plan(outlier)).key)[1].max() > 16  # and nothing was cut off
