@@ -18,6 +18,7 @@ from llme_jax.config import Config
 from llme_jax.data.instructions import NO_INSTRUCTION, find_instruction
 from llme_jax.data.plan import Plan
 from llme_jax.data.prefetch import prefetch
+from llme_jax.data.rows import BadRows
 from llme_jax.data.train_data import TrainData, prepare
 from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
 from llme_jax.optim import make_optimizer, schedule
@@ -45,13 +46,8 @@ def train(config: Config) -> int:
         config.encoder, remat=settings.gradient_checkpointing
     )
     encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
-    data = prepare(
-        config.data,
-        config.loss,
-        tokenizer,
-        seed=settings.seed,
-        bad_rows_path=folder.path / "bad_rows.jsonl",
-    )
+    bad_rows = BadRows(config.data.max_bad_rows)
+    data = prepare(config.data, config.loss, tokenizer, seed=settings.seed, bad_rows=bad_rows)
     folder.check_rows(data.sizes)
     plan = Plan(tuple(data.sizes), global_batch, config.data.inbatch_same_dataset, settings.seed)
     data.settle_widths(plan, mesh.size)
@@ -84,6 +80,7 @@ def train(config: Config) -> int:
         logger.info("continuing %s at step %d of %d", folder.path, start, max_steps)
     del params
     folder.write(config, data.sizes, global_batch, mesh)
+    bad_rows.report(folder.path / "bad_rows.jsonl")
     _describe(data, mesh, global_batch, steps_per_epoch, max_steps)
 
     # 4. The loop.
@@ -199,10 +196,6 @@ def _export(config: Config, encoder, tokenizer, data: TrainData, mesh, params):
     whole = jax.jit(lambda p: p, out_shardings=sharding.replicated(mesh))(params)
     # A copy: on CPU np.asarray would share memory with arrays that the next step overwrites.
     host = jax.tree.map(np.array, whole) if jax.process_index() == 0 else None
-    instruction = NO_INSTRUCTION
-    if config.data.add_instruction:
-        # A folder has one prompt for queries; of several tasks it is the first one's.
-        instruction = find_instruction(config.data.version, data.tasks[0] or None)
     return partial(
         save_dual_encoder,
         encoder=encoder,
@@ -210,8 +203,24 @@ def _export(config: Config, encoder, tokenizer, data: TrainData, mesh, params):
         tokenizer=tokenizer,
         query_max_length=config.data.query_max_length,
         key_max_length=config.data.key_max_length,
-        instruction=instruction._asdict(),
+        prompts=_prompts(config, data.tasks),
     )
+
+
+def _prompts(config: Config, tasks: list[str]) -> dict[str, str]:
+    """The texts put in front, by the names that sentence-transformers knows, `query` and
+    `document`; of several tasks these are the first one's, and each has its own (`qa-query`)."""
+    instructions = [
+        find_instruction(config.data.version, task or None)
+        if config.data.add_instruction
+        else NO_INSTRUCTION
+        for task in tasks
+    ]
+    prompts = dict(zip(("query", "document"), instructions[0], strict=True))
+    if len(set(instructions)) > 1:
+        for task, instruction in zip(tasks, instructions, strict=True):
+            prompts |= {f"{task}-query": instruction.query, f"{task}-document": instruction.key}
+    return prompts
 
 
 def _describe(data: TrainData, mesh, global_batch: int, steps_per_epoch: int, max_steps: int):

@@ -6,9 +6,6 @@
 The same command again continues where the run was stopped.
 """
 
-import logging
-import os
-
 from llme_jax import cli
 from llme_jax.config import validate
 
@@ -18,22 +15,10 @@ def main(argv: list[str]) -> int:
     validate(config)
 
     # Only now, so that --help and a misspelt flag are answered before jax is loaded.
-    import jax
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
     from llme_jax.loop import train
+    from llme_jax.runtime import started
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
-    # Our own logger only: jax, orbax and transformers have much to say.
-    logger = logging.getLogger("llme_jax")
-    logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    logger.addHandler(logging.StreamHandler())
-    logger.propagate = False
-    with logging_redirect_tqdm([logger]):
+    with started(config.data.dataset_cache_dir):
         return train(config)
 
 

@@ -254,7 +254,7 @@ def test_thirty_steps_follow_torch(folder, tmp_path):
         tokenizer,
         query_max_length=16,
         key_max_length=16,
-        instruction={"query": "", "key": ""},
+        prompts={},
     )
     trained = AutoModel.from_pretrained(tmp_path / "encoder", add_pooling_layer=False)
     start = AutoModel.from_pretrained(folder, add_pooling_layer=False)

@@ -24,6 +24,11 @@ from llme_jax.telemetry import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
+COMMAND = """
+import atexit, os, runpy, sys
+atexit.register(lambda: "torch" in sys.modules and os._exit(99))  # it is for tests only
+runpy.run_module("llme_jax.train", run_name="__main__", alter_sys=True)
+"""
 EVALUATION = [
     *("--eval_data", "llm-embedder:test.json", "--corpus", "llm-embedder:corpus.json"),
     *("--eval_steps", "4", "--cutoffs", "1", "10"),
@@ -91,7 +96,7 @@ def start(argv: list[str], devices: int = 8, **environment: str) -> subprocess.P
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     environment = {**os.environ, "XLA_FLAGS": flags, **environment}
     return subprocess.Popen(
-        [sys.executable, "-m", "llme_jax.train", *argv],
+        [sys.executable, "-c", COMMAND, *argv],
         cwd=ROOT,
         env=environment,
         text=True,
@@ -232,6 +237,19 @@ def test_continued_on_other_devices_the_batch_is_kept(data, uninterrupted, tmp_p
     assert_same_to_rounding(weights(out), weights(uninterrupted))
     process = start(argv, devices=3)
     assert "batches of 8 queries, which 3 devices cannot share" in finish(process, code=2)
+
+
+def test_an_encoder_of_several_tasks_has_the_prompts_of_each(data, tmp_path):
+    rows = (data / "train.json").read_text()
+    (data / "tool.json").write_text(rows.replace('"task": "qa"', '"task": "tool"'))
+    files = "--train_data llm-embedder:train.json llm-embedder:tool.json".split()
+    more = [*files, "--version", "llm-embedder", "--max_steps", "1"]
+    finish(start(arguments(data, tmp_path / "out", *more)))
+    model = SentenceTransformer(str(tmp_path / "out/checkpoint-1/encoder"), device="cpu")
+    qa, tool = (find_instruction("llm-embedder", task) for task in ("qa", "tool"))
+    assert model.prompts["query"] == model.prompts["qa-query"] == qa.query
+    assert model.prompts["tool-query"] == tool.query
+    assert model.prompts["tool-document"] == tool.key
 
 
 def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):

@@ -64,7 +64,7 @@ class Corpus:
         size = _file_size(self.path, "--corpus")
         with (
             open(self.path, "rb") as file,
-            tqdm(total=size, desc=f"reading {self.path.name}", unit="B", unit_scale=True) as bar,
+            tqdm(total=size, desc=f"Reading {self.path.name}", unit="B", unit_scale=True) as bar,
         ):
             for number, line in enumerate(file, 1):
                 digest.update(line)

@@ -186,13 +186,13 @@ class TrainData:
 
 
 def prepare(
-    data: DataConfig, loss: LossConfig, tokenizer, *, seed: int, bad_rows_path: Path | None
+    data: DataConfig, loss: LossConfig, tokenizer, *, seed: int, bad_rows: BadRows
 ) -> TrainData:
     """Reads, validates and tokenises --train_data, or opens what an earlier run left in the cache.
 
     Args:
         seed: of the sample that max_sample_num takes and of all choices of keys.
-        bad_rows_path: where skipped lines are listed, if there are any.
+        bad_rows: gets the invalid lines of all files.
 
     Raises:
         InputError: a file, a row or a setting that cannot be trained on.
@@ -206,12 +206,10 @@ def prepare(
         )
     paths = expand_paths(data.train_data, data.data_root)
     cache, tokenizer_name = cache_dir(data.dataset_cache_dir), fingerprint(tokenizer)
-    bad_rows = BadRows(data.max_bad_rows)
     stores = {
         path: open_store(path, data, tokenizer, tokenizer_name, cache, bad_rows)
         for path in dict.fromkeys(paths)
     }
-    bad_rows.report(bad_rows_path)
     datasets, repeats = [], Counter()
     for path in paths:
         folder = Path(path).absolute().parent.name

@@ -149,7 +149,7 @@ def save_dual_encoder(
     *,
     query_max_length: int,
     key_max_length: int,
-    instruction: dict,
+    prompts: dict[str, str],
 ) -> None:
     """Write `{folder}/encoder`, or `query_encoder` and `key_encoder` when they are not tied.
 
@@ -158,8 +158,8 @@ def save_dual_encoder(
 
     Args:
         params: as `load_dual_encoder` gives them, of numpy or of fully addressable jax arrays.
-        instruction: the texts put in front of every "query" and every "key"; sentence-transformers
-            calls them the prompts `query` and `document`.
+        prompts: the texts put in front, by the names that sentence-transformers gives them:
+            `query`, `document`, and others of your own.
     """
     fields = ["encoder"] if encoder.tied else ["query_encoder", "key_encoder"]
     for field in fields:
@@ -180,7 +180,7 @@ def save_dual_encoder(
             width=encoder.width,
             # One folder has one limit there; the larger one cuts neither queries nor keys short.
             max_length=max(query_max_length, key_max_length),
-            instruction=instruction,
+            prompts=prompts,
         )
         if final.exists():
             final.rename(old)

@@ -22,7 +22,7 @@ def save_modules(
     metric: str,
     width: int,
     max_length: int,
-    instruction: dict,
+    prompts: dict[str, str],
 ) -> None:
     """Write modules.json and what it names into the Hugging Face folder `folder`.
 
@@ -30,7 +30,7 @@ def save_modules(
         dense: the kernel [D, D] of the dense pooler.
         width: D, the width of the embeddings.
         max_length: tokens a text keeps.
-        instruction: "query" and "key", the texts that go in front.
+        prompts: the texts that go in front, by name.
     """
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     modes = {key: pooling == name for name, key in _POOLING.items()}
@@ -49,7 +49,7 @@ def save_modules(
     limits = {"max_seq_length": max_length, "do_lower_case": False}
     _write(folder / "sentence_bert_config.json", limits)
     settings = {
-        "prompts": {"query": instruction["query"], "document": instruction["key"]},
+        "prompts": prompts,
         "default_prompt_name": None,
         "similarity_fn_name": _SIMILARITY[metric],
     }

@@ -46,7 +46,7 @@ def encode(
     params = jax.tree.map(
         lambda x: x if isinstance(x, jax.Array) else to_mesh(x, replicated(mesh)), params
     )
-    desc = "encoding queries" if field == "query" else "encoding keys"
+    desc = "Encoding queries" if field == "query" else "Encoding keys"
     if encoder.tied:
         field = "key"  # the same for both, so one program serves queries and keys
     forward = partial(_forward, params, encoder=encoder, field=field, result=replicated(mesh))

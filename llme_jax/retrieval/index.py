@@ -57,7 +57,7 @@ def search(
     block = min(block, len(corpus))
     starts = range(0, len(corpus), block)
     quiet = jax.process_index() != 0
-    for start in tqdm(starts, desc="searching", unit=" blocks", leave=False, disable=quiet):
+    for start in tqdm(starts, desc="Searching", unit=" blocks", leave=False, disable=quiet):
         keys = corpus[start : start + block]
         bounds = np.array([start, len(keys)], np.int32)
         keys = to_mesh(_pad(keys, block), replicated(mesh))

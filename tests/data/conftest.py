@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from llme_jax.config import DataConfig, LossConfig
+from llme_jax.data.rows import BadRows
 from llme_jax.data.train_data import prepare
 
 WORDS = [
@@ -89,7 +90,7 @@ def write_rows(tmp_path):
 def prepared(tmp_path, tokenizer):
     """prepared(paths, loss, **data settings): TrainData with its cache in the test's folder."""
 
-    def call(paths, loss=None, *, seed=0, tokenizer=tokenizer, bad_rows_path=None, **settings):
+    def call(paths, loss=None, *, seed=0, tokenizer=tokenizer, bad_rows=None, **settings):
         paths = [paths] if isinstance(paths, str) else paths
         defaults = {
             "train_group_size": 3,
@@ -99,6 +100,7 @@ def prepared(tmp_path, tokenizer):
         }
         data = DataConfig(train_data=paths, **(defaults | settings))
         loss = loss or LossConfig()
-        return prepare(data, loss, tokenizer, seed=seed, bad_rows_path=bad_rows_path)
+        bad_rows = bad_rows or BadRows(data.max_bad_rows)
+        return prepare(data, loss, tokenizer, seed=seed, bad_rows=bad_rows)
 
     return call

@@ -1,42 +1,23 @@
 """From files to batches: stores, recipes, errors before training, assembling."""
 
-import json
 import logging
 import os
-import random
 from hashlib import blake2b
-from itertools import pairwise
 
 import jax
 import numpy as np
 import pytest
+from samples import assert_same, in_order, make_rows, plan_rows
 
 from llme_jax.config import LossConfig
-from llme_jax.data import train_data, train_store
+from llme_jax.data import train_store
 from llme_jax.data.instructions import RECIPES, TASK_INSTRUCTIONS, find_instruction
-from llme_jax.data.plan import Plan, PlannedBatch
+from llme_jax.data.plan import Plan
+from llme_jax.data.rows import BadRows
 from llme_jax.data.tokens import bucket
 from llme_jax.errors import InputError
 
 TASKS = ("qa", "convsearch", "chat", "lrlm", "icl", "tool")
-
-
-def _rows(count: int, seed: int = 0, *, task="qa", scores=True, tag="") -> list[dict]:
-    """Rows of unlike lengths; some share a positive, every third has no scores."""
-    rng, rows = random.Random(seed), []
-    for i in range(count):
-        positive = rng.choice(["shared", f"p{tag}{i} {'k ' * i}"])
-        pos = [positive, f"p{i}"][: rng.randint(1, 2)]
-        neg = [f"n{tag}{i}{j} {'y ' * rng.randint(0, 30)}" for j in range(rng.randint(1, 6))]
-        row = {"query": f"q{tag}{i} {'z ' * (i % 9)}", "pos": pos, "neg": neg, "task": task}
-        if scores and i % 3:
-            row["teacher_scores"] = [rng.uniform(-2, 2) for _ in pos + neg]
-        rows.append(row)
-    return rows
-
-
-def _planned(rows, dataset=None, epoch=0) -> PlannedBatch:
-    return PlannedBatch(dataset, epoch, np.array(rows, np.int64))
 
 
 def _hash(text: str) -> list[int]:
@@ -44,42 +25,18 @@ def _hash(text: str) -> list[int]:
     return [value & 0xFFFFFFFF, value >> 32]
 
 
-def _in_order(texts) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, padded to the widest block, and lengths, in the order of the texts."""
-    width = max(block.shape[1] for block in texts.ids)
-    ids = np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in texts.ids])
-    return ids[texts.place], np.concatenate(texts.lengths)[texts.place]
-
-
-def _assert_same(one, other):
-    """Two batches with the same texts and targets, however their blocks are cut."""
-    for a, b in zip((one.query, one.key), (other.query, other.key), strict=True):
-        for x, y in zip(_in_order(a), _in_order(b), strict=True):
-            width = max(x.shape[-1], y.shape[-1]) if x.ndim == 2 else 0
-            pads = [(0, 0), (0, width - x.shape[-1])], [(0, 0), (0, width - y.shape[-1])]
-            x, y = (np.pad(v, p) if width else v for v, p in zip((x, y), pads, strict=True))
-            np.testing.assert_array_equal(x, y)
-    for x, y in zip(one[2:], other[2:], strict=True):
-        np.testing.assert_array_equal(x, y)
-
-
-def _joined(parts):
-    """The batch whose consecutive devices' parts these are."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
 def _texts(ids, lengths, tokenizer) -> list[str]:
     return [tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True)]
 
 
 def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, tokenizer):
-    rows = _rows(12)
+    rows = make_rows(12)
     path = write_rows("qa/train.json", rows)
     data = prepared(
         path, version="llm-embedder", select_negative="first", train_group_size=4, key_max_length=20
     )
     order = [7, 0, 3, 11, 4]
-    batch = data.assemble(_planned(order))
+    batch = data.assemble(plan_rows(order))
     instruction = TASK_INSTRUCTIONS["llm-embedder"]["qa"]
     queries, keys, scores, has_scores, hashes, positives = [], [], [], [], [], []
     for i in order:
@@ -93,8 +50,8 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, t
         hashes += [_hash(text) for text in texts]
         positives.append({tuple(_hash(text)) for text in row["pos"]})
     for texts, ids, lengths, limit in (
-        (queries, *_in_order(batch.query), 16),
-        (keys, *_in_order(batch.key), 20),
+        (queries, *in_order(batch.query), 16),
+        (keys, *in_order(batch.key), 20),
     ):
         expected = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         assert lengths.tolist() == [len(e) for e in expected]
@@ -109,26 +66,17 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, t
     assert [leaf.dtype.name for leaf in batch[2:]] == ["float32", "bool", "uint32", "uint32"]
 
 
-def test_a_slice_is_that_part_of_the_whole_batch(write_rows, prepared):
-    paths = [write_rows(f"{t}/train.json", _rows(9, s, tag=t)) for s, t in enumerate("ab")]
-    data = prepared(paths, select_positive="random")
-    planned = _planned([0, 17, 3, 9, 8, 2, 12, 1])
-    whole = data.assemble(planned, 2)
-    _assert_same(_joined([data.assemble(planned, 2, slice(i, i + 4)) for i in (0, 4)]), whole)
-    assert data.describe(planned)[:3] == [f"{paths[0]}:1", f"{paths[1]}:9", f"{paths[0]}:4"]
-
-
 def test_every_row_has_the_instruction_of_its_task(write_rows, prepared, tokenizer):
     rows = [{"query": "q", "pos": ["a"], "neg": ["b"], "task": task} for task in ("qa", "tool")]
     path = write_rows("t.json", rows)
     data = prepared(path, version="llm-embedder", query_max_length=64, key_max_length=64)
-    batch = data.assemble(_planned([0, 1]))
-    queries = _texts(*_in_order(batch.query), tokenizer)
+    batch = data.assemble(plan_rows([0, 1]))
+    queries = _texts(*in_order(batch.query), tokenizer)
     wanted = [find_instruction("llm-embedder", t).query + "q" for t in ("qa", "tool")]
     assert queries == [tokenizer.decode(tokenizer(w)["input_ids"]) for w in wanted]
     # one text, two instructions: other tokens, the same identity
     assert batch.key_hash[0].tolist() == batch.key_hash[3].tolist() == _hash("a")
-    ids, _ = _in_order(batch.key)
+    ids, _ = in_order(batch.key)
     assert ids[0].tolist() != ids[3].tolist()
 
 
@@ -139,7 +87,7 @@ def test_a_key_taken_by_the_teacher_counts_as_positive(write_rows, prepared):
         {"query": "q", "pos": ["p", "r"], "neg": ["n"]},
     ]
     data = prepared(write_rows("t.json", rows), select_positive="teacher", select_negative="first")
-    batch = data.assemble(_planned([0, 1, 2]))
+    batch = data.assemble(plan_rows([0, 1, 2]))
     hashes = [[tuple(h) for h in row] for row in batch.positive_hash.tolist()]
     expected = [["p", "n"], ["c", "c"], ["p", "r"]]
     assert hashes == [[tuple(_hash(t)) for t in row] for row in expected]
@@ -152,20 +100,20 @@ def test_the_width_of_positives_hardly_changes(write_rows, prepared):
     """Another width is another program to compile."""
     rows = [{"query": "q", "pos": ["p"] * n, "neg": ["n"]} for n in (1, 3, 2, 20)]
     few = prepared(write_rows("few.json", rows[:3]))
-    assert {few.assemble(_planned([i])).positive_hash.shape[1] for i in range(3)} == {4}
+    assert {few.assemble(plan_rows([i])).positive_hash.shape[1] for i in range(3)} == {4}
     many = prepared(write_rows("many.json", rows))
-    assert [many.assemble(_planned([i])).positive_hash.shape[1] for i in (0, 3)] == [8, 32]
+    assert [many.assemble(plan_rows([i])).positive_hash.shape[1] for i in (0, 3)] == [8, 32]
 
 
 def test_negatives_change_with_the_epoch_only(write_rows, prepared):
-    data = prepared(write_rows("t.json", _rows(40)), seed=5)
-    first, again, other = (data.assemble(_planned(range(40), epoch=e)) for e in (0, 0, 1))
+    data = prepared(write_rows("t.json", make_rows(40)), seed=5)
+    first, again, other = (data.assemble(plan_rows(range(40), epoch=e)) for e in (0, 0, 1))
     np.testing.assert_array_equal(first.key_hash, again.key_hash)
     assert (first.key_hash != other.key_hash).any()
 
 
 def test_names_sizes_and_repeats(write_rows, prepared):
-    a, b = write_rows("nq/a.json", _rows(5)), write_rows("msmarco/b.json", _rows(7))
+    a, b = write_rows("nq/a.json", make_rows(5)), write_rows("msmarco/b.json", make_rows(7))
     data = prepared([a, b, a, a])
     assert data.names == ["nq", "msmarco", "nq_1", "nq_2"]
     assert data.sizes == [5, 7, 5, 5] and data.paths == [a, b, a, a]
@@ -180,16 +128,16 @@ def test_key_texts_are_stored_once(write_rows, prepared, monkeypatch):
     path = write_rows("t.json", rows)
     (dataset,) = prepared(path)._datasets
     assert len(dataset.store.keys) == len(dataset.store.key_hash) == 5
-    before = prepared(path).assemble(_planned(range(30)))
+    before = prepared(path).assemble(plan_rows(range(30)))
     monkeypatch.setattr(train_store, "REMEMBERED_TEXTS", 2)
     forgetful = prepared(path, dataset_cache_dir=str(path) + ".cache")
     assert len(forgetful._datasets[0].store.keys) > 5
-    after = forgetful.assemble(_planned(range(30)))
-    _assert_same(before, after)
+    after = forgetful.assemble(plan_rows(range(30)))
+    assert_same(before, after)
 
 
 def test_a_warm_start_builds_and_reads_nothing(write_rows, prepared, monkeypatch, tmp_path):
-    path = write_rows("t.json", _rows(10))
+    path = write_rows("t.json", make_rows(10))
     cold = prepared(path)
     leftover = tmp_path / "cache/train/.0123.89abcdef.tmp"  # of a killed process
     leftover.mkdir()
@@ -203,8 +151,8 @@ def test_a_warm_start_builds_and_reads_nothing(write_rows, prepared, monkeypatch
         warm = prepared(path, select_negative="first", max_sample_num=4)  # settings of the load
         assert warm.sizes == [4]
         warm = prepared(path)
-    planned = _planned(range(10))
-    _assert_same(cold.assemble(planned), warm.assemble(planned))
+    planned = plan_rows(range(10))
+    assert_same(cold.assemble(planned), warm.assemble(planned))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +166,7 @@ def test_a_warm_start_builds_and_reads_nothing(write_rows, prepared, monkeypatch
     ],
 )
 def test_what_changes_tokens_makes_another_store(write_rows, prepared, tmp_path, change):
-    path = write_rows("t.json", _rows(4))
+    path = write_rows("t.json", make_rows(4))
     prepared(path)
     prepared(path, **change)
     assert len([p for p in (tmp_path / "cache/train").iterdir() if p.is_dir()]) == 2
@@ -227,12 +175,12 @@ def test_what_changes_tokens_makes_another_store(write_rows, prepared, tmp_path,
 def test_a_changed_file_and_another_tokenizer_make_another_store(
     write_rows, prepared, tmp_path, make_tokenizer
 ):
-    path = write_rows("t.json", _rows(4))
+    path = write_rows("t.json", make_rows(4))
     prepared(path)
     prepared(path, tokenizer=make_tokenizer(1))
-    write_rows("t.json", _rows(5))
+    write_rows("t.json", make_rows(5))
     assert prepared(path).sizes == [5]
-    write_rows("copy.json", _rows(5))  # the same content under another name
+    write_rows("copy.json", make_rows(5))  # the same content under another name
     prepared(str(tmp_path / "copy.json"))
     (tmp_path / "cache/train/files.json").write_text("{half")  # only a memory of hashes
     os.utime(path)
@@ -247,25 +195,23 @@ def test_rows_are_filtered_and_sampled(write_rows, prepared, caplog):
     path = write_rows("t.json", rows)
     with caplog.at_level(logging.INFO):
         data = prepared(path, teacher_scores_min=10, teacher_scores_margin=20)
-    assert data.describe(_planned(range(40))) == [f"{path}:{i + 1}" for i in range(20, 60)]
+    assert data.describe(plan_rows(range(40))) == [f"{path}:{i + 1}" for i in range(20, 60)]
     assert "of 60 rows are 10 by teacher_scores_min, 10 by teacher_scores_margin" in caplog.text
     sampled = [prepared(path, max_sample_num=8, seed=seed) for seed in (0, 0, 1)]
-    lines = [data.describe(_planned(range(8))) for data in sampled]
+    lines = [data.describe(plan_rows(range(8))) for data in sampled]
     assert lines[0] == lines[1] != lines[2]
     assert len(set(lines[0])) == 8
     assert lines[0] != [f"{path}:{i}" for i in range(1, 9)]
 
 
-def test_bad_rows_are_skipped_and_listed_again_on_a_warm_start(write_rows, prepared, tmp_path):
-    path = write_rows("t.json", ["nonsense", *_rows(4), '{"query": 1}'])
-    listed = tmp_path / "out/bad_rows.jsonl"
+def test_bad_rows_are_skipped_and_listed_again_on_a_warm_start(write_rows, prepared):
+    path = write_rows("t.json", ["nonsense", *make_rows(4), '{"query": 1}'])
     for _ in range(2):
-        data = prepared([path, path], max_bad_rows=2, bad_rows_path=listed)
+        bad_rows = BadRows(2)
+        data = prepared([path, path], bad_rows=bad_rows)
         assert data.sizes == [4, 4]
-        records = [json.loads(line) for line in listed.read_text().splitlines()]
-        assert [r["line"] for r in records] == [1, 6]
-        listed.unlink()
-    assert data.describe(_planned([0])) == [f"{path}:2"]
+        assert [(file, line) for file, line, _ in bad_rows.found] == [(path, 1), (path, 6)]
+    assert data.describe(plan_rows([0])) == [f"{path}:2"]
     with pytest.raises(InputError, match=r"t.json:6: query is 1"):
         prepared(path, max_bad_rows=1)
 
@@ -273,7 +219,9 @@ def test_bad_rows_are_skipped_and_listed_again_on_a_warm_start(write_rows, prepa
 def test_recipes_of_the_tasks(write_rows, prepared):
     loss = LossConfig(cos_temperature=0.02)
     paths = [
-        write_rows(f"{task}/train.json", [r for r in _rows(12, task=task) if "teacher_scores" in r])
+        write_rows(
+            f"{task}/train.json", [r for r in make_rows(12, task=task) if "teacher_scores" in r]
+        )
         for task in TASKS
     ]
     data = prepared(
@@ -302,12 +250,12 @@ def test_recipes_of_the_tasks(write_rows, prepared):
 
 
 def test_files_with_and_without_scores_may_be_mixed(write_rows, prepared):
-    plain = write_rows("plain/t.json", _rows(6, scores=False))
-    scored = write_rows("scored/t.json", _rows(6))
+    plain = write_rows("plain/t.json", make_rows(6, scores=False))
+    scored = write_rows("scored/t.json", make_rows(6))
     data = prepared([plain, scored])
     assert [r.distill_weight for r in data.recipes] == [0.0, 1.0]
     assert data.recipe(None) == LossConfig() and data.recipe(0).distill_weight == 0.0
-    batch = data.assemble(_planned([0, 8, 1, 7]))
+    batch = data.assemble(plan_rows([0, 8, 1, 7]))
     assert batch.has_scores.tolist() == [False, True, False, True]
     assert not batch.teacher_scores[[0, 2]].any() and batch.teacher_scores[[1, 3]].all()
     assert prepared(plain).recipe(None).distill_weight == 0.0
@@ -394,7 +342,7 @@ def test_no_data_and_missing_files(write_rows, prepared, tmp_path):
     with pytest.raises(InputError, match="--train_data is missing"):
         prepared([])
     with pytest.raises(InputError, match="there is no file"):
-        prepared([write_rows("t.json", _rows(3)), "missing.json"])
+        prepared([write_rows("t.json", make_rows(3)), "missing.json"])
     assert not (tmp_path / "cache").exists()  # nothing was done before
 
 
@@ -402,53 +350,3 @@ def test_bge_and_e5_serve_any_task(write_rows, prepared):
     for version in ("bge", "e5"):
         assert prepared(write_rows("t.json", [PLAIN]), version=version).sizes == [1]
         assert find_instruction(version, "cooking") == find_instruction(version, None)
-
-
-def test_a_full_run_is_the_same_for_any_number_of_hosts(write_rows, prepared):
-    data = prepared([write_rows(f"{t}/t.json", _rows(20, tag=t)) for t in "ab"], seed=1)
-    plan = Plan(tuple(data.sizes), 8, None, seed=1)
-    for step in (0, 3, 11):
-        planned = plan(step)
-        whole = data.assemble(planned)
-        for hosts in (2, 4, 8):
-            share = 8 // hosts
-            starts = range(0, 8, share)
-            parts = [data.assemble(planned, hosts, slice(i, i + share)) for i in starts]
-            assert len({str(jax.tree.map(np.shape, part)) for part in parts}) == 1
-            _assert_same(_joined(parts), whole)
-
-
-def test_blocks_hold_all_texts_with_less_padding(write_rows, prepared):
-    data = prepared(write_rows("t.json", _rows(64)), train_group_size=4, key_max_length=40)
-    plan = Plan(tuple(data.sizes), 32, None, seed=0)
-    whole = [data.assemble(plan(step)) for step in range(6)]
-    data.settle_widths(plan, 2)
-    shapes = set()
-    for step in range(6):
-        two = data.assemble(plan(step), 2)
-        _assert_same(whole[step], two)
-        assert 1 < len(two.key.ids) <= 4 and len(two.query.ids) == 1
-        widths = [ids.shape[1] for ids in two.key.ids]
-        assert all(a > b for a, b in pairwise(widths))
-        longest = [lengths.max() for lengths in two.key.lengths]
-        assert all(n <= width for n, width in zip(longest, widths, strict=True))
-        shapes.add(str(jax.tree.map(np.shape, two)))
-    assert len(shapes) == 1  # one program for all batches
-
-
-def test_a_batch_that_does_not_fit_is_padded_to_the_limits(write_rows, prepared, monkeypatch):
-    rows = [{"query": "q", "pos": ["p"], "neg": ["n n n"]} for _ in range(39)]
-    rows.append({"query": "q", "pos": ["k " * 20], "neg": ["n"]})
-    data = prepared(write_rows("t.json", rows), query_max_length=14, key_max_length=33)
-    plan = Plan((40,), 8, None, seed=0)
-    steps = range(plan.steps_per_epoch)
-    (outlier,) = [step for step in steps if 39 in plan(step).rows]
-    assert outlier != 0  # it is not the batch that the widths are taken from
-    monkeypatch.setattr(train_data, "SAMPLED_BATCHES", 1)
-    data.settle_widths(plan, 1)
-    for step in steps:
-        batch = data.assemble(plan(step))
-        widths = {x.shape[1] for x in batch.key.ids}
-        assert widths == ({33} if step == outlier else {16})
-        assert {x.shape[1] for x in batch.query.ids} == {14}
-    assert _in_order(data.assemble(plan(outlier)).key)[1].max() > 16  # and nothing was cut off

@@ -19,7 +19,7 @@ from llme_jax.models.dropout import DropoutKey
 from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
 from llme_jax.models.tokenizer import load_tokenizer
 
-INSTRUCTION = {"query": "Find the tool: ", "key": "Tool: "}
+PROMPTS = {"query": "Find the tool: ", "document": "Tool: "}
 
 
 def _config(query, key=None, **changes):
@@ -29,10 +29,10 @@ def _config(query, key=None, **changes):
     )
 
 
-def _save(folder, encoder, params, tokenizer, *, instruction=INSTRUCTION, lengths=(64, 48)):
+def _save(folder, encoder, params, tokenizer, *, prompts=PROMPTS, lengths=(64, 48)):
     save_dual_encoder(
         folder, encoder, params, tokenizer, query_max_length=lengths[0], key_max_length=lengths[1],
-        instruction=instruction,
+        prompts=prompts,
     )  # fmt: skip
 
 
@@ -98,8 +98,8 @@ def test_others_open_what_is_saved(minilm, texts, tmp_path, pooling, metric, sim
     model = SentenceTransformer(str(folder), device="cpu")
     assert model.similarity_fn_name == similarity and model.max_seq_length == 64
     # tied encoders treat queries and keys alike, so one compiled batch serves both
-    prompted = [INSTRUCTION["query"] + text for text in texts[:50]]
-    prompted += [INSTRUCTION["key"] + text for text in texts[50:]]
+    prompted = [PROMPTS["query"] + text for text in texts[:50]]
+    prompted += [PROMPTS["document"] + text for text in texts[50:]]
     ours = _encode(encoder, params, tokenizer, prompted, field="key")
     theirs = np.concatenate([model.encode_query(texts[:50]), model.encode_document(texts[50:])])
     assert _cosine(ours, theirs).min() > 0.99999
@@ -139,7 +139,7 @@ def test_untied_encoders_are_two_complete_folders(tiny_with_tokenizer, tmp_path)
     )
     encoder, params, tokenizer = load_dual_encoder(config)
     assert set(params) == {"query_encoder", "key_encoder", "dense_pooler"}
-    _save(tmp_path / "out", encoder, params, tokenizer, instruction={"query": "w7 ", "key": ""})
+    _save(tmp_path / "out", encoder, params, tokenizer, prompts={"query": "w7 ", "document": ""})
     embedded = {}
     for field, prompt in (("query", "w7 "), ("key", "")):
         model = SentenceTransformer(str(tmp_path / "out" / f"{field}_encoder"), device="cpu")
