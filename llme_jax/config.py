@@ -12,6 +12,7 @@ from typing import Literal
 from llme_jax.errors import InputError
 
 METRICS = ("mrr", "recall", "ndcg", "nq")
+COLLATIONS = ("collate_key", "collate_neg")  # written by the retrieve command among its metrics
 NQ_CUTOFFS = (1, 5, 10, 20, 100)  # where nq measures answer recall, whatever --cutoffs says
 POOLINGS = ("cls", "mean", "dense")
 
@@ -24,16 +25,13 @@ def _setting(default, help: str):
 
 
 @dataclass
-class DataConfig:
-    """Which rows to train on, which keys to take from them, how texts become tokens."""
+class TextConfig:
+    """What is retrieved from what, and how texts become tokens."""
 
     _argument_group_name = "data"
 
     data_root: str = _setting(
         "/data/llm-embedder", "Folder that paths beginning with 'llm-embedder:' are relative to."
-    )
-    train_data: list[str] | None = _setting(
-        None, "One or more JSON-lines files or globs to train on."
     )
     eval_data: str | None = _setting(None, "JSON-lines file with the queries to evaluate on.")
     corpus: str | None = _setting(None, "JSON-lines file with the passages to search.")
@@ -47,6 +45,18 @@ class DataConfig:
     query_max_length: int = _setting(256, "Tokens a query keeps at most, special tokens included.")
     key_max_length: int = _setting(256, "Tokens a key keeps at most, special tokens included.")
     truncation_side: Literal["right", "left"] = _setting("right", "The side that is cut off.")
+    dataset_cache_dir: str | None = _setting(
+        None, "Folder for tokenised data [~/.cache/llme_jax or $LLME_JAX_CACHE]."
+    )
+
+
+@dataclass
+class DataConfig(TextConfig):
+    """Which rows to train on, and which keys to take from them."""
+
+    train_data: list[str] | None = _setting(
+        None, "One or more JSON-lines files or globs to train on."
+    )
     train_group_size: int = _setting(8, "Keys a query is trained with: 1 positive, the rest not.")
     select_positive: Literal["first", "random", "teacher", "teacher-pos"] = _setting(
         "first", "Which positive becomes key 0; teacher: the best-scored of pos + neg."
@@ -69,9 +79,6 @@ class DataConfig:
     )
     max_bad_rows: int = _setting(
         0, "Skip up to so many invalid lines (listed in bad_rows.jsonl) instead of stopping."
-    )
-    dataset_cache_dir: str | None = _setting(
-        None, "Folder for tokenised data [~/.cache/llme_jax or $LLME_JAX_CACHE]."
     )
 
 
@@ -120,7 +127,10 @@ class EvalConfig:
 
     _argument_group_name = "evaluation"
 
-    metrics: list[str] = _setting(["mrr", "recall", "ndcg"], f"Of {', '.join(METRICS)}.")
+    metrics: list[str] = _setting(
+        ["mrr", "recall", "ndcg"],
+        f"Of {', '.join(METRICS)}; llme_jax.retrieve also writes {' and '.join(COLLATIONS)}.",
+    )
     cutoffs: list[int] = _setting([1, 5, 10, 100], "Ranks at which metrics are computed.")
     hits: int = _setting(200, "Keys retrieved for a query.")
     batch_size: int = _setting(1000, "Texts encoded, or queries searched, at a time.")
@@ -132,12 +142,60 @@ class EvalConfig:
 
 
 @dataclass
-class TrainConfig:
+class OutputConfig:
+    """Where results go, and what chance decides."""
+
+    output_dir: str = _setting("data/outputs/", "Results, checkpoints and metrics go here.")
+    seed: int = _setting(42, "Seed of whatever is drawn: data order, keys, dropout, hits.")
+
+
+@dataclass
+class RetrievalConfig(OutputConfig):
+    """How keys are retrieved, and where that is written."""
+
+    _argument_group_name = "retrieval"
+
+    retrieval_method: Literal["dense", "bm25", "random", "no"] = _setting(
+        "dense", "What finds the keys; random and no are baselines."
+    )
+    k1: float = _setting(0.82, "BM25's k1.")
+    b: float = _setting(0.68, "BM25's b.")
+    language: str = _setting("en", "Language of BM25's analyser.")
+    threads: int = _setting(32, "Threads that BM25 indexes and searches with.")
+    load_result: bool = _setting(False, "Take the hits from the result file of an earlier run?")
+    save_to_output: bool = _setting(
+        False, "Write collated rows to --output_dir instead of beside --eval_data?"
+    )
+
+
+@dataclass
+class MiningConfig:
+    """Which hits become negatives (collate_neg)."""
+
+    _argument_group_name = "mining"
+
+    max_neg_num: int = _setting(100, "Negatives a query gets at most.")
+    filter_answers: bool = _setting(False, "Leave out passages that contain an answer?")
+    range_min: int = _setting(0, "Ranks before this one (from 0) are left out.")
+    range_max: int | None = _setting(None, "Ranks from this one on are left out.")
+    max_score: float | None = _setting(None, "Passages with a higher score are left out.")
+    margin: float | None = _setting(
+        None, "Leave out what scores higher than the best positive's score less this."
+    )
+    relative_margin: float | None = _setting(
+        None, "The same, with this share of the best positive's score."
+    )
+    fuse: list[str] | None = _setting(
+        None, "Result files of other runs; all take turns in giving negatives."
+    )
+
+
+@dataclass
+class TrainConfig(OutputConfig):
     """Optimisation, checkpoints, logging."""
 
     _argument_group_name = "training"
 
-    output_dir: str = _setting("data/outputs/", "Checkpoints, metrics and logs go here.")
     max_steps: int = _setting(-1, "Optimizer steps; overrides num_train_epochs when positive.")
     num_train_epochs: float = _setting(3.0, "Passes over the data.")
     early_exit_steps: int | None = _setting(None, "Stop after this step, schedule unchanged.")
@@ -149,7 +207,6 @@ class TrainConfig:
     )
     gradient_checkpointing: bool = _setting(False, "Recompute activations in the backward pass?")
     fsdp: int = _setting(1, "Devices that parameters and optimizer state are spread over.")
-    seed: int = _setting(42, "Seed of data order, key selection and dropout.")
     learning_rate: float = _setting(5e-6, "Peak learning rate.")
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = _setting(
         "linear", "Learning rate after the warm-up."
@@ -173,8 +230,19 @@ class TrainConfig:
     report_to: Literal["none", "tensorboard"] = _setting("none", "Where else metrics go.")
 
 
+class Groups:
+    """Settings of a command, in groups."""
+
+    def groups(self) -> list:
+        return [getattr(self, f.name) for f in fields(self)]
+
+    def flat(self) -> dict:
+        """Every setting by its flag name."""
+        return {name: value for group in self.groups() for name, value in asdict(group).items()}
+
+
 @dataclass
-class Config:
+class Config(Groups):
     """All settings of one training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -183,12 +251,16 @@ class Config:
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
 
-    def groups(self) -> list:
-        return [getattr(self, f.name) for f in fields(self)]
 
-    def flat(self) -> dict:
-        """Every setting by its flag name."""
-        return {name: value for group in self.groups() for name, value in asdict(group).items()}
+@dataclass
+class RetrieveConfig(Groups):
+    """All settings of one retrieval."""
+
+    data: TextConfig = field(default_factory=TextConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
 
 
 def resolve_path(path: str, data_root: str) -> str:
@@ -205,41 +277,8 @@ def validate(config: Config) -> None:
     """
     data, encoder, loss, ev, train = config.groups()
     _one_of("--metrics", ev.metrics, METRICS)
-    _one_of("--pooling_method", encoder.pooling_method, POOLINGS)
-    if len({"cls", "mean"} & set(encoder.pooling_method)) != 1:
-        raise InputError(
-            f"--pooling_method {' '.join(encoder.pooling_method)}: give exactly one of cls and "
-            "mean, with dense behind it if you want the extra layer"
-        )
-    if encoder.dtype not in ("auto", "fp32", "bf16"):
-        remedy = "use bf16, as fast and without loss scaling" if encoder.dtype == "fp16" else ""
-        raise InputError(f"--dtype {encoder.dtype}: {remedy or 'give auto, fp32 or bf16'}")
-    least = {  # the smallest value that makes sense
-        "train_group_size": 2,  # a positive and a negative
-        "query_max_length": 1,
-        "key_max_length": 1,
-        "max_sample_num": 1,
-        "max_bad_rows": 0,
-        "hits": 1,
-        "batch_size": 1,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "sub_batch_size": 1,
-        "fsdp": 1,
-        "save_steps": 1,
-        "eval_steps": 1,
-        "save_total_limit": 1,
-        "logging_steps": 1,
-        "early_exit_steps": 1,
-    }
-    above_zero = ("cos_temperature", "teacher_temperature", "student_temperature", "learning_rate")
-    for name, value in config.flat().items():
-        if name in least and value is not None and value < least[name]:
-            raise InputError(f"--{name} {value}: give {least[name]} or more")
-        if name in above_zero and not value > 0:
-            raise InputError(f"--{name} {value}: give a value above 0")
-    if any(c < 1 for c in ev.cutoffs):
-        raise InputError(f"--cutoffs {min(ev.cutoffs)}: ranks start at 1")
+    _check_encoder(encoder)
+    _check_numbers(config)
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
         raise InputError("nothing to train: give --max_steps or --num_train_epochs above 0")
     if loss.contrastive_weight <= 0 and loss.distill_weight <= 0 and not data.use_train_config:
@@ -255,6 +294,73 @@ def validate(config: Config) -> None:
         )
     if data.eval_data and not data.corpus:
         raise InputError("--eval_data needs --corpus, the passages that are searched")
+
+
+def validate_retrieval(config: RetrieveConfig) -> None:
+    """As `validate`, for llme_jax.retrieve."""
+    data, encoder, ev, _, mining = config.groups()
+    for flag in ("eval_data", "corpus"):
+        if getattr(data, flag) is None:
+            raise InputError(f"--{flag} is missing: give a JSON-lines file")
+    _one_of("--metrics", ev.metrics, (*METRICS, *COLLATIONS))
+    _check_encoder(encoder)
+    _check_numbers(config)
+    if mining.range_max is not None and mining.range_max <= mining.range_min:
+        raise InputError(
+            f"--range_max {mining.range_max}: leaves no rank, give more than --range_min "
+            f"{mining.range_min}"
+        )
+
+
+LEAST = {  # the smallest value that makes sense
+    "train_group_size": 2,  # a positive and a negative
+    "query_max_length": 1,
+    "key_max_length": 1,
+    "max_sample_num": 1,
+    "max_bad_rows": 0,
+    "hits": 1,
+    "batch_size": 1,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "sub_batch_size": 1,
+    "fsdp": 1,
+    "save_steps": 1,
+    "eval_steps": 1,
+    "save_total_limit": 1,
+    "logging_steps": 1,
+    "early_exit_steps": 1,
+    "threads": 1,
+    "max_neg_num": 1,
+    "range_min": 0,
+    "k1": 0,
+    "b": 0,
+    "margin": 0,
+    "relative_margin": 0,
+}
+ABOVE_ZERO = ("cos_temperature", "teacher_temperature", "student_temperature", "learning_rate")
+
+
+def _check_numbers(config: Groups) -> None:
+    values = config.flat()
+    for name, value in values.items():
+        if name in LEAST and value is not None and value < LEAST[name]:
+            raise InputError(f"--{name} {value}: give {LEAST[name]} or more")
+        if name in ABOVE_ZERO and not value > 0:
+            raise InputError(f"--{name} {value}: give a value above 0")
+    if any(c < 1 for c in values["cutoffs"]):
+        raise InputError(f"--cutoffs {min(values['cutoffs'])}: ranks start at 1")
+
+
+def _check_encoder(encoder: EncoderConfig) -> None:
+    _one_of("--pooling_method", encoder.pooling_method, POOLINGS)
+    if len({"cls", "mean"} & set(encoder.pooling_method)) != 1:
+        raise InputError(
+            f"--pooling_method {' '.join(encoder.pooling_method)}: give exactly one of cls and "
+            "mean, with dense behind it if you want the extra layer"
+        )
+    if encoder.dtype not in ("auto", "fp32", "bf16"):
+        remedy = "use bf16, as fast and without loss scaling" if encoder.dtype == "fp16" else ""
+        raise InputError(f"--dtype {encoder.dtype}: {remedy or 'give auto, fp32 or bf16'}")
 
 
 def runlocal(arg: str | None) -> bool:

@@ -98,6 +98,10 @@ class Corpus:
                 )
 
 
+# Metrics that need pos_index in every row. Mining uses it where it is there.
+NEED_POSITIVES = {"mrr", "recall", "ndcg"}
+
+
 class EvalData:
     """Queries with what is known of their answers; row i of every list is query i.
 
@@ -123,9 +127,9 @@ class EvalData:
         self.texts: list[str] = []
         self.query_ids: list[int | str] = []
         self.task: str | None = None
-        self.positives: list[list[int]] | None = [] if set(metrics) - {"nq"} else None
+        self.positives: list[list[int]] | None = [] if NEED_POSITIVES & set(metrics) else None
         self.answers: list[list[str]] | None = [] if "nq" in metrics else None
-        self._corpus_size = corpus_size
+        self._corpus_size, self._mining = corpus_size, "collate_neg" in metrics
         self._lines: dict[int | str, int] = {}  # where a query_id was seen
         _file_size(self.path, "--eval_data")
         for number, row in read_lines(str(self.path), self._checked, BadRows()):
@@ -147,7 +151,7 @@ class EvalData:
             raise InputError(f"query_id is {_shown(query_id)}: give an integer or a string")
         if not isinstance(row.get("task"), str | None):
             raise InputError(f"task is {_shown(row['task'])}: give a string, as in qa or tool")
-        if self.positives is not None:
+        if self.positives is not None or (self._mining and row.get("pos_index")):
             _check_pos_index(row.get("pos_index"), self._corpus_size)
         if self.answers is not None:
             _check_answers(row.get("answers"))

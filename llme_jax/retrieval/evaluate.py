@@ -1,26 +1,40 @@
-"""Evaluation by retrieval: encodes queries and corpus, searches, computes the metrics."""
+"""Evaluation by retrieval: the metrics of what was retrieved, and those of a training run."""
 
-import json
-import os
-import sys
-from collections.abc import Iterable
-from datetime import datetime
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from llme_jax.config import Config, resolve_path
-from llme_jax.data.arrays import digest
+from llme_jax.config import Config, EvalConfig, TextConfig, resolve_path
 from llme_jax.data.corpus import Corpus, EvalData
-from llme_jax.data.instructions import NO_INSTRUCTION, Instruction, find_instruction
-from llme_jax.data.tokens import TokenStore, cache_dir, fingerprint, tokenize
-from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.retrieval.encode import encode
-from llme_jax.retrieval.index import search
+from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.metrics import answer_recall, ranking_metrics
+from llme_jax.retrieval.results import append_log, save_path, write_result
+
+
+def open_data(config: TextConfig, metrics: list[str]) -> tuple[Corpus, EvalData]:
+    """--corpus and --eval_data, read and validated.
+
+    Raises:
+        InputError: one of them cannot be used; names the line and the remedy.
+    """
+    corpus = Corpus(resolve_path(config.corpus, config.data_root), config.key_template)
+    path = resolve_path(config.eval_data, config.data_root)
+    return corpus, EvalData(path, metrics=metrics, corpus_size=len(corpus))
+
+
+def measure(
+    settings: EvalConfig, corpus: Corpus, eval_data: EvalData, ids: np.ndarray
+) -> dict[str, float]:
+    """The metrics that are wanted, as {"mrr@10": 0.5, ...}."""
+    metrics = {}
+    if eval_data.positives is not None:
+        metrics |= ranking_metrics(settings.metrics, ids, eval_data.positives, settings.cutoffs)
+    if eval_data.answers is not None:
+        metrics |= answer_recall(ids, eval_data.answers, corpus.text)
+    return metrics
 
 
 class Evaluator:
@@ -37,20 +51,11 @@ class Evaluator:
     """
 
     def __init__(self, config: Config, tokenizer, encoder: DualEncoder, mesh: Mesh | None = None):
-        self.config, self.encoder, self.mesh = config, encoder, mesh
-        data = config.data
-        self._pad_id = tokenizer.pad_token_id
-        self.corpus = Corpus(resolve_path(data.corpus, data.data_root), data.key_template)
-        self.eval_data = EvalData(
-            resolve_path(data.eval_data, data.data_root),
-            metrics=config.evaluation.metrics,
-            corpus_size=len(self.corpus),
+        self.config = config
+        self.corpus, self.eval_data = open_data(config.data, config.evaluation.metrics)
+        self._retrieve = DenseRetriever(
+            config.data, encoder, tokenizer, self.corpus, self.eval_data, mesh
         )
-        instruction = self._instruction()
-        self._queries = self._tokens(
-            tokenizer, "query", self.eval_data, self.eval_data.texts, instruction.query
-        )
-        self._keys = self._tokens(tokenizer, "key", self.corpus, self.corpus, instruction.key)
 
     def __call__(self, params, step: int | None = None) -> dict[str, float]:
         """Metrics of the encoder with these parameters, as {"mrr@10": 0.5, ...}.
@@ -60,101 +65,18 @@ class Evaluator:
         Args:
             step: of the training run, for the log.
         """
+        settings = self.config.evaluation
         scores, ids = self.retrieve(params)
-        metrics = self._metrics(ids)
+        metrics = measure(settings, self.corpus, self.eval_data, ids)
         if jax.process_index() == 0:
-            if self.config.evaluation.save_result:
-                path = result_path(self.config, self.eval_data.path)
+            if settings.save_result:
+                folder = Path(self.config.training.output_dir)
+                path = save_path(folder, self.eval_data.path, "result", settings.save_name)
                 write_result(path, self.eval_data.query_ids, ids, scores)
-            self._log(metrics, step)
+            append_log(settings.log_path, metrics, self.config.flat(), step)
         return metrics
 
     def retrieve(self, params) -> tuple[np.ndarray, np.ndarray]:
         """Scores and ids of every query's hits, as `index.search` returns them."""
-        batch_size = self.config.evaluation.batch_size
-        queries, keys = (
-            encode(
-                self.encoder,
-                params,
-                store,
-                field=field,
-                batch_size=batch_size,
-                pad_id=self._pad_id,
-                mesh=self.mesh,
-            )
-            for field, store in (("query", self._queries), ("key", self._keys))
-        )
-        hits, metric = self.config.evaluation.hits, self.config.encoder.dense_metric
-        return search(queries, keys, hits, metric, batch_size=batch_size, mesh=self.mesh)
-
-    def _metrics(self, ids: np.ndarray) -> dict[str, float]:
-        settings, data = self.config.evaluation, self.eval_data
-        metrics = {}
-        if data.positives is not None:
-            metrics |= ranking_metrics(settings.metrics, ids, data.positives, settings.cutoffs)
-        if data.answers is not None:
-            metrics |= answer_recall(ids, data.answers, self.corpus.text)
-        return metrics
-
-    def _instruction(self) -> Instruction:
-        if not self.config.data.add_instruction:
-            return NO_INSTRUCTION
-        try:
-            return find_instruction(self.config.data.version, self.eval_data.task)
-        except InputError as error:
-            raise InputError(f"{self.eval_data.path}: {error}") from None
-
-    def _tokens(
-        self, tokenizer, field: str, source: Corpus | EvalData, texts: Iterable[str], prefix: str
-    ) -> TokenStore:
-        data = self.config.data
-        length = getattr(data, f"{field}_max_length")
-        template = data.key_template if field == "key" else None
-        side = data.truncation_side
-        return tokenize(
-            (prefix + text for text in texts),
-            tokenizer,
-            max_length=length,
-            truncation_side=side,
-            key=digest(
-                field, source.digest, template, prefix, fingerprint(tokenizer), length, side
-            ),
-            cache=cache_dir(data.dataset_cache_dir),
-            total=len(source),
-            desc=f"Tokenising {source.path.name}",
-        )
-
-    def _log(self, metrics: dict[str, float], step: int | None) -> None:
-        if not self.config.evaluation.log_path:
-            return
-        path = Path(self.config.evaluation.log_path).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        line = {
-            "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "step": step,
-            "metrics": metrics,
-            "command": " ".join(sys.argv),
-            "settings": self.config.flat(),
-        }
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def result_path(config: Config, eval_data: Path) -> Path:
-    """`{output_dir}/{eval stem}.result[.{save_name}].json`"""
-    parts = [eval_data.stem, "result", config.evaluation.save_name, "json"]
-    folder = Path(config.training.output_dir).expanduser()
-    return folder / ".".join(part for part in parts if part)
-
-
-def write_result(path: Path, query_ids: list, ids: np.ndarray, scores: np.ndarray) -> None:
-    """One line a query, in order: {"query_id", "pred": ids, "score"}, best first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        for query_id, pred, score in zip(query_ids, ids, scores, strict=True):
-            found = pred >= 0
-            row = {"query_id": query_id, "pred": pred[found].tolist()}
-            row["score"] = score[found].tolist()
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(beside, path)
+        settings = self.config.evaluation
+        return self._retrieve(params, hits=settings.hits, batch_size=settings.batch_size)

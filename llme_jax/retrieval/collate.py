@@ -1,0 +1,195 @@
+"""What was retrieved becomes keys to read or negatives to train on: rows in, rows out, in order."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32
+from numpy import ndarray
+
+from llme_jax.config import MiningConfig
+from llme_jax.data.corpus import Corpus
+from llme_jax.data.rows import BadRows, read_lines
+from llme_jax.retrieval.metrics import has_answer
+from llme_jax.retrieval.results import whole_file
+
+
+class Ranking(NamedTuple):
+    """One method's hits for all queries, best first; id -1 fills up."""
+
+    name: str
+    scores: Float32[ndarray, "Q hits"]
+    ids: Int32[ndarray, "Q hits"]
+
+
+class Hit(NamedTuple):
+    """A passage in a ranking."""
+
+    id: int
+    source: str  # name of the ranking
+    rank: int  # from 0
+    score: float
+
+
+@dataclass
+class Report:
+    """What mining did; counts are passages unless they say queries."""
+
+    queries: int = 0
+    negatives: int = 0
+    without_any: int = 0  # queries
+    too_few: int = 0  # queries with fewer than max_neg_num
+    positive_not_found: int = 0  # queries, in the first ranking
+    dropped: dict[str, int] = field(default_factory=dict)
+    positive_scores: list[float] = field(default_factory=list)  # the best positive of each query
+    negative_scores: list[float] = field(default_factory=list)  # of the first ranking's
+
+    def drop(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def add(self, hits: list[Hit], positives: set[int], taken: list[Hit], wanted: int) -> None:
+        """Counts a query: its hits in the first ranking and the negatives taken for it."""
+        self.queries += 1
+        self.negatives += len(taken)
+        self.without_any += not taken
+        self.too_few += len(taken) < wanted
+        found = [hit.score for hit in hits if hit.id in positives]
+        self.positive_not_found += bool(positives) and not found
+        self.positive_scores += [max(found)] if found else []
+        first = hits[0].source if hits else None
+        self.negative_scores += [hit.score for hit in taken if hit.source == first]
+
+    def __str__(self) -> str:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        lines = [
+            f"{self.negatives} negatives for {self.queries} queries",
+            f"queries with none: {self.without_any}, with fewer than --max_neg_num: {self.too_few}",
+            f"passages left out: {dropped or 'none'}",
+        ]
+        if self.positive_scores or self.positive_not_found:
+            lines.append(f"queries whose positives are not among the hits: "
+                         f"{self.positive_not_found}")  # fmt: skip
+        for name in ("positive", "negative"):
+            scores = getattr(self, f"{name}_scores")
+            if scores:
+                low, middle, high = np.quantile(scores, [0.1, 0.5, 0.9])
+                lines.append(f"{name} scores, 10% / median / 90%: "
+                             f"{low:.4f} / {middle:.4f} / {high:.4f}")  # fmt: skip
+        return "\n".join(lines)
+
+
+def collate_key(path: Path, eval_data: Path, corpus: Corpus, ranking: Ranking) -> None:
+    """Every row of `eval_data` with `key` and `key_index`: the texts and numbers of its hits."""
+    with whole_file(path) as out:
+        for i, row in _rows(eval_data):
+            ids = [int(id) for id in ranking.ids[i] if id >= 0]
+            row |= {"key": [corpus.text(id) for id in ids], "key_index": ids}
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def collate_neg(
+    path: Path,
+    eval_data: Path,
+    corpus: Corpus,
+    rankings: list[Ranking],
+    settings: MiningConfig,
+) -> Report:
+    """Every row of `eval_data` with `neg` and `neg_index` replaced by what was retrieved.
+
+    Several rankings take turns: the best of each, then the second of each, and so on. The row
+    says in `neg_source`, `neg_rank` (from 0) and `neg_score` where each came from; its
+    `teacher_scores` belonged to other negatives and are removed.
+
+    Args:
+        rankings: of the queries of `eval_data`, in its order.
+    """
+    report = Report()
+    with whole_file(path) as out:
+        for i, row in _rows(eval_data):
+            taken = mine(row, [_hits(r, i) for r in rankings], corpus, settings, report)
+            row["neg"], row["neg_index"] = list(taken.values()), [hit.id for hit in taken]
+            row["neg_source"] = [hit.source for hit in taken]
+            row["neg_rank"] = [hit.rank for hit in taken]
+            row["neg_score"] = [hit.score for hit in taken]
+            row.pop("teacher_scores", None)
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return report
+
+
+def mine(
+    row: dict, rankings: list[list[Hit]], corpus: Corpus, settings: MiningConfig, report: Report
+) -> dict[Hit, str]:
+    """The negatives of one row and their texts, at most `max_neg_num`, in the order taken.
+
+    Left out are positives, by number and by text (a corpus may hold a text twice), what was taken
+    already, and what the settings ask for.
+    """
+    positives, answers = set(row.get("pos_index") or []), row.get("answers") or []
+    texts = {*(row.get("pos") or []), *(corpus.text(i) for i in positives)}
+    allowed = [_allowed(hits, positives, settings, report) for hits in rankings]
+    taken: dict[Hit, str] = {}
+    for hit in chain.from_iterable(zip_longest(*allowed)):
+        if len(taken) == settings.max_neg_num:
+            break
+        if hit is None:
+            continue
+        text = corpus.text(hit.id)
+        if text in texts:
+            report.drop("with the text of a positive or of another negative")
+        elif settings.filter_answers and has_answer(text, answers):
+            report.drop("with an answer")
+        else:
+            texts.add(text)
+            taken[hit] = text
+    report.add(rankings[0], positives, list(taken), settings.max_neg_num)
+    return taken
+
+
+def _allowed(
+    hits: list[Hit], positives: set[int], settings: MiningConfig, report: Report
+) -> list[Hit]:
+    """The hits that are no positives, inside the rank window, and not scored too high."""
+    last = len(hits) if settings.range_max is None else settings.range_max
+    ceiling = _ceiling(hits, positives, settings)
+    allowed = []
+    for hit in hits:
+        if hit.id in positives:
+            continue
+        if not settings.range_min <= hit.rank < last:
+            report.drop("outside the rank window")
+        elif hit.score > ceiling:
+            report.drop("scored too high")
+        else:
+            allowed.append(hit)
+    return allowed
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict]]:
+    return enumerate(row for _, row in read_lines(str(path), lambda row: row, BadRows()))
+
+
+def _hits(ranking: Ranking, query: int) -> list[Hit]:
+    pairs = zip(ranking.ids[query].tolist(), ranking.scores[query].tolist(), strict=True)
+    return [Hit(id, ranking.name, rank, s) for rank, (id, s) in enumerate(pairs) if id >= 0]
+
+
+def _ceiling(hits: list[Hit], positives: set[int], settings: MiningConfig) -> float:
+    """The score above which a passage is more likely a positive nobody has marked.
+
+    The margins count from the best positive's score; one that is not among the hits scores no
+    higher than the last of them.
+    """
+    bounds = [np.inf]
+    if settings.max_score is not None:
+        bounds.append(settings.max_score)
+    if positives and hits and (settings.margin is not None or settings.relative_margin is not None):
+        best = max((h.score for h in hits if h.id in positives), default=hits[-1].score)
+        if settings.margin is not None:
+            bounds.append(best - settings.margin)
+        if settings.relative_margin is not None:
+            bounds.append(best - abs(best) * settings.relative_margin)
+    return min(bounds)

@@ -1,0 +1,119 @@
+"""Retrieved keys on disk: result files, metrics files, the log of all evaluations."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from jaxtyping import Float32, Int32
+from numpy import ndarray
+
+from llme_jax.errors import InputError
+
+
+def save_path(folder: Path, eval_data: Path, kind: str, save_name: str | None) -> Path:
+    """`{folder}/{eval_data's stem}.{kind}[.{save_name}].json`"""
+    parts = [eval_data.stem, kind, save_name, "json"]
+    return folder.expanduser() / ".".join(part for part in parts if part)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file that appears under its name only when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_result(
+    path: Path,
+    query_ids: Sequence[int | str],
+    ids: Int32[ndarray, "Q hits"],
+    scores: Float32[ndarray, "Q hits"],
+) -> None:
+    """One line a query, in order: {"query_id", "pred": ids, "score"}, best first."""
+    with whole_file(path) as file:
+        for query_id, pred, score in zip(query_ids, ids, scores, strict=True):
+            found = pred >= 0
+            row = {"query_id": query_id, "pred": pred[found].tolist()}
+            row["score"] = score[found].tolist()
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_result(
+    path: Path, query_ids: Sequence[int | str], corpus_size: int
+) -> tuple[Float32[ndarray, "Q hits"], Int32[ndarray, "Q hits"]]:
+    """Scores and ids of a result file, by query_id in the order of `query_ids`.
+
+    A query that the file does not name has no hits; a line without scores, as the reference
+    writes them, has scores that fall by 1 a rank.
+
+    Raises:
+        InputError: the file is missing, a line is malformed, or it belongs to another corpus.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such result file; run once without --load_result")
+    found: dict[int | str, tuple[list[int], list[float]]] = {}
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                pred = row["pred"]
+                score = row.get("score") or [-float(rank) for rank in range(len(pred))]
+                found[row["query_id"]] = pred, score
+                wrong = len(score) != len(pred)
+            except (ValueError, KeyError, TypeError):
+                wrong = True
+            if wrong:
+                raise InputError(
+                    f"{path}:{number}: not a result, which has query_id, pred and as many score; "
+                    "retrieve again without --load_result"
+                )
+            if any(type(i) is not int or i >= corpus_size for i in pred):
+                raise InputError(
+                    f"{path}:{number}: pred has {max(pred, key=str)}, the corpus {corpus_size} "
+                    "passages; give the --corpus that was searched"
+                )
+    if not set(found) & set(query_ids):
+        raise InputError(f"{path}: has none of the query_ids of --eval_data; give its own file")
+    rows = [found.get(query_id, ([], [])) for query_id in query_ids]
+    hits = max(1, *(len(pred) for pred, _ in rows))
+    scores = np.full((len(rows), hits), -np.inf, np.float32)
+    ids = np.full((len(rows), hits), -1, np.int32)
+    for i, (pred, score) in enumerate(rows):
+        ids[i, : len(pred)], scores[i, : len(pred)] = pred, score
+    return scores, ids
+
+
+def write_metrics(path: Path, metrics: dict[str, float]) -> None:
+    with whole_file(path) as file:
+        file.write(json.dumps(metrics, indent=2) + "\n")
+
+
+def append_log(
+    path: str | None, metrics: dict[str, float], settings: dict, step: int | None = None
+) -> None:
+    """A line of --log_path: when, what was asked for, what came out; nothing when it is None."""
+    if not path:
+        return
+    file = Path(path).expanduser()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    line = {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "step": step,
+        "metrics": metrics,
+        "command": " ".join(sys.argv),
+        "settings": settings,
+    }
+    with file.open("a", encoding="utf-8") as log:
+        log.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,0 +1,25 @@
+"""Retrieves keys for queries, measures how well, and mines negatives.
+
+    python -m llme_jax.retrieve --eval_data test.json --corpus corpus.json --metrics mrr recall
+    python -m llme_jax.retrieve --retrieval_method bm25 --eval_data train.json \\
+        --corpus corpus.json --metrics mrr recall collate_neg --save_name bm25
+"""
+
+from llme_jax import cli
+from llme_jax.config import RetrieveConfig, validate_retrieval
+
+
+def main(argv: list[str]) -> int:
+    config = cli.parse(argv, "retrieve", __doc__, RetrieveConfig)
+    validate_retrieval(config)
+
+    # Only now, so that --help and a misspelt flag are answered before jax is loaded.
+    from llme_jax.retrieval.retrieve import retrieve
+    from llme_jax.runtime import started
+
+    with started(config.data.dataset_cache_dir):
+        return retrieve(config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

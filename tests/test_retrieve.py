@@ -1,0 +1,171 @@
+"""The command as a person uses it: find, measure, collate, load again, bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+from llme_jax import retrieve
+from llme_jax.errors import InputError
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.open()]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    tiny.save_bert(folder / "bert")
+    rng = np.random.default_rng(0)
+    corpus = [{"title": f"w{i}", "text": tiny.text(rng)} for i in range(60)]
+    rows = []
+    for i in range(20):
+        text = f"{corpus[i]['title']} {corpus[i]['text']}"
+        rows.append(
+            {
+                "query": " ".join(text.split()[:3]),
+                "query_id": f"q{i}" if i % 2 else i,
+                "pos": [text],
+                "neg": ["old"],
+                "pos_index": [i],
+                "answers": [corpus[i]["text"]],
+            }
+        )
+    write(folder / "train.json", rows)
+    write(folder / "corpus.json", corpus)
+    return folder
+
+
+@pytest.fixture
+def arguments(data, tmp_path):
+    settings = {
+        "data_root": data,
+        "eval_data": "llm-embedder:train.json",
+        "corpus": "llm-embedder:corpus.json",
+        "query_encoder": data / "bert",
+        "dtype": "fp32",
+        "query_max_length": 24,
+        "key_max_length": 32,
+        "dataset_cache_dir": data / "cache",
+        "output_dir": tmp_path / "out",
+        "log_path": tmp_path / "log",
+        "hits": 15,
+    }
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    return [*words, "--save_to_output", "--add_instruction", "false"]
+
+
+def test_dense_retrieval_is_that_of_sentence_transformers(data, arguments, tmp_path, capsys):
+    metrics = "--metrics mrr recall ndcg nq collate_key collate_neg --cutoffs 1 10".split()
+    assert retrieve.main([*arguments, *metrics, "--save_name", "tiny"]) == 0
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        f"train.{kind}.tiny.json" for kind in ("result", "metrics", "key", "neg")
+    }
+    bert = Transformer(str(data / "bert"), max_seq_length=64)
+    pooling = Pooling(bert.get_embedding_dimension(), "cls")
+    model = SentenceTransformer(modules=[bert, pooling, Normalize()], device="cpu")
+    rows, corpus = read(data / "train.json"), read(data / "corpus.json")
+    texts = [f"{row['title']} {row['text']}" for row in corpus]
+    similarity = model.encode([row["query"] for row in rows]) @ model.encode(texts).T
+    results = read(out / "train.result.tiny.json")
+    assert [r["query_id"] for r in results] == [row["query_id"] for row in rows]
+    for result, row in zip(results, similarity, strict=True):
+        best = np.argsort(-row)[:15]
+        # Two fp32 implementations of two layers; ids may differ only where scores nearly tie.
+        np.testing.assert_allclose(result["score"], row[best], atol=2e-5)
+        np.testing.assert_allclose(row[result["pred"]], row[best], atol=4e-5)
+
+    found = json.loads((out / "train.metrics.tiny.json").read_text())
+    first = np.mean([r["pred"][0] == i for i, r in enumerate(results)])
+    assert found["recall@1"] == found["mrr@1"] == pytest.approx(first) and first > 0.1
+    assert "answer_recall@20" in found
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].split() == ["@1", "@5", "@10", "@20", "@100"]
+    assert f"{first:.4f}" in said and "negatives for 20 queries" in said
+    assert json.loads((tmp_path / "log").read_text())["metrics"] == found
+
+    keys, mined = read(out / "train.key.tiny.json"), read(out / "train.neg.tiny.json")
+    for i, (row, key, neg, result) in enumerate(zip(rows, keys, mined, results, strict=True)):
+        assert key == row | {"key": [texts[j] for j in result["pred"]], "key_index": result["pred"]}
+        assert neg["neg_index"] == [j for j in result["pred"] if j != i]
+        assert neg["neg"] == [texts[j] for j in neg["neg_index"]] and neg["pos"] == row["pos"]
+
+
+def test_loaded_results_give_the_same_without_a_model(arguments, tmp_path):
+    out, metrics = tmp_path / "out", "--metrics mrr collate_neg".split()
+    retrieve.main([*arguments, *metrics])
+    before = {path.name: path.read_text() for path in out.iterdir()}
+    for name in ("train.metrics.json", "train.neg.json"):
+        (out / name).unlink()
+    retrieve.main([*arguments, *metrics, "--load_result", "--query_encoder", "./nowhere"])
+    after = {path.name: path.read_text() for path in out.iterdir()}
+    # the second is made from what the first was rounded to in JSON, which keeps fp32 exactly
+    assert after == before
+
+
+def test_methods_are_fused(arguments, tmp_path):
+    out = tmp_path / "out"
+    retrieve.main([*arguments, "--save_name", "dense", "--metrics", "mrr"])
+    more = ["--retrieval_method", "random", "--save_name", "chance", "--metrics", "collate_neg"]
+    retrieve.main([*arguments, *more, "--fuse", str(out / "train.result.dense.json")])
+    for i, row in enumerate(read(out / "train.neg.chance.json")):
+        assert set(row["neg_source"]) == {"chance", "train.result.dense"}
+        assert i not in row["neg_index"] and len(set(row["neg_index"])) == len(row["neg_index"])
+    random = [row["pred"] for row in read(out / "train.result.chance.json")]
+    assert all(len(set(pred)) == 15 for pred in random) and random[0] != random[1]
+
+
+def test_nothing_is_retrieved_on_request(arguments, tmp_path):
+    retrieve.main([*arguments, "--retrieval_method", "no", "--metrics", "mrr", "collate_key"])
+    assert {row["key"] == [] for row in read(tmp_path / "out/train.key.json")} == {True}
+    assert json.loads((tmp_path / "out/train.metrics.json").read_text())["mrr@10"] == 0
+
+
+def test_beside_the_data_by_default(data, arguments, tmp_path):
+    copy = write(tmp_path / "dev.json", read(data / "train.json"))
+    words = [word for word in arguments if word != "--save_to_output"]
+    method = ["--retrieval_method", "random", "--hits", "100"]  # more than the corpus has
+    retrieve.main([*words, "--eval_data", str(copy), *method, "--metrics", "collate_neg"])
+    assert len(read(tmp_path / "dev.neg.json")[0]["neg"]) == 59
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"dev.result.json"}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--metrics", "map"], "--metrics map: choose from mrr, recall, ndcg, nq, collate_key"),
+        (["--corpus", "none.json"], "--corpus none.json: there is no such file"),
+        (["--load_result"], "train.result.json: there is no such result file"),
+        (["--fuse", "none.json"], "none.json: there is no such result file"),
+        (["--range_min", "5", "--range_max", "5"], "--range_max 5: leaves no rank"),
+        (["--key_max_length", "65"], "--key_max_length 65: the encoder has 64 positions"),
+        (["--hits", "0"], "--hits 0: give 1 or more"),
+        (["--max_neg", "3"], "unknown flag --max_neg: did you mean --max_neg_num?"),
+        (
+            ["--eval_data", "llm-embedder:far.json", "--metrics", "collate_neg"],
+            "far.json:1: pos_index has 60, passages are numbered 0 to 59",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(data, arguments, tmp_path, more, message):
+    write(data / "far.json", [{"query": "q", "pos_index": [60]}])
+    with pytest.raises(InputError) as error:
+        retrieve.main([*arguments, *more])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_files_are_named(arguments):
+    with pytest.raises(InputError, match=r"--eval_data is missing: give a JSON-lines file"):
+        retrieve.main([])
