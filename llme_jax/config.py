@@ -158,6 +158,16 @@ class RetrievalConfig(OutputConfig):
     retrieval_method: Literal["dense", "bm25", "random", "no"] = _setting(
         "dense", "What finds the keys; random and no are baselines."
     )
+    save_encode: bool = _setting(
+        False, "Keep the corpus' embeddings in {output_dir}/{embedding_name}, for later runs?"
+    )
+    load_encode: bool = _setting(False, "Stop when there are no such embeddings to use?")
+    faiss_index_factory: str = _setting(
+        "Flat", "Flat: exact search on the devices; else an index of faiss, as in IVF1024,PQ32."
+    )
+    save_index: bool = _setting(False, "Keep the faiss index beside the embeddings?")
+    load_index: bool = _setting(False, "Stop when there is no such index to use?")
+    embedding_name: str = _setting("embeddings", "Folder of the embeddings in --output_dir.")
     k1: float = _setting(0.82, "BM25's k1.")
     b: float = _setting(0.68, "BM25's b.")
     language: str = _setting("en", "Language of BM25's analyser.")
@@ -298,13 +308,18 @@ def validate(config: Config) -> None:
 
 def validate_retrieval(config: RetrieveConfig) -> None:
     """As `validate`, for llme_jax.retrieve."""
-    data, encoder, ev, _, mining = config.groups()
+    data, encoder, ev, retrieval, mining = config.groups()
     for flag in ("eval_data", "corpus"):
         if getattr(data, flag) is None:
             raise InputError(f"--{flag} is missing: give a JSON-lines file")
     _one_of("--metrics", ev.metrics, (*METRICS, *COLLATIONS))
     _check_encoder(encoder)
     _check_numbers(config)
+    if retrieval.faiss_index_factory == "Flat" and (retrieval.save_index or retrieval.load_index):
+        raise InputError(
+            "--save_index and --load_index: Flat has no index, its embeddings are kept with "
+            "--save_encode; give another --faiss_index_factory"
+        )
     if mining.range_max is not None and mining.range_max <= mining.range_min:
         raise InputError(
             f"--range_max {mining.range_max}: leaves no rank, give more than --range_min "

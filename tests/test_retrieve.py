@@ -1,6 +1,8 @@
 """The command as a person uses it: find, measure, collate, load again, bad input."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from llme_jax import retrieve
 from llme_jax.errors import InputError
+from llme_jax.retrieval import embeddings
 
 
 def read(path: Path) -> list[dict]:
@@ -126,6 +129,62 @@ def test_methods_are_fused(arguments, tmp_path):
     assert all(len(set(pred)) == 15 for pred in random) and random[0] != random[1]
 
 
+def test_embeddings_are_kept_on_request(arguments, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"--load_encode: .* has no embeddings of this corpus"):
+        retrieve.main([*arguments, "--load_encode"])
+    retrieve.main([*arguments, "--save_encode"])
+    (folder,) = (out / "embeddings").iterdir()
+    before = (out / "train.result.json").read_text()
+    for more in (["--load_encode"], []):  # whoever made them, a later run does not delete them
+        (out / "train.result.json").unlink()
+        retrieve.main([*arguments, *more])
+        assert (out / "train.result.json").read_text() == before
+        assert (folder / "manifest.json").exists()
+    with pytest.raises(InputError, match=r"--load_encode: .* has no embeddings of this corpus"):
+        retrieve.main([*arguments, "--load_encode", "--key_max_length", "20"])
+
+
+def test_a_faiss_index_is_kept_on_request(arguments, tmp_path):
+    out, faiss = tmp_path / "out", ["--faiss_index_factory", "HNSW16"]
+    retrieve.main(arguments)
+    exact = [row["pred"] for row in read(out / "train.result.json")]
+    with pytest.raises(InputError, match=r"--load_index: .* has no HNSW16 index of this corpus"):
+        retrieve.main([*arguments, *faiss, "--load_index"])
+    retrieve.main([*arguments, *faiss, "--save_index"])
+    (kept,) = (out / "embeddings").iterdir()  # the embeddings themselves are not
+    assert kept.name.endswith(".HNSW16.faiss")
+    before = (out / "train.result.json").read_text()
+    approximate = [row["pred"] for row in read(out / "train.result.json")]
+    assert np.mean([a[:5] == e[:5] for a, e in zip(approximate, exact, strict=True)]) > 0.8
+    retrieve.main([*arguments, *faiss, "--load_index"])
+    assert (out / "train.result.json").read_text() == before
+
+
+def test_killed_while_encoding_the_finished_shards_are_kept(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(embeddings, "SHARD", 16)
+    code = (
+        "import os, sys; from llme_jax import retrieve; from llme_jax.retrieval import embeddings;"
+        "embeddings.SHARD = 16; replace = os.replace; made = []\n"
+        "def kill(a, b):\n"
+        "    made.append(b) if str(b).endswith('.npy') else None\n"
+        "    os.kill(os.getpid(), 9) if len(made) == 3 else replace(a, b)\n"
+        "os.replace = kill; retrieve.main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    (folder,) = (tmp_path / "out/embeddings").iterdir()
+    finished = {path.name: path.stat().st_mtime_ns for path in folder.glob("[0-9]*.npy")}
+    assert len(finished) == 2
+    retrieve.main([*arguments, "--save_encode"])
+    for name, time in finished.items():
+        assert (folder / name).stat().st_mtime_ns == time
+    assert len(list(folder.glob("[0-9]*.npy"))) == 4
+    killed = (tmp_path / "out/train.result.json").read_text()
+    retrieve.main([*arguments, "--output_dir", str(tmp_path / "other")])
+    assert (tmp_path / "other/train.result.json").read_text() == killed
+
+
 def test_nothing_is_retrieved_on_request(arguments, tmp_path):
     retrieve.main([*arguments, "--retrieval_method", "no", "--metrics", "mrr", "collate_key"])
     assert {row["key"] == [] for row in read(tmp_path / "out/train.key.json")} == {True}
@@ -148,6 +207,8 @@ def test_beside_the_data_by_default(data, arguments, tmp_path):
         (["--corpus", "none.json"], "--corpus none.json: there is no such file"),
         (["--load_result"], "train.result.json: there is no such result file"),
         (["--fuse", "none.json"], "none.json: there is no such result file"),
+        (["--save_index"], "--save_index and --load_index: Flat has no index"),
+        (["--faiss_index_factory", "Nonsense"], "--faiss_index_factory Nonsense: faiss says"),
         (["--range_min", "5", "--range_max", "5"], "--range_max 5: leaves no rank"),
         (["--key_max_length", "65"], "--key_max_length 65: the encoder has 64 positions"),
         (["--hits", "0"], "--hits 0: give 1 or more"),

@@ -24,6 +24,12 @@ class TokenStore:
         self.values = np.asarray(np.load(folder / "values.npy", mmap_mode="r"))
         self.offsets = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
 
+    def part(self, start: int, stop: int) -> "TokenStore":
+        """The texts from `start` to before `stop`, as a store of their own; nothing is copied."""
+        part = copy.copy(self)
+        part.offsets = self.offsets[start : stop + 1]
+        return part
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -1,18 +1,31 @@
 """Dense retrieval: queries and passages as vectors, the nearest passages by exact search."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from llme_jax.config import TextConfig
+from llme_jax.config import RetrievalConfig, TextConfig
 from llme_jax.data.arrays import digest
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import NO_INSTRUCTION, Instruction, find_instruction
 from llme_jax.data.tokens import TokenStore, cache_dir, fingerprint, tokenize
 from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.retrieval.encode import encode
+from llme_jax.retrieval.embeddings import encode_to_disk, fingerprint_params, forget
+from llme_jax.retrieval.encode import encode, place
+from llme_jax.retrieval.faiss_index import (
+    build_index,
+    empty_index,
+    index_path,
+    open_index,
+    save_index,
+    search_index,
+)
 from llme_jax.retrieval.index import search
 
 
@@ -39,15 +52,70 @@ class DenseRetriever:
         self._config, self._encoder, self._mesh = config, encoder, mesh
         self._pad_id = tokenizer.pad_token_id
         instruction = self._instruction(eval_data)
-        self._queries = self._tokens(
+        self._queries, _ = self._tokens(
             tokenizer, "query", eval_data, eval_data.texts, instruction.query
         )
-        self._keys = self._tokens(tokenizer, "key", corpus, corpus, instruction.key)
+        self._keys, self._keys_name = self._tokens(
+            tokenizer, "key", corpus, corpus, instruction.key
+        )
 
     def __call__(self, params, *, hits: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and ids of every query's hits, as `index.search` returns them."""
-        queries, keys = (
-            encode(
+        encode = self._encoding(params, batch_size)
+        return self._search(encode, encode("key", self._keys), hits, batch_size)
+
+    def from_disk(
+        self, params, how: RetrievalConfig, *, hits: int, batch_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As a call, but the corpus is encoded into `{output_dir}/{embedding_name}`.
+
+        It is searched from there, exactly or with the faiss index that is asked for. Memory does
+        not grow with the corpus (a faiss index does), and a killed run continues at the shard it
+        was in.
+
+        Args:
+            params: on the host.
+
+        Raises:
+            InputError: embeddings or an index are to be loaded and there are none; faiss is
+                missing or cannot make the index.
+        """
+        folder, factory = Path(how.output_dir) / how.embedding_name, how.faiss_index_factory
+        describe = {
+            "encoder": str(replace(self._encoder, remat=False)),
+            "params": fingerprint_params(params),
+            "texts": self._keys_name,
+        }
+        saved = index_path(folder, digest(sorted(describe.items())), factory)
+        if how.load_index and not saved.exists():
+            raise InputError(
+                f"--load_index: {folder} has no {factory} index of this corpus by this encoder; "
+                "make it with --save_index"
+            )
+        if factory != "Flat":  # is it one that faiss can make? Now, not after hours of encoding
+            empty_index(self._encoder.width, factory, self._encoder.metric)
+        encode = self._encoding(params, batch_size)
+        if saved.exists():
+            return search_index(open_index(saved), encode("query", self._queries), hits, batch_size)
+        keys, made = encode_to_disk(
+            folder, self._keys, describe, partial(encode, "key"), must_exist=how.load_encode
+        )
+        if factory == "Flat":
+            found = self._search(encode, keys, hits, batch_size)
+        else:
+            index = build_index(keys, factory, self._encoder.metric, how.seed)
+            if how.save_index and jax.process_index() == 0:
+                save_index(index, saved)
+            found = search_index(index, encode("query", self._queries), hits, batch_size)
+        if made and not how.save_encode:
+            forget(made)
+        return found
+
+    def _encoding(self, params, batch_size: int):
+        """`encode(field, store)` with these parameters."""
+
+        def on_mesh(field: str, store: TokenStore) -> np.ndarray:
+            return encode(
                 self._encoder,
                 params,
                 store,
@@ -56,9 +124,12 @@ class DenseRetriever:
                 pad_id=self._pad_id,
                 mesh=self._mesh,
             )
-            for field, store in (("query", self._queries), ("key", self._keys))
-        )
-        metric = self._encoder.metric
+
+        params = place(params, self._mesh)
+        return on_mesh
+
+    def _search(self, encode, keys, hits: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        queries, metric = encode("query", self._queries), self._encoder.metric
         return search(queries, keys, hits, metric, batch_size=batch_size, mesh=self._mesh)
 
     def _instruction(self, eval_data: EvalData) -> Instruction:
@@ -71,19 +142,20 @@ class DenseRetriever:
 
     def _tokens(
         self, tokenizer, field: str, source: Corpus | EvalData, texts: Iterable[str], prefix: str
-    ) -> TokenStore:
+    ) -> tuple[TokenStore, str]:
+        """The tokens of all texts, and a name for everything they depend on."""
         length = getattr(self._config, f"{field}_max_length")
         template = self._config.key_template if field == "key" else None
         side = self._config.truncation_side
-        return tokenize(
+        name = digest(field, source.digest, template, prefix, fingerprint(tokenizer), length, side)
+        store = tokenize(
             (prefix + text for text in texts),
             tokenizer,
             max_length=length,
             truncation_side=side,
-            key=digest(
-                field, source.digest, template, prefix, fingerprint(tokenizer), length, side
-            ),
+            key=name,
             cache=cache_dir(self._config.dataset_cache_dir),
             total=len(source),
             desc=f"Tokenising {source.path.name}",
         )
+        return store, name

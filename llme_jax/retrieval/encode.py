@@ -43,9 +43,7 @@ def encode(
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
     if not len(store):
         raise ValueError("nothing to encode: the store is empty")
-    params = jax.tree.map(
-        lambda x: x if isinstance(x, jax.Array) else to_mesh(x, replicated(mesh)), params
-    )
+    params = place(params, mesh)
     desc = "Encoding queries" if field == "query" else "Encoding keys"
     if encoder.tied:
         field = "key"  # the same for both, so one program serves queries and keys
@@ -78,6 +76,12 @@ def encode(
             bar.update(len(texts))
     bar.close()
     return embeddings
+
+
+def place(params, mesh: Mesh | None):
+    """Parameters on the mesh: those on the host are copied to every device, others stay."""
+    sharding = replicated(mesh or make_mesh(devices=jax.local_devices()[:1]))
+    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else to_mesh(x, sharding), params)
 
 
 @partial(jax.jit, static_argnames=("encoder", "field", "result"))

@@ -1,7 +1,7 @@
 """Exact search: the best keys of every query by inner product or distance, on the devices."""
 
 from functools import cache, partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,17 @@ from llme_jax.sharding import BATCH_AXES, batch_sharding, make_mesh, replicated,
 BLOCK = 1 << 16
 
 
+class Rows(Protocol):
+    """Embeddings [C, D] that can be read in slices: an array, or one kept on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> np.ndarray: ...
+
+
 def search(
     queries: np.ndarray,
-    corpus: np.ndarray,
+    corpus: Rows,
     hits: int,
     metric: Literal["cos", "ip", "l2"],
     *,
@@ -29,14 +37,19 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `hits` best keys of every query, in fp32.
 
+    The corpus is read once, block by block: each device gets its own keys, finds the best of them
+    for all queries, and what the devices found is merged at the end. Two blocks are on a device
+    at most, however large the corpus is.
+
     Args:
         queries: float32[Q, D].
         corpus: float32[C, D].
         metric: cos and ip score by inner product (embeddings come normalised where that is
             wanted), l2 by the negative squared distance: a higher score is always better.
-        batch_size: queries searched at a time, over all devices.
-        mesh: queries are spread over its devices, each of which sees all keys; the first device
-            alone when None.
+        batch_size: queries searched at a time.
+        mesh: keys are spread over its devices; the first device alone when None. With several
+            processes, all call this with the same queries and corpus, and each reads the keys of
+            its own devices.
         block: keys on a device at a time.
 
     Returns:
@@ -44,59 +57,80 @@ def search(
         id. Where the corpus has fewer keys than `hits`, -inf and -1 fill up the row.
     """
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
-    found = min(hits, len(corpus))
-    rows = -(-min(batch_size, len(queries)) // mesh.size) * mesh.size
+    found, rows = min(hits, len(corpus)), min(batch_size, len(queries))
+    # Products of one shape on any number of devices: their bits, and so the ids, are the same.
+    block = min(block, 1 << (len(corpus) - 1).bit_length())
     batches = [
-        to_mesh(_pad(queries[i : i + rows], rows), batch_sharding(mesh))
+        to_mesh(_pad(queries[i : i + rows], rows), replicated(mesh))
         for i in range(0, len(queries), rows)
     ]
-    empty = np.full((rows, found), -np.inf, np.float32), np.full((rows, found), -1, np.int32)
+    shape = mesh.size, rows, found
+    empty = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int32)
     best = [to_mesh(empty, (batch_sharding(mesh),) * 2) for _ in batches]
-    merge, gather = _compiled(mesh, metric)
+    merge, join = _compiled(mesh, metric)
 
-    block = min(block, len(corpus))
-    starts = range(0, len(corpus), block)
+    starts = range(0, len(corpus), block * mesh.size)
     quiet = jax.process_index() != 0
     for start in tqdm(starts, desc="Searching", unit=" blocks", leave=False, disable=quiet):
-        keys = corpus[start : start + block]
-        bounds = np.array([start, len(keys)], np.int32)
-        keys = to_mesh(_pad(keys, block), replicated(mesh))
-        bounds = to_mesh(bounds, replicated(mesh))
+        keys = _block_to_mesh(mesh, corpus, start, block)
+        bounds = to_mesh(np.array([start, len(corpus)], np.int32), replicated(mesh))
+        jax.block_until_ready(best)  # of the block before, while this one was read
         best = [merge(*b, q, keys, bounds) for b, q in zip(best, batches, strict=True)]
 
-    results = [gather(*b) for b in best]
+    results = [join(*b) for b in best]
     scores, ids = (np.concatenate(parts)[: len(queries)] for parts in zip(*results, strict=True))
     fill = ((0, 0), (0, hits - found))
     return np.pad(scores, fill, constant_values=-np.inf), np.pad(ids, fill, constant_values=-1)
 
 
+def _block_to_mesh(mesh: Mesh, corpus: Rows, start: int, block: int) -> jax.Array:
+    """Keys `start` to `start + block * devices`, a block on each device, zeros past the end."""
+    shape = block * mesh.size, corpus[:1].shape[1]
+
+    def read(index):
+        first, last, _ = index[0].indices(shape[0])
+        return _pad(corpus[start + first : start + last], block)
+
+    return jax.make_array_from_callback(shape, batch_sharding(mesh), read)
+
+
 @cache
 def _compiled(mesh: Mesh, metric: str):
-    """`merge(scores, ids, queries, keys, bounds)`, the best so far with those of a block merged
-    in, and `gather(scores, ids)`, the same on every device."""
-    # Mapped by hand: the compiler would gather the scores of all queries before a top_k.
+    """`merge(scores, ids, queries, keys, bounds)`, each device's best so far with those of its
+    block merged in, and `join(scores, ids)`, the best of all devices, on every device."""
+    # Mapped by hand: the compiler would gather the scores of all keys before a top_k.
     merge = jax.shard_map(
         partial(_merge, metric=metric),
         mesh=mesh,
-        in_specs=(P(BATCH_AXES), P(BATCH_AXES), P(BATCH_AXES), P(), P()),
+        in_specs=(P(BATCH_AXES), P(BATCH_AXES), P(), P(BATCH_AXES), P()),
         out_specs=(P(BATCH_AXES), P(BATCH_AXES)),
     )
-    gather = jax.jit(lambda *best: best, out_shardings=replicated(mesh))
-    return jax.jit(merge, donate_argnums=(0, 1)), gather
+    return jax.jit(merge), jax.jit(_join, out_shardings=replicated(mesh))
 
 
 def _merge(scores, ids, queries, keys, bounds, *, metric: str):
-    start, count = bounds
+    """The best of a device: scores and ids [1, Q, hits], queries [Q, D], its keys [block, D]."""
+    start, total = bounds
+    first = start + jax.lax.axis_index(BATCH_AXES) * len(keys)
     product = jnp.matmul(queries, keys.T, precision=jax.lax.Precision.HIGHEST)
     if metric == "l2":
         norms = (queries**2).sum(1, keepdims=True), (keys**2).sum(1)
         product = 2 * product - norms[0] - norms[1]
-    product = jnp.where(jnp.arange(len(keys)) < count, product, -jnp.inf)
-    new_scores, new_ids = jax.lax.top_k(product, min(scores.shape[1], len(keys)))
+    product = jnp.where(first + jnp.arange(len(keys)) < total, product, -jnp.inf)
+    hits = scores.shape[2]
+    new_scores, new_ids = jax.lax.top_k(product, min(hits, len(keys)))
     # top_k prefers the lower position where scores are equal: earlier blocks, then lower ids.
-    scores, position = jax.lax.top_k(jnp.concatenate([scores, new_scores], axis=1), scores.shape[1])
-    ids = jnp.concatenate([ids, new_ids + start], axis=1)
-    return scores, jnp.take_along_axis(ids, position, axis=1)
+    scores, position = jax.lax.top_k(jnp.concatenate([scores[0], new_scores], axis=1), hits)
+    ids = jnp.concatenate([ids[0], new_ids + first], axis=1)
+    return scores[None], jnp.take_along_axis(ids, position, axis=1)[None]
+
+
+def _join(scores, ids):
+    """[devices, Q, hits] -> [Q, hits], by score, then by id."""
+    devices, rows, hits = scores.shape
+    scores, ids = (x.swapaxes(0, 1).reshape(rows, devices * hits) for x in (scores, ids))
+    scores, ids = jax.lax.sort((-scores, ids), num_keys=2)
+    return -scores[:, :hits], ids[:, :hits]
 
 
 def _pad(rows: np.ndarray, count: int) -> np.ndarray:

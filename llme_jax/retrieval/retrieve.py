@@ -84,8 +84,7 @@ def _search(
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
     encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
     search = DenseRetriever(config.data, encoder, tokenizer, corpus, eval_data, mesh)
-    on_mesh = sharding.to_mesh(params, jax.tree.map(lambda _: sharding.replicated(mesh), params))
-    return search(on_mesh, hits=settings.hits, batch_size=settings.batch_size)
+    return search.from_disk(params, how, hits=settings.hits, batch_size=settings.batch_size)
 
 
 def _read(path: str | Path, corpus: Corpus, eval_data: EvalData, name: str | None = None):

@@ -1,0 +1,126 @@
+"""Embeddings on disk: shards that are finished one by one, so that a killed run continues."""
+
+import json
+import logging
+import os
+import shutil
+from bisect import bisect_right
+from collections.abc import Callable
+from contextlib import suppress
+from hashlib import blake2b
+from itertools import accumulate
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from llme_jax.data.arrays import digest
+from llme_jax.data.tokens import TokenStore
+from llme_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SHARD = 1 << 17  # texts; 400 MB at 768 numbers each
+
+
+class Embeddings:
+    """float32[n, D] in shards, memory-mapped; what `index.search` reads."""
+
+    def __init__(self, shards: list[np.ndarray]):
+        self._shards = shards
+        self._ends = list(accumulate(len(shard) for shard in shards))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self._shards[0].shape[1]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(len(self))
+        parts = [self._shards[0][:0]]
+        i = bisect_right(self._ends, start)
+        while start < stop:
+            first = self._ends[i - 1] if i else 0
+            parts.append(self._shards[i][start - first : stop - first])
+            start, i = self._ends[i], i + 1
+        return np.concatenate(parts)
+
+
+def fingerprint_params(params) -> str:
+    """A name for the parameters of an encoder, from every bit of them."""
+    state = blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        state.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        state.update(array)
+    return state.hexdigest()
+
+
+def encode_to_disk(
+    folder: Path,
+    store: TokenStore,
+    describe: dict,
+    encode: Callable[[TokenStore], np.ndarray],
+    *,
+    must_exist: bool = False,
+    shard: int | None = None,
+) -> tuple[Embeddings, Path | None]:
+    """Embeddings of all texts of a store, in `{folder}/{key}`; shards that are there are kept.
+
+    With several processes each writes what its own disk lacks, and a shard is encoded, by all of
+    them, when any lacks it.
+
+    Args:
+        describe: everything the embeddings depend on; named in manifest.json, and the key.
+        encode: texts -> float32[n, D].
+        must_exist: refuse to encode anything.
+
+    Returns:
+        The embeddings, and their folder, or None when all of them were there before.
+
+    Raises:
+        InputError: must_exist, and something is missing.
+    """
+    shard = shard or SHARD
+    place = folder / digest(sorted(describe.items()), len(store), shard)
+    starts = range(0, len(store), shard)
+    paths = [place / f"{start:012d}.npy" for start in starts]
+    have = np.array([path.exists() for path in paths])
+    if jax.process_count() > 1:
+        have = multihost_utils.process_allgather(have).all(axis=0)
+    if must_exist and not have.all():
+        raise InputError(
+            f"--load_encode: {folder} has no embeddings of this corpus by this encoder with these "
+            "settings; make them with --save_encode"
+        )
+    place.mkdir(parents=True, exist_ok=True)
+    manifest = {**describe, "texts": len(store), "shard": shard}
+    text = json.dumps(manifest, indent=2) + "\n"
+    _write(place / "manifest.json", lambda file: file.write(text.encode()))
+    if have.any() and not have.all():
+        logger.info("%d of %d shards are encoded already", have.sum(), len(have))
+    for start, path, there in zip(starts, paths, have, strict=True):
+        if not there:
+            rows = encode(store.part(start, min(start + shard, len(store))))
+            _write(path, lambda file, rows=rows: np.save(file, rows))
+    embeddings = Embeddings([np.load(path, mmap_mode="r") for path in paths])
+    return embeddings, None if have.all() else place
+
+
+def forget(place: Path) -> None:
+    """Deletes the embeddings in `place`, once no process reads them any more."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(str(place))
+    shutil.rmtree(place, ignore_errors=True)
+    with suppress(OSError):  # other embeddings are in it
+        place.parent.rmdir()
+
+
+def _write(path: Path, write: Callable) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with beside.open("wb") as file:
+        write(file)
+    os.replace(beside, path)
