@@ -25,6 +25,9 @@ REFUSED = {
     "overwrite_output_dir": "give another --output_dir, or delete the folder yourself",
     "resume_from_checkpoint": "leave it out, the same command resumes by itself",
     "remove_unused_columns": "leave it out",
+    "anserini_dir": "leave it out, pip install 'llme_jax[bm25]' brings Lucene",
+    "storeDocvectors": "leave it out, nothing reads document vectors",
+    "load_collection": "leave it out, Lucene's index is kept for the same corpus",
 }
 
 

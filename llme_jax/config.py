@@ -315,7 +315,8 @@ def validate_retrieval(config: RetrieveConfig) -> None:
     _one_of("--metrics", ev.metrics, (*METRICS, *COLLATIONS))
     _check_encoder(encoder)
     _check_numbers(config)
-    if retrieval.faiss_index_factory == "Flat" and (retrieval.save_index or retrieval.load_index):
+    exact = retrieval.retrieval_method == "dense" and retrieval.faiss_index_factory == "Flat"
+    if exact and (retrieval.save_index or retrieval.load_index):
         raise InputError(
             "--save_index and --load_index: Flat has no index, its embeddings are kept with "
             "--save_encode; give another --faiss_index_factory"

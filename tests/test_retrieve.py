@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from commands import finish, start, start_together
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
@@ -183,6 +184,28 @@ def test_killed_while_encoding_the_finished_shards_are_kept(arguments, tmp_path,
     killed = (tmp_path / "out/train.result.json").read_text()
     retrieve.main([*arguments, "--output_dir", str(tmp_path / "other")])
     assert (tmp_path / "other/train.result.json").read_text() == killed
+
+
+def test_two_processes_find_the_same(arguments, tmp_path):
+    metrics = "--metrics mrr collate_neg".split()
+    for process in start_together([*arguments, *metrics], 2, devices=4, command="retrieve"):
+        finish(process)
+    together = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    # One device, one process; JSON keeps fp32 exactly, so the same files are the same bits.
+    alone = [*arguments, *metrics, "--output_dir", str(tmp_path / "alone")]
+    finish(start(alone, devices=1, command="retrieve"))
+    found, want = (
+        [json.loads(line) for line in files["train.result.json"].splitlines()]
+        for files in (
+            together,
+            {path.name: path.read_text() for path in (tmp_path / "alone").iterdir()},
+        )
+    )
+    assert [row["query_id"] for row in found] == [row["query_id"] for row in want]
+    for a, b in zip(found, want, strict=True):
+        np.testing.assert_allclose(a["score"], b["score"], atol=1e-6)  # rounding of the encoder
+    assert np.mean([a["pred"] == b["pred"] for a, b in zip(found, want, strict=True)]) > 0.9
+    assert set(together) == {f"train.{kind}.json" for kind in ("result", "metrics", "neg")}
 
 
 def test_nothing_is_retrieved_on_request(arguments, tmp_path):

@@ -1,17 +1,14 @@
 """The command as a person uses it: runs, kills, continues, several processes, bad input."""
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from commands import finish, start, start_together
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -22,15 +19,7 @@ from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.telemetry import read_metrics
 
-ROOT = Path(__file__).parents[1]
 STEPS = 8
-# Fails when torch was imported, as it is for tests only; tensorboardX does it by itself.
-COMMAND = """
-import atexit, os, runpy, sys
-loaded = sys.modules
-atexit.register(lambda: "torch" in loaded and "tensorboardX" not in loaded and os._exit(99))
-runpy.run_module("llme_jax.train", run_name="__main__", alter_sys=True)
-"""
 EVALUATION = [
     *("--eval_data", "llm-embedder:test.json", "--corpus", "llm-embedder:corpus.json"),
     *("--eval_steps", "4", "--cutoffs", "1", "10"),
@@ -92,25 +81,6 @@ def arguments(data: Path, output_dir: Path, *more: str) -> list[str]:
     }
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     return [*words, *more]
-
-
-def start(argv: list[str], devices: int = 8, **environment: str) -> subprocess.Popen:
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    environment = {**os.environ, "XLA_FLAGS": flags, **environment}
-    return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *argv],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    out, errors = process.communicate(timeout=300)
-    assert process.returncode == code, errors
-    return out + errors
 
 
 def weights(output_dir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
@@ -255,19 +225,8 @@ def test_an_encoder_of_several_tasks_has_the_prompts_of_each(data, tmp_path):
 
 
 def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [
-        start(
-            arguments(data, tmp_path / "out", *EVALUATION),
-            devices=4,
-            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(rank),
-        )
-        for rank in range(2)
-    ]
+    argv = arguments(data, tmp_path / "out", *EVALUATION)
+    processes = start_together(argv, processes=2, devices=4)
     for process in processes:
         finish(process)
     ours, want = (

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -16,7 +15,12 @@ from llme_jax.data.instructions import NO_INSTRUCTION, Instruction, find_instruc
 from llme_jax.data.tokens import TokenStore, cache_dir, fingerprint, tokenize
 from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.retrieval.embeddings import encode_to_disk, fingerprint_params, forget
+from llme_jax.retrieval.embeddings import (
+    encode_to_disk,
+    everywhere,
+    fingerprint_params,
+    forget,
+)
 from llme_jax.retrieval.encode import encode, place
 from llme_jax.retrieval.faiss_index import (
     build_index,
@@ -87,7 +91,8 @@ class DenseRetriever:
             "texts": self._keys_name,
         }
         saved = index_path(folder, digest(sorted(describe.items())), factory)
-        if how.load_index and not saved.exists():
+        (there,) = everywhere([saved.exists()])
+        if how.load_index and not there:
             raise InputError(
                 f"--load_index: {folder} has no {factory} index of this corpus by this encoder; "
                 "make it with --save_index"
@@ -95,7 +100,7 @@ class DenseRetriever:
         if factory != "Flat":  # is it one that faiss can make? Now, not after hours of encoding
             empty_index(self._encoder.width, factory, self._encoder.metric)
         encode = self._encoding(params, batch_size)
-        if saved.exists():
+        if there:
             return search_index(open_index(saved), encode("query", self._queries), hits, batch_size)
         keys, made = encode_to_disk(
             folder, self._keys, describe, partial(encode, "key"), must_exist=how.load_encode
@@ -104,7 +109,7 @@ class DenseRetriever:
             found = self._search(encode, keys, hits, batch_size)
         else:
             index = build_index(keys, factory, self._encoder.metric, how.seed)
-            if how.save_index and jax.process_index() == 0:
+            if how.save_index:
                 save_index(index, saved)
             found = search_index(index, encode("query", self._queries), hits, batch_size)
         if made and not how.save_encode:

@@ -88,9 +88,7 @@ def encode_to_disk(
     place = folder / digest(sorted(describe.items()), len(store), shard)
     starts = range(0, len(store), shard)
     paths = [place / f"{start:012d}.npy" for start in starts]
-    have = np.array([path.exists() for path in paths])
-    if jax.process_count() > 1:
-        have = multihost_utils.process_allgather(have).all(axis=0)
+    have = everywhere([path.exists() for path in paths])
     if must_exist and not have.all():
         raise InputError(
             f"--load_encode: {folder} has no embeddings of this corpus by this encoder with these "
@@ -119,8 +117,16 @@ def forget(place: Path) -> None:
         place.parent.rmdir()
 
 
+def everywhere(conditions: list[bool]) -> np.ndarray:
+    """Which of the conditions hold on all processes."""
+    if jax.process_count() == 1:
+        return np.array(conditions)
+    return multihost_utils.process_allgather(np.array(conditions)).all(axis=0)
+
+
 def _write(path: Path, write: Callable) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Several hosts may share the folder.
+    beside = path.with_name(f".{path.name}.{jax.process_index()}-{os.getpid()}.tmp")
     with beside.open("wb") as file:
         write(file)
     os.replace(beside, path)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -58,7 +59,7 @@ def build_index(keys: Rows, factory: str, metric: Literal["cos", "ip", "l2"], se
 
 def save_index(index, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{jax.process_index()}-{os.getpid()}.tmp")
     _faiss().write_index(index, str(beside))
     os.replace(beside, path)
 

@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 def retrieve(config: RetrieveConfig) -> int:
     """Returns the exit code."""
     settings, how = config.evaluation, config.retrieval
+    loaded = None
+    if how.retrieval_method == "dense" and not how.load_result:
+        loaded = load_dual_encoder(config.encoder)  # its errors come before a large corpus is read
+        loaded[0].check_lengths(config.data.query_max_length, config.data.key_max_length)
     corpus, eval_data = open_data(config.data, settings.metrics)
     output_dir = Path(how.output_dir)
     fused = [_read(path, corpus, eval_data) for path in config.mining.fuse or []]
@@ -36,7 +40,7 @@ def retrieve(config: RetrieveConfig) -> int:
     if how.load_result:
         ranking = _read(result, corpus, eval_data, name)
     else:
-        ranking = Ranking(name, *_search(config, corpus, eval_data))
+        ranking = Ranking(name, *_search(config, corpus, eval_data, loaded))
     if jax.process_index() != 0:
         return 0
 
@@ -65,9 +69,13 @@ def retrieve(config: RetrieveConfig) -> int:
 
 
 def _search(
-    config: RetrieveConfig, corpus: Corpus, eval_data: EvalData
+    config: RetrieveConfig, corpus: Corpus, eval_data: EvalData, loaded: tuple | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and ids [Q, hits] of the method that is wanted."""
+    """Scores and ids [Q, hits] of the method that is wanted.
+
+    Args:
+        loaded: what `load_dual_encoder` gave, for dense retrieval.
+    """
     settings, how = config.evaluation, config.retrieval
     shape = len(eval_data), min(settings.hits, len(corpus))
     if how.retrieval_method == "no":
@@ -80,9 +88,8 @@ def _search(
         )
     if how.retrieval_method == "bm25":
         return lucene_search(corpus, eval_data.texts, settings.hits, how, config.data)
+    encoder, params, tokenizer = loaded
     mesh = sharding.make_mesh()
-    encoder, params, tokenizer = load_dual_encoder(config.encoder)
-    encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
     search = DenseRetriever(config.data, encoder, tokenizer, corpus, eval_data, mesh)
     return search.from_disk(params, how, hits=settings.hits, batch_size=settings.batch_size)
 

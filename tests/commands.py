@@ -1,0 +1,54 @@
+"""Starts the commands as a person does, on as many virtual devices and processes as wanted."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# Fails when torch was imported, as it is for tests only; tensorboardX does it by itself.
+CODE = """
+import atexit, os, runpy, sys
+loaded = sys.modules
+atexit.register(lambda: "torch" in loaded and "tensorboardX" not in loaded and os._exit(99))
+runpy.run_module("llme_jax.{command}", run_name="__main__", alter_sys=True)
+"""
+
+
+def start(
+    argv: list[str], devices: int = 8, command: str = "train", **environment: str
+) -> subprocess.Popen:
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE.format(command=command), *argv],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def start_together(argv: list[str], processes: int, devices: int, command: str = "train"):
+    """`processes` of them that work as one, each with its own devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [
+        start(
+            argv,
+            devices,
+            command,
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES=str(processes),
+            JAX_PROCESS_ID=str(rank),
+        )
+        for rank in range(processes)
+    ]
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    return out + errors
