@@ -1,6 +1,7 @@
 """What was retrieved becomes keys to read or negatives to train on: rows in, rows out, in order."""
 
 import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
@@ -45,8 +46,9 @@ class Report:
     too_few: int = 0  # queries with fewer than max_neg_num
     positive_not_found: int = 0  # queries, in the first ranking
     dropped: dict[str, int] = field(default_factory=dict)
-    positive_scores: list[float] = field(default_factory=list)  # the best positive of each query
-    negative_scores: list[float] = field(default_factory=list)  # of the first ranking's
+    # In the first ranking: of each query's best positive, of all negatives.
+    positive_scores: array = field(default_factory=lambda: array("d"))
+    negative_scores: array = field(default_factory=lambda: array("d"))
 
     def drop(self, reason: str) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
@@ -59,9 +61,11 @@ class Report:
         self.too_few += len(taken) < wanted
         found = [hit.score for hit in hits if hit.id in positives]
         self.positive_not_found += bool(positives) and not found
-        self.positive_scores += [max(found)] if found else []
-        first = hits[0].source if hits else None
-        self.negative_scores += [hit.score for hit in taken if hit.source == first]
+        if found:
+            self.positive_scores.append(max(found))
+        if hits:
+            first = hits[0].source
+            self.negative_scores.extend(hit.score for hit in taken if hit.source == first)
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())

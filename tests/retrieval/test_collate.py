@@ -51,7 +51,7 @@ def test_positives_are_left_out_by_number_and_by_text(mined):
         k: row[k] for k in ("query", "query_id", "pos", "pos_index", "task")
     }
     assert report.dropped == {"with the text of a positive or of another negative": 2}
-    assert report.positive_scores == [0] and report.negative_scores == [-3, -4]
+    assert list(report.positive_scores) == [0] and list(report.negative_scores) == [-3, -4]
 
 
 def test_every_row_comes_out_in_order(mined):
@@ -105,7 +105,7 @@ def test_several_rankings_take_turns(mined):
     assert out["neg_index"] == [4, 0, 6, 5]
     assert out["neg_source"] == ["dense", "bm25", "bm25", "dense"]
     assert out["neg_rank"] == [1, 0, 1, 3]
-    assert report.negative_scores == [-1, -3]  # scores of two methods are not to be mixed
+    assert list(report.negative_scores) == [-1, -3]  # scores of two methods are not to be mixed
 
 
 def test_keys(corpus, tmp_path):
