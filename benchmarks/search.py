@@ -11,7 +11,6 @@ medians, the ratios are taken round by round.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch
+from train_step import device_name
 
 from llme_jax.retrieval.index import search
 from llme_jax.sharding import make_mesh
@@ -98,8 +98,7 @@ def share_found(ids: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def report(args, seconds: dict[str, list[float]], overlap: dict[str, float]) -> None:
-    kind = jax.devices()[0].device_kind
-    device = kind if jax.default_backend() == "gpu" else f"{platform.machine()} CPU"
+    device = device_name()
     flops = 2 * args.queries * args.keys * args.width
     print(f"{device}, jax {jax.__version__}, torch {torch.__version__}: {args.queries} queries, "
           f"{args.keys} keys of {args.width}, {args.hits} hits")  # fmt: skip

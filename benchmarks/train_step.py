@@ -111,6 +111,7 @@ def save_model(args, folder: Path) -> str:
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words += [f"w{i}" for i in range(config.vocab_size - len(words))]
+    folder.mkdir(exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return str(folder)
@@ -196,13 +197,18 @@ def torch_step(model: str, batch: Batch, args) -> Step:
     return Step(run, torch.cuda.synchronize if device == "cuda" else lambda: None)
 
 
+def device_name() -> str:
+    kind = jax.devices()[0].device_kind
+    return kind if jax.default_backend() == "gpu" else f"{platform.machine()} CPU"
+
+
 def report(args, batch: Batch, blocks: dict[str, list[float]], flops: float) -> None:
     _, tokens, slots = count(batch, 1)
     kind = jax.devices()[0].device_kind
     peak = next((value for name, value in PEAK_FLOPS.items() if name in kind), None)
     ratios = [b / a for a, b in zip(blocks["llme_jax"], blocks["torch"], strict=True)]
     numbers = {
-        "device": kind if jax.default_backend() == "gpu" else f"{platform.machine()} CPU",
+        "device": device_name(),
         "versions": {
             "jax": jax.__version__,
             "torch": torch.__version__,
