@@ -1,5 +1,6 @@
-"""Arrays on disk: columns that grow, folders that appear only when they are complete."""
+"""Arrays on disk: columns that grow, files and folders that appear only when complete."""
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -71,6 +72,21 @@ def published(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def published_file(path: Path) -> Iterator[Path]:
+    """The same for a file: a path beside it to write to, which replaces what was there before.
+
+    Several processes, also on several hosts, may write the same file; the last one wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def digest(*parts) -> str:

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 from tqdm import tqdm
 
 from llme_jax.config import resolve_path
+from llme_jax.data.arrays import published_file
 from llme_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -56,13 +57,10 @@ class BadRows:
         where = f", see {path}" if path else ""
         logger.warning("skipped %d invalid lines%s", len(self.found), where)
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            with open(beside, "w", encoding="utf-8") as file:
+            with published_file(path) as beside, beside.open("w", encoding="utf-8") as file:
                 for name, line, reason in self.found:
                     record = {"file": name, "line": line, "reason": reason}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            beside.replace(path)
 
 
 def expand_paths(patterns: list[str], data_root: str) -> list[str]:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from importlib.metadata import version
@@ -70,27 +71,21 @@ def _index(java, corpus: Corpus, how: RetrievalConfig, data: TextConfig) -> Path
     if folder.is_dir():
         return folder
     with published(folder) as beside:
-        collection, index = beside / "collection", beside / "index"
+        collection = beside / "collection"
         collection.mkdir()
         _write_collection(collection, corpus)
         logger.info("Lucene indexes %d passages", len(corpus))
         # fmt: off
         java.index([
             "-collection", "JsonCollection", "-generator", "DefaultLuceneDocumentGenerator",
-            "-input", str(collection), "-index", str(index), "-language", how.language,
+            "-input", str(collection), "-index", str(beside), "-language", how.language,
             "-threads", str(min(how.threads, os.cpu_count() or 1)), "-quiet",
         ])
         # fmt: on
-        count = java.count(str(index))
-        empty = len(corpus) - count
+        shutil.rmtree(collection)
+        empty = len(corpus) - java.count(str(beside))
         if empty:
             logger.warning("%d passages have no text, Lucene has not indexed them", empty)
-        for path in collection.iterdir():
-            path.unlink()
-        collection.rmdir()
-        for path in index.iterdir():
-            path.rename(beside / path.name)
-        index.rmdir()
     return folder
 
 
@@ -138,17 +133,20 @@ def _java() -> SimpleNamespace:
         jnius_config.set_classpath(str(jar))
     from jnius import autoclass
 
-    array_list, reader = autoclass("java.util.ArrayList"), autoclass("java.nio.file.Paths")
+    array_list, string = autoclass("java.util.ArrayList"), autoclass("java.lang.String")
+    paths, directory = (
+        autoclass(name) for name in ("java.nio.file.Paths", "org.apache.lucene.store.FSDirectory")
+    )
+    reader = autoclass("org.apache.lucene.index.DirectoryReader")
 
     def as_list(items):
         out = array_list()
         for item in items:
-            out.add(autoclass("java.lang.String")(item.encode("utf-8")))
+            out.add(string(item.encode("utf-8")))
         return out
 
     def count(folder: str) -> int:
-        directory = autoclass("org.apache.lucene.store.FSDirectory").open(reader.get(folder))
-        index = autoclass("org.apache.lucene.index.DirectoryReader").open(directory)
+        index = reader.open(directory.open(paths.get(folder)))
         try:
             return index.numDocs()
         finally:

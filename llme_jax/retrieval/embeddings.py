@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llme_jax.data.arrays import digest
+from llme_jax.data.arrays import digest, published_file
 from llme_jax.data.tokens import TokenStore
 from llme_jax.errors import InputError
 
@@ -94,16 +93,16 @@ def encode_to_disk(
             f"--load_encode: {folder} has no embeddings of this corpus by this encoder with these "
             "settings; make them with --save_encode"
         )
-    place.mkdir(parents=True, exist_ok=True)
     manifest = {**describe, "texts": len(store), "shard": shard}
-    text = json.dumps(manifest, indent=2) + "\n"
-    _write(place / "manifest.json", lambda file: file.write(text.encode()))
+    with published_file(place / "manifest.json") as beside:
+        beside.write_text(json.dumps(manifest, indent=2) + "\n")
     if have.any() and not have.all():
         logger.info("%d of %d shards are encoded already", have.sum(), len(have))
     for start, path, there in zip(starts, paths, have, strict=True):
         if not there:
             rows = encode(store.part(start, min(start + shard, len(store))))
-            _write(path, lambda file, rows=rows: np.save(file, rows))
+            with published_file(path) as beside, beside.open("wb") as file:
+                np.save(file, rows)
     embeddings = Embeddings([np.load(path, mmap_mode="r") for path in paths])
     return embeddings, None if have.all() else place
 
@@ -122,11 +121,3 @@ def everywhere(conditions: list[bool]) -> np.ndarray:
     if jax.process_count() == 1:
         return np.array(conditions)
     return multihost_utils.process_allgather(np.array(conditions)).all(axis=0)
-
-
-def _write(path: Path, write: Callable) -> None:
-    # Several hosts may share the folder.
-    beside = path.with_name(f".{path.name}.{jax.process_index()}-{os.getpid()}.tmp")
-    with beside.open("wb") as file:
-        write(file)
-    os.replace(beside, path)

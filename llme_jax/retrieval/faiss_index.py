@@ -1,15 +1,14 @@
 """Approximate search: any index that faiss can make of a factory string, on the CPU."""
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
+from llme_jax.data.arrays import published_file
 from llme_jax.errors import InputError
 from llme_jax.retrieval.index import Rows
 
@@ -44,7 +43,7 @@ def build_index(keys: Rows, factory: str, metric: Literal["cos", "ip", "l2"], se
     Raises:
         InputError: as for `empty_index`, or the corpus is too small for the index.
     """
-    index = empty_index(keys[:1].shape[1], factory, metric)
+    index = empty_index(keys.shape[1], factory, metric)
     if not index.is_trained:
         rng = np.random.default_rng(seed)
         chosen = np.sort(rng.choice(len(keys), min(len(keys), TRAINED_ON), replace=False))
@@ -58,10 +57,8 @@ def build_index(keys: Rows, factory: str, metric: Literal["cos", "ip", "l2"], se
 
 
 def save_index(index, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{jax.process_index()}-{os.getpid()}.tmp")
-    _faiss().write_index(index, str(beside))
-    os.replace(beside, path)
+    with published_file(path) as beside:
+        _faiss().write_index(index, str(beside))
 
 
 def search_index(

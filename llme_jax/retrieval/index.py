@@ -20,6 +20,9 @@ BLOCK = 1 << 16
 class Rows(Protocol):
     """Embeddings [C, D] that can be read in slices: an array, or one kept on disk."""
 
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, rows: slice) -> np.ndarray: ...
@@ -85,7 +88,7 @@ def search(
 
 def _block_to_mesh(mesh: Mesh, corpus: Rows, start: int, block: int) -> jax.Array:
     """Keys `start` to `start + block * devices`, a block on each device, zeros past the end."""
-    shape = block * mesh.size, corpus[:1].shape[1]
+    shape = block * mesh.size, corpus.shape[1]
 
     def read(index):
         first, last, _ = index[0].indices(shape[0])

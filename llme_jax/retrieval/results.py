@@ -1,7 +1,6 @@
 """Retrieved keys on disk: result files, metrics files, the log of all evaluations."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from numpy import ndarray
 
+from llme_jax.data.arrays import published_file
 from llme_jax.errors import InputError
 
 
@@ -25,14 +25,8 @@ def save_path(folder: Path, eval_data: Path, kind: str, save_name: str | None) -
 @contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
     """A text file that appears under its name only when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            yield file
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with published_file(path) as beside, beside.open("w", encoding="utf-8") as file:
+        yield file
 
 
 def write_result(
