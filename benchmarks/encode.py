@@ -9,10 +9,9 @@ the same precision (fp32 on CPU, bf16 on GPU). Runs alternate, so that a driftin
 to both; the table gives the medians and the ratio pair by pair.
 """
 
-import argparse
 import json
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-from train_step import PEAK_FLOPS, SHAPES, device_name, save_model
+from side_by_side import add_model, alternate, device_name, make_parser, peak_flops, save_model
 
 from llme_jax import sharding
 from llme_jax.config import EncoderConfig
@@ -32,15 +31,8 @@ from llme_jax.retrieval.encode import encode, place
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    gpu = jax.default_backend() == "gpu"
-    parser.add_argument(
-        "--model",
-        default="bert-base" if gpu else "minilm",
-        help=f"{', '.join(SHAPES)} with random weights, a folder or a hub name",
-    )
+    parser, gpu = make_parser(__doc__), jax.default_backend() == "gpu"
+    add_model(parser, gpu=gpu)
     parser.add_argument("--texts", type=int, default=50_000 if gpu else 500)
     parser.add_argument("--max_length", type=int, default=256)
     parser.add_argument("--batch_size", type=int, default=1000, help="ours")
@@ -60,12 +52,7 @@ def main() -> None:
             "sentence-transformers": sentence_transformers(model, args),
         }
         vectors = {name: run(texts) for name, run in runs.items()}  # compiles, warms up
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(args.rounds):
-            for name, run in runs.items():
-                started = time.perf_counter()
-                run(texts)
-                seconds[name].append(time.perf_counter() - started)
+        seconds = alternate({name: partial(run, texts) for name, run in runs.items()}, args.rounds)
         report(args, model, np.minimum(lengths + 2, args.max_length), vectors, seconds)
 
 
@@ -113,8 +100,7 @@ def report(args, model: str, lengths: np.ndarray, vectors: dict, seconds: dict) 
         linear = layers * (4 * width**2 + 2 * width * config.intermediate_size)
         squares = (lengths.astype(float) ** 2).sum()
         flops = 2 * linear * lengths.sum() + 4 * width * layers * squares
-    kind = jax.devices()[0].device_kind
-    peak = next((value for name, value in PEAK_FLOPS.items() if name in kind), None)
+    peak = peak_flops()
     print(f"{device_name()}, jax {jax.__version__}, torch {torch.__version__}; {args.model}: "
           f"{args.texts} texts, {lengths.sum()} tokens; least cosine {cosine:.6f}")  # fmt: skip
     print(f"{'':22}{'seconds':>9}{'texts/s':>10}{'tokens/s':>11}{'TFLOP/s':>9}{'MFU':>7}")

@@ -9,26 +9,22 @@ CPU. Runs alternate, A B C A B C, so that a drifting machine is fair to all; the
 medians, the ratios are taken round by round.
 """
 
-import argparse
 import json
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import torch
-from train_step import device_name
+from side_by_side import alternate, device_name, make_parser
 
 from llme_jax.retrieval.index import search
 from llme_jax.sharding import make_mesh
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    gpu = jax.default_backend() == "gpu"
+    parser, gpu = make_parser(__doc__), jax.default_backend() == "gpu"
     parser.add_argument("--keys", type=int, default=5_000_000 if gpu else 100_000)
     parser.add_argument("--width", type=int, default=768 if gpu else 384)
     parser.add_argument("--queries", type=int, default=4096 if gpu else 1000)
@@ -45,12 +41,8 @@ def main() -> None:
     runs = {"llme_jax": llme_jax(args), "torch": torch_topk(args), **faiss_flat(args)}
     found = {name: run(queries, keys) for name, run in runs.items()}  # compiles, warms up
     overlap = {name: share_found(ids, found["torch"]) for name, ids in found.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(args.rounds):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run(queries, keys)
-            seconds[name].append(time.perf_counter() - started)
+    timed = {name: partial(run, queries, keys) for name, run in runs.items()}
+    seconds = alternate(timed, args.rounds)
     report(args, seconds, overlap)
 
 

@@ -10,11 +10,9 @@ weights on GPU), clip at 1.0 and apply AdamW. Runs of some steps alternate, A B 
 drifting machine is fair to both; the table gives the medians and the ratio pair by pair.
 """
 
-import argparse
 import json
-import platform
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +20,7 @@ import jax
 import numpy as np
 import torch
 import transformers
+from side_by_side import add_model, alternate, device_name, make_parser, peak_flops, save_model
 
 from llme_jax import sharding
 from llme_jax.config import EncoderConfig, LossConfig, TrainConfig
@@ -31,25 +30,10 @@ from llme_jax.optim import make_optimizer
 from llme_jax.step import init_state, make_step
 from llme_jax.telemetry import count
 
-SHAPES = {
-    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12},
-    "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-    "bert-large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},
-}
-# Dense bf16 with fp32 sums, from the vendor's datasheets.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    gpu = jax.default_backend() == "gpu"
-    parser.add_argument(
-        "--model",
-        default="bert-base" if gpu else "minilm",
-        help=f"{', '.join(SHAPES)} with random weights, a folder or a hub name",
-    )
+    parser, gpu = make_parser(__doc__), jax.default_backend() == "gpu"
+    add_model(parser, gpu=gpu)
     parser.add_argument("--queries", type=int, default=128 if gpu else 8)
     parser.add_argument("--group", type=int, default=8, help="keys a query")
     parser.add_argument("--query_length", type=int, default=32)
@@ -65,15 +49,19 @@ def main() -> None:
         model = save_model(args, Path(folder))
         ours, flops = jax_step(model, batch, args)
         theirs = torch_step(model, batch, args)
-        blocks = {"llme_jax": [], "torch": []}
-        for _ in range(args.blocks):
-            for name, run in (("llme_jax", ours), ("torch", theirs)):
-                started = time.perf_counter()
-                for _ in range(args.steps):
-                    run()
-                run.wait()
-                blocks[name].append((time.perf_counter() - started) / args.steps)
+        runs = {
+            "llme_jax": partial(run_block, ours, args),
+            "torch": partial(run_block, theirs, args),
+        }
+        blocks = alternate(runs, args.blocks)
+        blocks = {name: [t / args.steps for t in times] for name, times in blocks.items()}
     report(args, batch, blocks, flops)
+
+
+def run_block(step: "Step", args) -> None:
+    for _ in range(args.steps):
+        step()
+    step.wait()
 
 
 def make_batch(args) -> Batch:
@@ -95,26 +83,6 @@ def make_batch(args) -> Batch:
         hashes,
         hashes.reshape(args.queries, args.group, 2)[:, :1],
     )
-
-
-def save_model(args, folder: Path) -> str:
-    if args.model not in SHAPES:
-        return args.model
-    shape = SHAPES[args.model]
-    config = transformers.BertConfig(
-        **shape,
-        intermediate_size=4 * shape["hidden_size"],
-        hidden_dropout_prob=args.dropout,
-        attention_probs_dropout_prob=args.dropout,
-    )
-    torch.manual_seed(0)
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words += [f"w{i}" for i in range(config.vocab_size - len(words))]
-    folder.mkdir(exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    return str(folder)
 
 
 class Step:
@@ -197,15 +165,9 @@ def torch_step(model: str, batch: Batch, args) -> Step:
     return Step(run, torch.cuda.synchronize if device == "cuda" else lambda: None)
 
 
-def device_name() -> str:
-    kind = jax.devices()[0].device_kind
-    return kind if jax.default_backend() == "gpu" else f"{platform.machine()} CPU"
-
-
 def report(args, batch: Batch, blocks: dict[str, list[float]], flops: float) -> None:
     _, tokens, slots = count(batch, 1)
-    kind = jax.devices()[0].device_kind
-    peak = next((value for name, value in PEAK_FLOPS.items() if name in kind), None)
+    peak = peak_flops()
     ratios = [b / a for a, b in zip(blocks["llme_jax"], blocks["torch"], strict=True)]
     numbers = {
         "device": device_name(),

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,19 +10,11 @@ import tiny
 from commands import finish, start, start_together
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+from tiny import read_lines, write_lines
 
 from llme_jax import retrieve
 from llme_jax.errors import InputError
 from llme_jax.retrieval import embeddings
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.open()]
-
-
-def write(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +36,8 @@ def data(tmp_path_factory):
                 "answers": [corpus[i]["text"]],
             }
         )
-    write(folder / "train.json", rows)
-    write(folder / "corpus.json", corpus)
+    write_lines(folder / "train.json", rows)
+    write_lines(folder / "corpus.json", corpus)
     return folder
 
 
@@ -79,10 +70,10 @@ def test_dense_retrieval_is_that_of_sentence_transformers(data, arguments, tmp_p
     bert = Transformer(str(data / "bert"), max_seq_length=64)
     pooling = Pooling(bert.get_embedding_dimension(), "cls")
     model = SentenceTransformer(modules=[bert, pooling, Normalize()], device="cpu")
-    rows, corpus = read(data / "train.json"), read(data / "corpus.json")
+    rows, corpus = read_lines(data / "train.json"), read_lines(data / "corpus.json")
     texts = [f"{row['title']} {row['text']}" for row in corpus]
     similarity = model.encode([row["query"] for row in rows]) @ model.encode(texts).T
-    results = read(out / "train.result.tiny.json")
+    results = read_lines(out / "train.result.tiny.json")
     assert [r["query_id"] for r in results] == [row["query_id"] for row in rows]
     for result, row in zip(results, similarity, strict=True):
         best = np.argsort(-row)[:15]
@@ -99,7 +90,7 @@ def test_dense_retrieval_is_that_of_sentence_transformers(data, arguments, tmp_p
     assert f"{first:.4f}" in said and "negatives for 20 queries" in said
     assert json.loads((tmp_path / "log").read_text())["metrics"] == found
 
-    keys, mined = read(out / "train.key.tiny.json"), read(out / "train.neg.tiny.json")
+    keys, mined = read_lines(out / "train.key.tiny.json"), read_lines(out / "train.neg.tiny.json")
     for i, (row, key, neg, result) in enumerate(zip(rows, keys, mined, results, strict=True)):
         assert key == row | {"key": [texts[j] for j in result["pred"]], "key_index": result["pred"]}
         assert neg["neg_index"] == [j for j in result["pred"] if j != i]
@@ -123,10 +114,10 @@ def test_methods_are_fused(arguments, tmp_path):
     retrieve.main([*arguments, "--save_name", "dense", "--metrics", "mrr"])
     more = ["--retrieval_method", "random", "--save_name", "chance", "--metrics", "collate_neg"]
     retrieve.main([*arguments, *more, "--fuse", str(out / "train.result.dense.json")])
-    for i, row in enumerate(read(out / "train.neg.chance.json")):
+    for i, row in enumerate(read_lines(out / "train.neg.chance.json")):
         assert set(row["neg_source"]) == {"chance", "train.result.dense"}
         assert i not in row["neg_index"] and len(set(row["neg_index"])) == len(row["neg_index"])
-    random = [row["pred"] for row in read(out / "train.result.chance.json")]
+    random = [row["pred"] for row in read_lines(out / "train.result.chance.json")]
     assert all(len(set(pred)) == 15 for pred in random) and random[0] != random[1]
 
 
@@ -149,14 +140,14 @@ def test_embeddings_are_kept_on_request(arguments, tmp_path):
 def test_a_faiss_index_is_kept_on_request(arguments, tmp_path):
     out, faiss = tmp_path / "out", ["--faiss_index_factory", "HNSW16"]
     retrieve.main(arguments)
-    exact = [row["pred"] for row in read(out / "train.result.json")]
+    exact = [row["pred"] for row in read_lines(out / "train.result.json")]
     with pytest.raises(InputError, match=r"--load_index: .* has no HNSW16 index of this corpus"):
         retrieve.main([*arguments, *faiss, "--load_index"])
     retrieve.main([*arguments, *faiss, "--save_index"])
     (kept,) = (out / "embeddings").iterdir()  # the embeddings themselves are not
     assert kept.name.endswith(".HNSW16.faiss")
     before = (out / "train.result.json").read_text()
-    approximate = [row["pred"] for row in read(out / "train.result.json")]
+    approximate = [row["pred"] for row in read_lines(out / "train.result.json")]
     assert np.mean([a[:5] == e[:5] for a, e in zip(approximate, exact, strict=True)]) > 0.8
     retrieve.main([*arguments, *faiss, "--load_index"])
     assert (out / "train.result.json").read_text() == before
@@ -210,16 +201,16 @@ def test_two_processes_find_the_same(arguments, tmp_path):
 
 def test_nothing_is_retrieved_on_request(arguments, tmp_path):
     retrieve.main([*arguments, "--retrieval_method", "no", "--metrics", "mrr", "collate_key"])
-    assert {row["key"] == [] for row in read(tmp_path / "out/train.key.json")} == {True}
+    assert {row["key"] == [] for row in read_lines(tmp_path / "out/train.key.json")} == {True}
     assert json.loads((tmp_path / "out/train.metrics.json").read_text())["mrr@10"] == 0
 
 
 def test_beside_the_data_by_default(data, arguments, tmp_path):
-    copy = write(tmp_path / "dev.json", read(data / "train.json"))
+    copy = write_lines(tmp_path / "dev.json", read_lines(data / "train.json"))
     words = [word for word in arguments if word != "--save_to_output"]
     method = ["--retrieval_method", "random", "--hits", "100"]  # more than the corpus has
     retrieve.main([*words, "--eval_data", str(copy), *method, "--metrics", "collate_neg"])
-    assert len(read(tmp_path / "dev.neg.json")[0]["neg"]) == 59
+    assert len(read_lines(tmp_path / "dev.neg.json")[0]["neg"]) == 59
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"dev.result.json"}
 
 
@@ -243,7 +234,7 @@ def test_beside_the_data_by_default(data, arguments, tmp_path):
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(data, arguments, tmp_path, more, message):
-    write(data / "far.json", [{"query": "q", "pos_index": [60]}])
+    write_lines(data / "far.json", [{"query": "q", "pos_index": [60]}])
     with pytest.raises(InputError) as error:
         retrieve.main([*arguments, *more])
     assert message in str(error.value) and "\n" not in str(error.value)

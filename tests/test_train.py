@@ -26,11 +26,6 @@ EVALUATION = [
 ]
 
 
-def write_lines(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A model, and a data set in which a query shares words with its positive."""
@@ -54,11 +49,11 @@ def data(tmp_path_factory):
         )
         if i % 3:  # rows with and without scores in one batch
             rows[-1]["teacher_scores"] = rng.normal(size=6).tolist()
-    write_lines(folder / "train.json", rows)
-    write_lines(
+    tiny.write_lines(folder / "train.json", rows)
+    tiny.write_lines(
         folder / "test.json", [{k: r[k] for k in ("query", "pos_index")} for r in rows[:20]]
     )
-    write_lines(folder / "corpus.json", corpus)
+    tiny.write_lines(folder / "corpus.json", corpus)
     return folder
 
 

@@ -1,5 +1,6 @@
 """A BERT small enough for tests, and texts and batches for it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ def in_blocks(batch: Batch, devices: int) -> Batch:
 
     query, key = (cut_texts(*t.ids, *t.lengths, devices) for t in (batch.query, batch.key))
     return batch._replace(query=query, key=key)
+
+
+def write_lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).open()]
 
 
 def text(rng: np.random.Generator, least: int = 2, most: int = 12) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llme_jax.config import DataConfig
-from llme_jax.data.arrays import ArrayWriter, digest, published
+from llme_jax.data.arrays import ArrayWriter, digest, published, published_file
 from llme_jax.data.instructions import (
     COMMON_INSTRUCTIONS,
     NO_INSTRUCTION,
@@ -210,11 +210,9 @@ def _content_hash(path: str, cache: Path) -> str:
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
             content.update(block)
-    known_path.parent.mkdir(parents=True, exist_ok=True)
-    beside = known_path.with_name(f".files.{os.getpid()}.tmp")
     known = _known_hashes(known_path) | {name: [*state, content.hexdigest()]}
-    beside.write_text(json.dumps(known, indent=0), encoding="utf-8")
-    beside.replace(known_path)
+    with published_file(known_path) as beside:
+        beside.write_text(json.dumps(known, indent=0), encoding="utf-8")
     return content.hexdigest()
 
 
