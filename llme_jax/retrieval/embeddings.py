@@ -45,7 +45,7 @@ class Embeddings:
             first = self._ends[i - 1] if i else 0
             parts.append(self._shards[i][start - first : stop - first])
             start, i = self._ends[i], i + 1
-        return np.concatenate(parts)
+        return parts[-1] if len(parts) <= 2 else np.concatenate(parts)  # one shard: no copy
 
 
 def fingerprint_params(params) -> str:

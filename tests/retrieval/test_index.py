@@ -16,17 +16,19 @@ def sorted_scores(queries, corpus, metric, hits):
 
 
 @pytest.mark.parametrize("metric", ["cos", "ip", "l2"])
-@pytest.mark.parametrize("block", [17, 1000])
+@pytest.mark.parametrize(("block", "unit"), [(16, 16), (32, 16), (1000, 48), (1000, 4096)])
+@pytest.mark.parametrize("hits", [2, 20])
 @pytest.mark.parametrize("fsdp", [None, 1, 4])
-def test_equals_a_sort(metric, block, fsdp):
+def test_equals_a_sort(metric, block, unit, hits, fsdp):
     mesh = fsdp and make_mesh(fsdp)
     rng = np.random.default_rng(0)
     # Small integers: products are exact in any order, so equal scores are truly equal. They
     # are many here, and the lower id has to come first across blocks too.
     queries = rng.integers(-2, 3, (13, 8)).astype(np.float32)
     corpus = rng.integers(-2, 3, (101, 8)).astype(np.float32)
-    scores, ids = search(queries, corpus, 20, metric, batch_size=5, mesh=mesh, block=block)
-    expected_scores, expected_ids = sorted_scores(queries, corpus, metric, 20)
+    settings = {"batch_size": 5, "mesh": mesh, "block": block, "unit": unit}
+    scores, ids = search(queries, corpus, hits, metric, **settings)
+    expected_scores, expected_ids = sorted_scores(queries, corpus, metric, hits)
     np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_array_equal(scores, expected_scores)
     assert (scores.dtype, ids.dtype) == (np.float32, np.int32)
@@ -54,6 +56,6 @@ def test_equal_shapes_compile_once():
     mesh = make_mesh(8)
     for _ in range(2):
         queries, corpus = (rng.normal(size=(n, 8)).astype(np.float32) for n in (24, 30))
-        search(queries, corpus, 3, "ip", batch_size=8, mesh=mesh, block=7)
-    merge, _ = index._compiled(mesh, "ip")
+        search(queries, corpus, 3, "ip", batch_size=8, mesh=mesh)
+    merge, _ = index._compiled(mesh, "ip", 32)
     assert merge._cache_size() == 1
