@@ -11,6 +11,7 @@ import torch
 import transformers
 
 SHAPES = {
+    "one-layer": {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2},
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12},
     "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
     "bert-large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16},

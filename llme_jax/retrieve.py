@@ -6,7 +6,8 @@
 """
 
 from llme_jax import cli
-from llme_jax.config import RetrieveConfig, validate_retrieval
+from llme_jax.config import RetrieveConfig
+from llme_jax.validate import validate_retrieval
 
 
 def main(argv: list[str]) -> int:

@@ -22,6 +22,8 @@ def started(dataset_cache_dir: str | None) -> Iterator[None]:
         jax.distributed.initialize(
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
             process_id=int(os.environ["JAX_PROCESS_ID"]),
+            # The others wait at the end while process 0 measures and writes files.
+            shutdown_timeout_seconds=24 * 3600,
         )
     # On CPU a program is tied to the instructions of one processor, which JAX does not check when
     # several machines share a home folder; accelerators are told apart.

@@ -7,7 +7,7 @@ The same command again continues where the run was stopped.
 """
 
 from llme_jax import cli
-from llme_jax.config import validate
+from llme_jax.validate import validate
 
 
 def main(argv: list[str]) -> int:

@@ -12,16 +12,20 @@ CODE = """
 import atexit, os, runpy, sys
 loaded = sys.modules
 atexit.register(lambda: "torch" in loaded and "tensorboardX" not in loaded and os._exit(99))
-runpy.run_module("llme_jax.{command}", run_name="__main__", alter_sys=True)
+runpy.run_module("llme_jax.COMMAND", run_name="__main__", alter_sys=True)
 """
 
 
 def start(
-    argv: list[str], devices: int = 8, command: str = "train", **environment: str
+    argv: list[str],
+    devices: int = 8,
+    command: str = "train",
+    code: str = CODE,
+    **environment: str,
 ) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return subprocess.Popen(
-        [sys.executable, "-c", CODE.format(command=command), *argv],
+        [sys.executable, "-c", code.replace("COMMAND", command), *argv],
         cwd=ROOT,
         env={**os.environ, "XLA_FLAGS": flags, **environment},
         text=True,
@@ -30,7 +34,9 @@ def start(
     )
 
 
-def start_together(argv: list[str], processes: int, devices: int, command: str = "train"):
+def start_together(
+    argv: list[str], processes: int, devices: int, command: str = "train", code: str = CODE
+) -> list[subprocess.Popen]:
     """`processes` of them that work as one, each with its own devices."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -40,6 +46,7 @@ def start_together(argv: list[str], processes: int, devices: int, command: str =
             argv,
             devices,
             command,
+            code,
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(rank),

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from llme_jax import cli
-from llme_jax.config import Config, resolve_path, validate
+from llme_jax.config import Config, resolve_path
 from llme_jax.errors import InputError
+from llme_jax.validate import validate
 
 
 def parse(line: str) -> Config:

@@ -1,5 +1,6 @@
 """Texts to vectors: batches of static shape over all devices, the longest texts first."""
 
+import time
 from collections import deque
 from functools import partial
 from typing import Literal
@@ -56,8 +57,7 @@ def encode(
     # last batch are the cheapest.
     order = np.argsort(-lengths, kind="stable")
     embeddings, pending, start = None, deque(), 0
-    quiet = jax.process_index() != 0
-    bar = tqdm(total=len(order), desc=desc, unit=" texts", leave=False, disable=quiet)
+    bar = _Progress(desc, int(lengths.sum()))
     while start < len(order):
         width = bucket(int(lengths[order[start]]), longest)
         rows = _rows(batch_size, width, len(order), mesh)
@@ -73,9 +73,29 @@ def encode(
             if embeddings is None:
                 embeddings = np.empty((len(order), result.shape[1]), np.float32)
             embeddings[texts] = result[: len(texts)]
-            bar.update(len(texts))
+            bar.add(len(texts), int(lengths[texts].sum()))
     bar.close()
     return embeddings
+
+
+class _Progress:
+    """Tokens, not texts, say how much time is left: the longest texts come first."""
+
+    def __init__(self, desc: str, tokens: int):
+        quiet = jax.process_index() != 0
+        self._bar = tqdm(
+            total=tokens, desc=desc, unit=" tokens", unit_scale=True, leave=False, disable=quiet
+        )
+        self._started, self._texts = time.perf_counter(), 0
+
+    def add(self, texts: int, tokens: int) -> None:
+        self._texts += texts
+        rate = self._texts / (time.perf_counter() - self._started)
+        self._bar.set_postfix_str(f"{rate:.0f} texts/s", refresh=False)
+        self._bar.update(tokens)
+
+    def close(self) -> None:
+        self._bar.close()
 
 
 def place(params, mesh: Mesh | None):

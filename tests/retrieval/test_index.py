@@ -1,7 +1,10 @@
 """Exact search against a sort of all scores in float64."""
 
+import jax
 import numpy as np
 import pytest
+import torch
+from commands import finish, start_together
 
 from llme_jax.retrieval import index
 from llme_jax.retrieval.index import search
@@ -34,15 +37,63 @@ def test_equals_a_sort(metric, block, unit, hits, fsdp):
     assert (scores.dtype, ids.dtype) == (np.float32, np.int32)
 
 
-@pytest.mark.parametrize("metric", ["ip", "l2"])
-def test_real_numbers(metric):
+@pytest.mark.parametrize("metric", ["cos", "ip", "l2"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_finds_what_torch_finds(metric, devices):
+    queries, corpus = random_vectors(metric)
+    mesh = make_mesh(devices=jax.devices()[:devices])
+    # Small units, so that all devices have keys.
+    scores, ids = search(queries, corpus, 10, metric, batch_size=100, mesh=mesh, unit=256)
+    check_with_torch(queries, corpus, metric, scores, ids)
+
+
+def random_vectors(metric):
     rng = np.random.default_rng(1)
-    queries, corpus = (rng.normal(size=(n, 384)).astype(np.float32) for n in (20, 500))
-    scores, ids = search(queries, corpus, 10, metric, batch_size=100, mesh=make_mesh(2))
-    expected_scores, expected_ids = sorted_scores(queries, corpus, metric, 10)
-    np.testing.assert_array_equal(ids, expected_ids)
-    # fp32 sums of 384 products of magnitude up to 1000 against float64.
-    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-3)
+    vectors = [rng.normal(size=(n, 384)).astype(np.float32) for n in (20, 3000)]
+    if metric == "cos":
+        vectors = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in vectors]
+    return vectors
+
+
+def check_with_torch(queries, corpus, metric, scores, ids):
+    q, c = torch.from_numpy(queries), torch.from_numpy(corpus)
+    exact = "donot_use_mm_for_euclid_dist"
+    all_scores = -(torch.cdist(q, c, compute_mode=exact) ** 2) if metric == "l2" else q @ c.T
+    wanted = all_scores.topk(ids.shape[1])
+    np.testing.assert_array_equal(ids, wanted.indices.numpy())
+    # fp32 sums of 384 products of magnitude up to 1000, in another order.
+    np.testing.assert_allclose(scores, wanted.values.numpy(), rtol=1e-5, atol=1e-3)
+
+
+SEARCH = """
+import sys
+import jax
+import numpy as np
+from llme_jax.retrieval.index import search
+from llme_jax.runtime import started
+from llme_jax.sharding import make_mesh
+
+with started(None):
+    vectors, metric = np.load(sys.argv[1]), sys.argv[2]
+    mesh = make_mesh()
+    assert mesh.size == 8
+    found = search(*vectors.values(), 10, metric, batch_size=8, mesh=mesh, unit=256)
+    np.savez(sys.argv[3] + f"/{jax.process_index()}", *found)
+"""
+
+
+@pytest.mark.parametrize("metric", ["cos", "ip", "l2"])
+def test_two_processes_find_what_torch_finds(metric, tmp_path):
+    queries, corpus = random_vectors(metric)
+    np.savez(tmp_path / "vectors.npz", queries, corpus)
+    words = [str(tmp_path / "vectors.npz"), metric, str(tmp_path)]
+    for process in start_together(words, 2, devices=4, code=SEARCH):
+        finish(process)
+    alone = search(queries, corpus, 10, metric, batch_size=8, unit=256)
+    for process in (0, 1):
+        found = np.load(tmp_path / f"{process}.npz")
+        check_with_torch(queries, corpus, metric, *found.values())
+        np.testing.assert_array_equal(found["arr_0"], alone[0])  # bit for bit
 
 
 def test_fewer_keys_than_hits():
