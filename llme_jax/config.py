@@ -15,6 +15,9 @@ METRICS = ("mrr", "recall", "ndcg", "nq")
 COLLATIONS = ("collate_key", "collate_neg")  # written by the retrieve command among its metrics
 NQ_CUTOFFS = (1, 5, 10, 20, 100)  # where nq measures answer recall, whatever --cutoffs says
 POOLINGS = ("cls", "mean", "dense")
+DATA_ROOT = "/data/llm-embedder"
+DATA_ROOT_HELP = "Folder that paths beginning with 'llm-embedder:' are relative to."
+DTYPE_HELP = "Compute in auto (bf16 on TPU/GPU, fp32 on CPU), fp32 or bf16."
 
 
 def _setting(default, help: str):
@@ -30,9 +33,7 @@ class TextConfig:
 
     _argument_group_name = "data"
 
-    data_root: str = _setting(
-        "/data/llm-embedder", "Folder that paths beginning with 'llm-embedder:' are relative to."
-    )
+    data_root: str = _setting(DATA_ROOT, DATA_ROOT_HELP)
     eval_data: str | None = _setting(None, "JSON-lines file with the queries to evaluate on.")
     corpus: str | None = _setting(None, "JSON-lines file with the passages to search.")
     key_template: str = _setting(
@@ -97,7 +98,7 @@ class EncoderConfig:
         ["cls"], f"How token vectors become one; of {', '.join(POOLINGS)} (dense comes on top)."
     )
     dense_metric: Literal["cos", "ip", "l2"] = _setting("cos", "Similarity of query and key.")
-    dtype: str = _setting("auto", "Compute in auto (bf16 on TPU/GPU, fp32 on CPU), fp32 or bf16.")
+    dtype: str = _setting("auto", DTYPE_HELP)
     model_cache_dir: str | None = _setting(None, "Where downloaded models are kept.")
 
 
@@ -240,6 +241,50 @@ class TrainConfig(OutputConfig):
     report_to: Literal["none", "tensorboard"] = _setting("none", "Where else metrics go.")
 
 
+@dataclass
+class ScoringConfig:
+    """What is scored, and where the scores go."""
+
+    _argument_group_name = "scoring"
+
+    data_root: str = _setting(DATA_ROOT, DATA_ROOT_HELP)
+    eval_data: str | None = _setting(
+        None, "JSON-lines file with task, query, answers and pos and neg, or history."
+    )
+    answer_reduction: Literal["first", "max", "mean", "logsumexp"] = _setting(
+        "first", "Of several answers: score the first, or all and reduce their scores so."
+    )
+    save_name: str = _setting(
+        "llama2-7b-chat", "Scores go to {eval_data's stem}.scored.{save_name}.json beside it."
+    )
+    load_score: bool = _setting(False, "Stop when some pairs have no score yet?")
+    report: bool = _setting(
+        False, "Only report on the teacher_scores that --eval_data has; needs no model."
+    )
+
+
+@dataclass
+class LMConfig:
+    """The language model, and what it reads at a time."""
+
+    _argument_group_name = "language model"
+
+    model_name_or_path: str = _setting(
+        "meta-llama/Llama-2-7b-chat-hf", "Hub name or folder of a llama, mistral, qwen2 or qwen3."
+    )
+    model_cache_dir: str | None = _setting(None, "Where downloaded models are kept.")
+    lm_dtype: str = _setting("auto", DTYPE_HELP)
+    key_max_length: int = _setting(512, "Tokens a key keeps at most.")
+    context_max_length: int = _setting(
+        1024, "Tokens of key, query and answer together; what is too many is cut from the key."
+    )
+    lm_batch_size: str = _setting(
+        "auto", "Prompts on a device at a time; auto: as many as its memory allows."
+    )
+    tensor: int = _setting(1, "Devices that share every product of the model.")
+    fsdp: int = _setting(1, "Devices that parameters are spread over.")
+
+
 class Groups:
     """Settings of a command, in groups."""
 
@@ -271,6 +316,14 @@ class RetrieveConfig(Groups):
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     mining: MiningConfig = field(default_factory=MiningConfig)
+
+
+@dataclass
+class ScoreConfig(Groups):
+    """All settings of one scoring."""
+
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    lm: LMConfig = field(default_factory=LMConfig)
 
 
 def resolve_path(path: str, data_root: str) -> str:

@@ -1,8 +1,11 @@
-"""The curves of a run: its loss, and its evaluation metrics, over the steps."""
+"""Figures: the curves of a run over its steps, histograms."""
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
+from llme_jax.data.arrays import published_file
 from llme_jax.telemetry import read_metrics
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by the colour-blind too
@@ -15,10 +18,6 @@ def draw_curves(metrics_jsonl: Path, png: Path) -> None:
 
     A panel without data is left out; a file without either gives no figure.
     """
-    # Heavy, and needed at the end of a run only. The canvas works without a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = read_metrics(metrics_jsonl)
     panels = {
         "training loss": _curves(lines, "loss"),
@@ -27,15 +26,35 @@ def draw_curves(metrics_jsonl: Path, png: Path) -> None:
     panels = {title: curves for title, curves in panels.items() if curves}
     if not panels:
         return
+    _save(panels, _draw, png)
+
+
+def draw_histograms(panels: dict[str, np.ndarray], png: Path) -> None:
+    """One panel for each array of values, under its title."""
+
+    def draw(ax, title: str, values: np.ndarray) -> None:
+        ax.hist(values, bins=40, color=COLORS[0])
+        ax.set_xlabel(title)
+        ax.set_ylabel("rows")
+
+    _save(panels, draw, png)
+
+
+def _save(panels: dict, draw: Callable, png: Path) -> None:
+    """Panels side by side, each drawn by `draw(ax, title, content)`."""
+    # Heavy, and needed at the end of a run only. The canvas works without a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(5.5 * len(panels), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for ax, (title, curves) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
-        _draw(ax, title, curves)
-    beside = Path(png).with_name(Path(png).name + ".tmp")
-    figure.savefig(beside, format="png", dpi=150)
-    os.replace(beside, png)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (title, content) in zip(axes, panels.items(), strict=True):
+        draw(ax, title, content)
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    with published_file(Path(png)) as beside:
+        figure.savefig(beside, format="png", dpi=150)
 
 
 def _curves(lines: list[dict], prefix: str) -> Curves:
@@ -72,8 +91,6 @@ def _draw(ax, title: str, curves: Curves) -> None:
     ax.set_title(title, fontsize=11)
     ax.set_xlabel("step")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
     if len(curves) > 3:  # beside the panel, where it hides no curve
         ax.legend(
             frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), handlelength=3

@@ -1,10 +1,12 @@
 """The mesh and the rules that place parameters and batches on it.
 
-Two axes: batches are spread over both, parameters and optimizer state over `fsdp` only. XLA derives
-every collective from these placements; nothing here or elsewhere calls one by hand.
+Three axes: batches are spread over `data` and `fsdp`, parameters and optimizer state over `fsdp`,
+those of a language model also over `tensor`. XLA derives every collective from these placements;
+nothing here or elsewhere calls one by hand.
 """
 
 import re
+from functools import partial
 
 import jax
 import numpy as np
@@ -14,38 +16,48 @@ from llme_jax.errors import InputError
 
 BATCH_AXES = ("data", "fsdp")
 
-# The first pattern found in a parameter's path decides which of its axes is spread over fsdp;
+# The first pattern found in a parameter's path decides which of its axes are spread over what;
 # every parameter has to match one. Linear kernels are [in, out]: spreading the output axis keeps
 # the gathered slices contiguous. Vectors are too small to be worth a gather.
 FSDP_RULES = (
-    (r"(embedding|kernel)$", -1),
-    (r"(bias|scale)$", None),
+    (r"(embedding|kernel)$", (None, "fsdp")),
+    (r"(bias|scale)$", (None,)),
+)
+# Of a language model: columns of the products that open a block, rows of those that close it, so
+# that a block needs one sum over `tensor` (Megatron-LM, arXiv:1909.08053). `fsdp` takes the rest.
+LM_RULES = (
+    (r"(q|k|v|gate|up)_proj/kernel$", ("fsdp", "tensor")),
+    (r"(o|down)_proj/kernel$", ("tensor", "fsdp")),
+    (r"lm_head/kernel$", ("fsdp", "tensor")),
+    (r"embedding$", ("tensor", "fsdp")),
+    (r"(bias|scale)$", (None,)),
 )
 
 
-def make_mesh(fsdp: int = 1, devices: list | None = None) -> Mesh:
-    """All devices as a (data, fsdp) mesh.
+def make_mesh(fsdp: int = 1, tensor: int = 1, devices: list | None = None) -> Mesh:
+    """All devices as a (data, fsdp, tensor) mesh.
 
     Raises:
-        InputError: when the devices cannot be divided into groups of `fsdp`.
+        InputError: when the devices cannot be divided into groups of `fsdp * tensor`.
     """
     devices = jax.devices() if devices is None else devices
-    if len(devices) % fsdp:
+    if len(devices) % (fsdp * tensor):
+        flags = f"--fsdp {fsdp}" if tensor == 1 else f"--fsdp {fsdp} --tensor {tensor}"
         raise InputError(
-            f"--fsdp {fsdp}: does not divide the {len(devices)} devices; give a divisor"
+            f"{flags}: {fsdp * tensor} does not divide the {len(devices)} devices; give a divisor"
         )
     # Auto: with Explicit axes (the default of make_mesh) `q @ k.T` of two batch-sharded arrays
     # is a type error, while here XLA is meant to choose the gather.
     return jax.make_mesh(
-        (len(devices) // fsdp, fsdp),
-        BATCH_AXES,
-        axis_types=(AxisType.Auto,) * 2,
+        (len(devices) // (fsdp * tensor), fsdp, tensor),
+        (*BATCH_AXES, "tensor"),
+        axis_types=(AxisType.Auto,) * 3,
         devices=devices,
     )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over all devices."""
+    """Leading axis over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -54,29 +66,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(mesh: Mesh, tree):
+def state_sharding(mesh: Mesh, tree, rules=FSDP_RULES):
     """A sharding for every leaf of parameters or optimizer state, by its path and shape.
 
     Args:
         tree: arrays or ShapeDtypeStructs. Optimizer moments carry their parameter's path as the
             end of their own, so one table serves both.
+        rules: FSDP_RULES or LM_RULES.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _place(mesh, path, leaf), tree)
+    place = partial(_place, mesh, rules)
+    return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _place(mesh: Mesh, path, leaf) -> NamedSharding:
+def _place(mesh: Mesh, rules, path, leaf) -> NamedSharding:
     if leaf.ndim == 0:
         return replicated(mesh)
     name = path_name(path)
-    for pattern, axis in FSDP_RULES:
+    for pattern, axes in rules:
         if re.search(pattern, name):
             # An axis that cannot be split evenly stays whole: correct, only less memory saved.
-            if axis is None or leaf.shape[axis] % mesh.shape["fsdp"]:
-                return replicated(mesh)
-            spec = [None] * leaf.ndim
-            spec[axis] = "fsdp"
+            spec = [
+                axis if axis and size % mesh.shape[axis] == 0 else None
+                for axis, size in zip(axes, leaf.shape, strict=True)
+            ]
             return NamedSharding(mesh, PartitionSpec(*spec))
-    raise ValueError(f"no rule in FSDP_RULES places {name}")
+    raise ValueError(f"no rule places {name}")
 
 
 def path_name(path) -> str:

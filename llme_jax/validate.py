@@ -9,6 +9,7 @@ from llme_jax.config import (
     EncoderConfig,
     Groups,
     RetrieveConfig,
+    ScoreConfig,
 )
 from llme_jax.errors import InputError
 
@@ -24,6 +25,8 @@ LEAST = {  # the smallest value that makes sense
     "gradient_accumulation_steps": 1,
     "sub_batch_size": 1,
     "fsdp": 1,
+    "tensor": 1,
+    "context_max_length": 2,  # a token of the answer, and one before it
     "save_steps": 1,
     "eval_steps": 1,
     "save_total_limit": 1,
@@ -89,6 +92,19 @@ def validate_retrieval(config: RetrieveConfig) -> None:
         )
 
 
+def validate_scoring(config: ScoreConfig) -> None:
+    """As `validate`, for llme_jax.score."""
+    scoring, lm = config.groups()
+    if scoring.eval_data is None:
+        raise InputError("--eval_data is missing: give a JSON-lines file")
+    _check_numbers(config)
+    _check_dtype("--lm_dtype", lm.lm_dtype)
+    if lm.lm_batch_size != "auto" and not (
+        lm.lm_batch_size.isdecimal() and int(lm.lm_batch_size) > 0
+    ):
+        raise InputError(f"--lm_batch_size {lm.lm_batch_size}: give auto, or 1 or more")
+
+
 def _check_numbers(config: Groups) -> None:
     values = config.flat()
     for name, value in values.items():
@@ -96,8 +112,8 @@ def _check_numbers(config: Groups) -> None:
             raise InputError(f"--{name} {value}: give {LEAST[name]} or more")
         if name in ABOVE_ZERO and not value > 0:
             raise InputError(f"--{name} {value}: give a value above 0")
-    if any(c < 1 for c in values["cutoffs"]):
-        raise InputError(f"--cutoffs {min(values['cutoffs'])}: ranks start at 1")
+    if (first := min(values.get("cutoffs", [1]), default=1)) < 1:
+        raise InputError(f"--cutoffs {first}: ranks start at 1")
 
 
 def _check_encoder(encoder: EncoderConfig) -> None:
@@ -107,9 +123,13 @@ def _check_encoder(encoder: EncoderConfig) -> None:
             f"--pooling_method {' '.join(encoder.pooling_method)}: give exactly one of cls and "
             "mean, with dense behind it if you want the extra layer"
         )
-    if encoder.dtype not in ("auto", "fp32", "bf16"):
-        remedy = "use bf16, as fast and without loss scaling" if encoder.dtype == "fp16" else ""
-        raise InputError(f"--dtype {encoder.dtype}: {remedy or 'give auto, fp32 or bf16'}")
+    _check_dtype("--dtype", encoder.dtype)
+
+
+def _check_dtype(flag: str, value: str) -> None:
+    if value not in ("auto", "fp32", "bf16"):
+        remedy = "use bf16, as fast and without loss scaling" if value == "fp16" else ""
+        raise InputError(f"{flag} {value}: {remedy or 'give auto, fp32 or bf16'}")
 
 
 def _one_of(flag: str, values: list[str], allowed: tuple[str, ...]) -> None:

@@ -46,7 +46,7 @@ def load(folder, **settings):
 
 
 def loss_and_gradient(encoder, params, batch, recipe, *, devices, fsdp=1, chunk=None, key=None):
-    mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
+    mesh = sharding.make_mesh(fsdp, devices=jax.devices()[:devices])
     on_mesh = sharding.to_mesh(params, sharding.state_sharding(mesh, params))
     inputs = sharding.batch_to_mesh(mesh, batch)
 

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -31,6 +31,18 @@ class Row(NamedTuple):
     positives: int  # how many of the keys are positives
     teacher_scores: list[float] | None  # one a key
     task: str | None
+
+
+class ScoringRow(NamedTuple):
+    """A row whose candidates a language model scores."""
+
+    task: str
+    query: str
+    keys: list[str]  # pos + neg, or history
+    positives: int  # how many of the keys are positives
+    answers: list[str]
+    # Of task lrlm, where the row has token lists: the tokens of each key, and those that follow.
+    tokens: tuple[list[list[int]], list[int], list[int], list[int]] | None = None
 
 
 @dataclass
@@ -123,21 +135,69 @@ def parse_row(record: dict) -> Row:
     Raises:
         InputError: says what is wrong with which field, without file and line.
     """
-    query, task = record.get("query"), record.get("task")
-    if not isinstance(query, str):
-        raise InputError(f'query is {_shown(query)}: every row needs "query", a string')
+    query, task = _query(record), record.get("task")
     if not isinstance(task, str | None):
         raise InputError(f"task is {_shown(task)}: give a string, as in qa or tool")
-    if record.get("history") is not None:
-        pos, neg, names = [], _strings(record, "history"), "history"
-    else:
-        pos, neg, names = _strings(record, "pos"), _strings(record, "neg"), "pos + neg"
-        if record.get("pos") is None and record.get("neg") is None:
-            raise InputError("no candidates: every row needs pos and neg, or history")
+    pos, neg, names = _candidates(record)
     scores = record.get("teacher_scores")
     if scores is not None:
         _check_scores(scores, len(pos) + len(neg), names)
     return Row(query, pos + neg, len(pos), scores, task)
+
+
+def parse_scoring_row(record: dict, tasks: Collection[str]) -> ScoringRow:
+    """Validates one row to be scored.
+
+    Args:
+        tasks: those that there is a prompt for.
+
+    Raises:
+        InputError: says what is wrong with which field, without file and line.
+    """
+    task = record.get("task")
+    if task not in tasks:
+        raise InputError(f"task is {_shown(task)}: give one of {', '.join(tasks)}")
+    pos, neg, names = _candidates(record)
+    keys = pos + neg
+    if task == "lrlm" and record.get("score_inputs") is not None:
+        key_tokens = record["score_inputs"]
+        if not isinstance(key_tokens, list) or len(key_tokens) != len(keys):
+            raise InputError(f"score_inputs is no list with one entry for each of {names}")
+        lists = [_tokens(tokens, f"score_inputs[{i}]") for i, tokens in enumerate(key_tokens)]
+        rest = (_tokens(record.get(f"{n}_inputs"), f"{n}_inputs") for n in ("context", "query"))
+        answer = _tokens(record.get("answer_inputs"), "answer_inputs")
+        if not answer:
+            raise InputError("answer_inputs is empty: there is nothing to score")
+        return ScoringRow(task, "", keys, len(pos), [""], (lists, *rest, answer))
+    answers = _strings(record, "answers")
+    if not answers:
+        raise InputError("answers is missing or empty: give the desired outputs, a list of strings")
+    for i, answer in enumerate(answers):
+        if not answer.strip():
+            raise InputError(f"answers[{i}] is {_shown(answer)}: there is nothing to score")
+    return ScoringRow(task, _query(record), keys, len(pos), answers)
+
+
+def _query(record: dict) -> str:
+    query = record.get("query")
+    if not isinstance(query, str):
+        raise InputError(f'query is {_shown(query)}: every row needs "query", a string')
+    return query
+
+
+def _candidates(record: dict) -> tuple[list[str], list[str], str]:
+    """Positives, the other candidates, and which fields they came from."""
+    if record.get("history") is not None:
+        return [], _strings(record, "history"), "history"
+    if record.get("pos") is None and record.get("neg") is None:
+        raise InputError("no candidates: every row needs pos and neg, or history")
+    return _strings(record, "pos"), _strings(record, "neg"), "pos + neg"
+
+
+def _tokens(value, name: str) -> list[int]:
+    if not isinstance(value, list) or any(type(token) is not int or token < 0 for token in value):
+        raise InputError(f"{name} is {_shown(value)}: give a list of token ids")
+    return value
 
 
 def _parse(line: bytes) -> dict:

@@ -24,6 +24,13 @@ class TokenStore:
         self.values = np.asarray(np.load(folder / "values.npy", mmap_mode="r"))
         self.offsets = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
 
+    @classmethod
+    def of(cls, values: np.ndarray, offsets: np.ndarray) -> "TokenStore":
+        """A store in memory."""
+        store = cls.__new__(cls)
+        store.values, store.offsets = values, offsets
+        return store
+
     def part(self, start: int, stop: int) -> "TokenStore":
         """The texts from `start` to before `stop`, as a store of their own; nothing is copied."""
         part = copy.copy(self)

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from llme_jax.models.dropout import DropoutKey, dropout
+from llme_jax.models.platform import cudnn_can
 
 
 def attention(
@@ -27,7 +28,7 @@ def attention(
     lengths = jnp.maximum(lengths, 1)  # a text without tokens would be 0 / 0
     if rate == 0.0:
         dropout_key = None
-    if dropout_key is None and _cudnn_can(q):
+    if dropout_key is None and cudnn_can(q):
         return jax.nn.dot_product_attention(
             q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
             implementation="cudnn",
@@ -44,13 +45,6 @@ def attention(
     return out.reshape(n, heads, length, width).transpose(0, 2, 1, 3)
 
 
-def _cudnn_can(q: jax.Array) -> bool:
-    """Decided while tracing; fused attention of cuDNN takes these shapes and types only."""
-    length, width = q.shape[1], q.shape[3]
-    shape_fits = length % 2 == 0 and width % 8 == 0 and width <= 128
-    return jax.default_backend() == "gpu" and q.dtype == jnp.bfloat16 and shape_fits
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _attend(q, k, v, bias, key, rate):
     """Attention of [B*H, L, Dh]. The backward pass is written out because the derived one makes
@@ -59,12 +53,12 @@ def _attend(q, k, v, bias, key, rate):
 
 
 def _attend_forward(q, k, v, bias, key, rate):
-    scores = _dot(q, k, 2, 2) * q.shape[-1] ** -0.5 + bias
+    scores = dot(q, k, 2, 2) * q.shape[-1] ** -0.5 + bias
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
     weights = weights.astype(v.dtype)
     # Dividing after the product touches Dh numbers a row instead of L.
-    out = (_dot(dropout(weights, key, rate), v, 2, 1) / total).astype(v.dtype)
+    out = (dot(dropout(weights, key, rate), v, 2, 1) / total).astype(v.dtype)
     return out, (q, k, v, key, weights, total, out)
 
 
@@ -73,17 +67,17 @@ def _attend_backward(rate, saved, g):
     g = g.astype(jnp.float32) / total
     mean = (g * out).sum(-1, keepdims=True)  # sum_j weights_j dweights_j, dropout included
     g = g.astype(v.dtype)
-    d_weights = dropout(_dot(g, v, 2, 2), key, rate)
+    d_weights = dropout(dot(g, v, 2, 2), key, rate)
     d_scores = (weights * (d_weights - mean) * q.shape[-1] ** -0.5).astype(v.dtype)
-    d_q, d_k = _dot(d_scores, k, 2, 1), _dot(d_scores, q, 1, 1)
-    d_v = _dot(dropout(weights, key, rate), g, 1, 1)
+    d_q, d_k = dot(d_scores, k, 2, 1), dot(d_scores, q, 1, 1)
+    d_v = dot(dropout(weights, key, rate), g, 1, 1)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _dot(a, b, axis_a: int, axis_b: int):
+def dot(a, b, axis_a: int, axis_b: int):
     """Batched product over one axis of each, summed in fp32 (also on hardware that rounds)."""
     precision = "highest" if a.dtype == jnp.float32 else None
     dims = (((axis_a,), (axis_b,)), ((0,), (0,)))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -16,6 +15,7 @@ from llme_jax.errors import InputError
 from llme_jax.models import sentence_transformers
 from llme_jax.models.bert import BertConfig, abstract_params, encode_tokens
 from llme_jax.models.dropout import DropoutKey
+from llme_jax.models.platform import compute_dtype
 from llme_jax.models.pooling import normalize, pool
 from llme_jax.models.tokenizer import load_tokenizer, save_tokenizer
 from llme_jax.models.weights import find_model, load_params, save_params
@@ -135,7 +135,7 @@ def load_dual_encoder(
         tied=config.tie_encoders,
         pooling=pooling,
         metric=config.dense_metric,
-        dtype=_compute_dtype(config.dtype),
+        dtype=compute_dtype(config.dtype),
         remat=remat,
     )
     return encoder, params, tokenizers[0]
@@ -186,12 +186,6 @@ def save_dual_encoder(
             final.rename(old)
         new.rename(final)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _compute_dtype(setting: str) -> Literal["float32", "bfloat16"]:
-    if setting == "auto":
-        setting = "fp32" if jax.default_backend() == "cpu" else "bf16"
-    return {"fp32": "float32", "bf16": "bfloat16"}[setting]
 
 
 def _dense_kernel(folder: Path, width: int) -> np.ndarray:

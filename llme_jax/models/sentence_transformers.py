@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llme_jax.models.weights import read_tensors, read_torch, save_params
+from llme_jax.models.weights import open_tensors, read_torch, save_params
 
 _SIMILARITY = {"cos": "cosine", "ip": "dot", "l2": "euclidean"}
 _POOLING = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
@@ -59,7 +59,7 @@ def save_modules(
 def load_dense(folder: Path) -> np.ndarray | None:
     """Kernel [D, D] of the dense pooler in `folder`: as saved here, or LLM-Embedder's file."""
     if (folder / "dense_pooler" / "config.json").is_file():
-        weight = read_tensors(folder / "dense_pooler")["linear.weight"]
+        weight = open_tensors(folder / "dense_pooler")["linear.weight"][...]
     elif (folder / "dense_pooler.bin").is_file():
         weight = read_torch(folder / "dense_pooler.bin")["weight"]
     else:

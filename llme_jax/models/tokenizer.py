@@ -1,4 +1,4 @@
-"""Tokenizers of encoder folders, free of the state that texts were last cut and padded with."""
+"""Tokenizers of model folders, free of the state that texts were last cut and padded with."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ def load_tokenizer(folder: Path):
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    name = settings.get("tokenizer_class") or f"{_CLASSES[model_type]}Tokenizer"
+    name = settings.get("tokenizer_class") or f"{_CLASSES.get(model_type, 'PreTrained')}Tokenizer"
     for candidate in (f"{name.removesuffix('Fast')}Fast", name, "PreTrainedTokenizerFast"):
         if cls := getattr(transformers, candidate, None):
             break

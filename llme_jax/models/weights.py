@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -14,8 +15,10 @@ from llme_jax.errors import InputError
 
 # Last step of a parameter's path -> last step of the tensor's name; all steps before are the same.
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# What checkpoints hold besides the encoder: heads, and buffers that older versions wrote.
-_IGNORED = re.compile(r"(^|\.)(pooler|cls|lm_head|classifier|position_ids|token_type_ids)(\.|$)")
+# What checkpoints hold besides the model: heads, and buffers that older versions wrote.
+_IGNORED = re.compile(
+    r"(^|\.)(pooler|cls|lm_head|classifier|position_ids|token_type_ids|rotary_emb)(\.|$)"
+)
 _DOWNLOADED = [
     "config.json", "*.safetensors", "*.safetensors.index.json", "modules.json", "1_Pooling/*",
     "dense_pooler*", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
@@ -54,7 +57,17 @@ def find_model(name: str, cache_dir: str | None) -> Path:
     return folder
 
 
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+class Tensor:
+    """A tensor in a safetensors file; `tensor[a:b, c:d]` reads that part only."""
+
+    def __init__(self, slices):
+        self._slices, self.shape = slices, tuple(slices.get_shape())
+
+    def __getitem__(self, index) -> np.ndarray:
+        return self._slices[index]
+
+
+def open_tensors(folder: Path) -> dict[str, Tensor | np.ndarray]:
     """Every tensor of a Hugging Face folder by name, in the type it is stored in.
 
     Raises:
@@ -73,8 +86,9 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     for shard in shards:
         if not (folder / shard).is_file():
             raise InputError(f"{index}: lists {shard}, which is not there; copy it too")
-        with safe_open(folder / shard, framework="numpy") as file:
-            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Left open: it is memory-mapped, and parts of it are read later.
+        file = safe_open(folder / shard, framework="numpy")
+        tensors |= {name: Tensor(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
     return tensors
 
 
@@ -96,7 +110,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def load_params(folder: Path, shapes: dict) -> dict:
-    """Parameters in the shape of `shapes`, float32, from the weights in `folder`.
+    """Parameters in the shape of `shapes`, float32 on the host, from the weights in `folder`.
 
     Args:
         shapes: nested dict of `jax.ShapeDtypeStruct`; its paths are the tensors' names.
@@ -104,7 +118,52 @@ def load_params(folder: Path, shapes: dict) -> dict:
     Raises:
         InputError: names every tensor that is missing, left over or of another shape.
     """
-    tensors = {_modern(name): tensor for name, tensor in read_tensors(folder).items()}
+
+    def read(path, tensor):
+        leaf = tensor[...]
+        return np.ascontiguousarray(leaf.T if _is_kernel(path) else leaf, np.float32)
+
+    return jax.tree_util.tree_map_with_path(read, _matched(folder, shapes))
+
+
+def load_params_to(folder: Path, shapes: dict, shardings: dict) -> dict:
+    """Parameters on the devices, in the types of `shapes`.
+
+    Each device's part is read by itself: no tensor is ever whole on the host, unless a device has
+    it whole, nor on a device that has but a part.
+
+    Args:
+        shapes: as for `load_params`.
+        shardings: where each parameter lives.
+
+    Raises:
+        InputError: as `load_params`.
+    """
+
+    def read(path, shape, sharding, tensor):
+        @cache  # devices that hold copies share one read
+        def part(*bounds):
+            index = tuple(slice(*b) for b in (bounds[::-1] if _is_kernel(path) else bounds))
+            piece = tensor[index].astype(shape.dtype)
+            return piece.T if _is_kernel(path) else piece
+
+        def of_device(index):
+            return part(*(i.indices(n)[:2] for i, n in zip(index, shape.shape, strict=True)))
+
+        array = jax.make_array_from_callback(shape.shape, sharding, of_device)
+        return jax.block_until_ready(array)  # before the next one is read
+
+    return jax.tree_util.tree_map_with_path(read, shapes, shardings, _matched(folder, shapes))
+
+
+def _is_kernel(path: tuple) -> bool:
+    """Whether it is stored transposed."""
+    return path[-1].key == "kernel"
+
+
+def _matched(folder: Path, shapes: dict) -> dict:
+    """In the shape of `shapes`, the tensor that each parameter is read from."""
+    tensors = {_modern(name): tensor for name, tensor in open_tensors(folder).items()}
     expected = jax.tree_util.tree_flatten_with_path(shapes)[0]
     prefix = _prefix(tensors, _tensor_name(expected[0][0]))
     problems, leaves = [], []
@@ -114,11 +173,10 @@ def load_params(folder: Path, shapes: dict) -> dict:
         if tensor is None:
             problems.append(f"{name} is missing")
             continue
-        leaf = tensor.T if path[-1].key == "kernel" else tensor
-        if leaf.shape != shape.shape:
-            want = shape.shape[::-1] if path[-1].key == "kernel" else shape.shape
+        want = shape.shape[::-1] if _is_kernel(path) else shape.shape
+        if tensor.shape != want:
             problems.append(f"{name} has shape {tensor.shape} instead of {want}")
-        leaves.append(np.ascontiguousarray(leaf, np.float32))
+        leaves.append(tensor)
     problems += [f"{name} is unexpected" for name in sorted(tensors) if not _IGNORED.search(name)]
     if problems:
         raise InputError(
@@ -133,7 +191,7 @@ def save_params(path: Path, params: dict) -> None:
     tensors = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         leaf = np.asarray(leaf, np.float32)
-        leaf = leaf.T if keys[-1].key == "kernel" else leaf
+        leaf = leaf.T if _is_kernel(keys) else leaf
         tensors[_tensor_name(keys)] = np.ascontiguousarray(leaf)
     save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
 

@@ -1,0 +1,66 @@
+"""Texts in batches of similar length and few shapes, the longest first."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+STEP = 16  # widths are multiples of this
+
+
+def batches_by_length(
+    lengths: np.ndarray, width: Callable[[int], int], rows: Callable[[int], int]
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Every text once.
+
+    Longest first: what does not fit into memory fails at once, and the texts that fill up the last
+    batch are the cheapest.
+
+    Args:
+        lengths: tokens of every text.
+        width: columns of the batch whose longest text has so many tokens.
+        rows: rows of a batch of that width.
+
+    Yields:
+        The texts of a batch; the same filled up to its rows with its last text (one of length 0
+        would have no mean); its width.
+    """
+    order, start = np.argsort(-lengths, kind="stable"), 0
+    while start < len(order):
+        columns = width(int(lengths[order[start]]))
+        count = rows(columns)
+        texts = order[start : start + count]
+        start += count
+        yield texts, np.pad(texts, (0, count - len(texts)), mode="edge"), columns
+
+
+def choose_widths(lengths: np.ndarray, longest: int, most: int) -> list[int]:
+    """At most `most` widths, ascending, with which texts of these lengths have the least padding.
+
+    Args:
+        lengths: a sample; the last width is `longest`, for texts that are not in it.
+    """
+    steps = -(-np.asarray(lengths) // STEP)
+    count = np.bincount(steps, minlength=-(-longest // STEP) + 1).astype(float)
+    below = np.cumsum(count)  # texts of so many steps or fewer
+    top = len(count) - 1
+    # cost[j]: slots, in steps, of all texts of up to j steps in the widths so far, the last one j.
+    cost, chosen = below * np.arange(top + 1), [np.zeros(top + 1, int)]
+    for _ in range(most - 1):
+        # Texts above i and up to j steps get width j; j <= i is out of the question.
+        options = cost[:, None] + (below[None] - below[:, None]) * np.arange(top + 1)
+        options[np.tril_indices(top + 1, -1)] = np.inf
+        chosen.append(options.argmin(0))
+        cost = options.min(0)
+    widths, at = [], top
+    for previous in reversed(chosen):
+        widths.append(min(at * STEP, longest))
+        at = previous[at]
+        if at == 0:
+            break
+    return sorted(set(widths))
+
+
+def fitting(widths: list[int], length: int) -> int:
+    """The smallest width that holds `length` tokens."""
+    return widths[bisect_left(widths, length)]

@@ -1,0 +1,1 @@
+"""Language models: prompts, likelihood of answers, teacher scores."""

@@ -1,0 +1,162 @@
+"""How likely a language model finds answers: batches of static shape, logits where they count."""
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from llme_jax.data.by_length import batches_by_length, fitting
+from llme_jax.errors import InputError
+from llme_jax.lm.prompts import Prompts
+from llme_jax.models.llama import CausalLM
+from llme_jax.sharding import batch_sharding, to_mesh
+
+# Tokens on a device at a time: enough to keep it busy. Few on CPU, where that stays in the cache.
+TOKENS = {"cpu": 1 << 11, "gpu": 1 << 15, "tpu": 1 << 15}
+PREDICTED = 512  # tokens a device predicts at a time: [512, V] logits exist at once
+SLOTS = 8  # answers are padded to this number of tokens, or 4, 16, ... times as many
+
+
+@partial(jax.jit, static_argnames=("lm", "slots", "group"))
+def answer_log_likelihood(
+    params,
+    ids: Int[Array, "B L"],
+    lengths: Int[Array, "B"],
+    answer_lengths: Int[Array, "B"],
+    *,
+    lm: CausalLM,
+    slots: int,
+    group: int,
+) -> Float[Array, "B"]:
+    """Mean log-probability of the last `answer_lengths` tokens of right-padded texts, in fp32.
+
+    Args:
+        slots: answer tokens of the longest answer, or more.
+        group: of these slots, how many get their logits at a time; divides `slots`.
+    """
+    hidden = lm.hidden(params, ids, lengths)
+    slot = jnp.arange(slots)
+    # The token before predicts a token; slots past the answer read anything.
+    places = jnp.minimum((lengths - answer_lengths - 1)[:, None] + slot, ids.shape[1] - 2)
+    hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
+    targets = jnp.take_along_axis(ids, places + 1, axis=1)
+
+    def log_probabilities(part):
+        states, tokens = part
+        logits = lm.logits(params, states)
+        right = jnp.take_along_axis(logits, tokens[..., None], axis=2)[..., 0]
+        return right - jax.nn.logsumexp(logits, axis=2)
+
+    parts = hidden, targets
+    if group < slots:
+        split = [x.reshape(len(x), -1, group, *x.shape[2:]).swapaxes(0, 1) for x in parts]
+        logs = jax.lax.map(log_probabilities, tuple(split)).swapaxes(0, 1).reshape(targets.shape)
+    else:
+        logs = log_probabilities(parts)
+    logs = jnp.where(slot < answer_lengths[:, None], logs, 0.0)
+    return logs.sum(1) / answer_lengths
+
+
+class Scorer:
+    """Scores prompts with a language model on a mesh of this process' devices.
+
+    Args:
+        widths: ascending; what batches are padded to, the last one holds every prompt.
+        rows: prompts a device gets at a time; as many as TOKENS and its memory allow when None.
+    """
+
+    def __init__(self, lm: CausalLM, params, mesh: Mesh, widths: list[int], rows: int | None):
+        self._lm, self._params, self._mesh, self._widths = lm, params, mesh, widths
+        self._devices = mesh.size // mesh.shape["tensor"]  # that share the rows of a batch
+        tokens = TOKENS[mesh.devices.flat[0].platform]
+        self._rows = rows
+        if rows is None:
+            self._tokens = self._that_fit(max(tokens, widths[-1]))
+
+    def __call__(self, prompts: Prompts, done: Callable[[int, int], None]) -> np.ndarray:
+        """Mean log-probability of every prompt's answer, float32[n].
+
+        Batch t is on the devices while the host fetches batch t - 1.
+
+        Args:
+            done: is told prompts and tokens of each batch as it is finished.
+        """
+        store, answers = prompts
+        scores, pending = np.empty(len(store), np.float32), deque()
+
+        def fetch():
+            texts, result = pending.popleft()
+            scores[texts] = np.asarray(result)[: len(texts)]
+            done(len(texts), int(store.lengths_of(texts).sum()))
+
+        batches = batches_by_length(store.lengths, partial(fitting, self._widths), self._rows_at)
+        for texts, filled, width in batches:
+            batch = *store.padded(filled, width, 0), answers[filled]
+            on_mesh = to_mesh(batch, (batch_sharding(self._mesh),) * 3)
+            settings = self._settings(len(filled), int(answers[filled].max()))
+            pending.append((texts, answer_log_likelihood(self._params, *on_mesh, **settings)))
+            if len(pending) > 1:
+                fetch()
+        while pending:
+            fetch()
+        return scores
+
+    def _settings(self, rows: int, longest: int) -> dict:
+        slots = SLOTS
+        while slots < longest:
+            slots *= 4
+        group = max(1, PREDICTED // (rows // self._devices))
+        return {"lm": self._lm, "slots": slots, "group": min(slots, 1 << group.bit_length() - 1)}
+
+    def _rows_at(self, width: int) -> int:
+        return (self._rows or max(self._tokens // width, 1)) * self._devices
+
+    def _that_fit(self, tokens: int) -> int:
+        """`tokens` a device, halved until the widest batch fits into the memory that is left.
+
+        Raises:
+            InputError: not even one prompt fits.
+        """
+        memory = self._mesh.local_devices[0].memory_stats() or {}
+        if "bytes_limit" not in memory:  # CPU
+            return tokens
+        left = memory["bytes_limit"] - memory["bytes_in_use"]
+        width = self._widths[-1]
+        while True:
+            rows = max(tokens // width, 1)
+            needed = self.memory(rows).temp_size_in_bytes
+            if needed < 0.9 * left:  # the rest is for what the allocator cannot join
+                return tokens
+            if rows == 1:
+                raise InputError(
+                    f"a prompt of {width} tokens takes {needed >> 20} MiB on a device, {left >> 20}"
+                    " are left beside the weights: give --tensor N to spread the model over N "
+                    "devices, or a lower --context_max_length"
+                )
+            tokens //= 2
+
+    def memory(self, rows: int):
+        """XLA's analysis of the widest batch with `rows` prompts a device: bytes of a device."""
+        return analyse(self._lm, self._params, self._mesh, rows, self._widths[-1])
+
+
+def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int):
+    """Compiles the scoring of a batch and returns XLA's `memory_analysis`, bytes of a device.
+
+    Args:
+        params: arrays on the mesh, or, as `sharded_shapes` gives them, no weights at all.
+        rows: prompts a device.
+    """
+    rows *= mesh.size // mesh.shape["tensor"]
+    sharding = batch_sharding(mesh)
+    batch = [
+        jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
+        for shape in ((rows, width), (rows,), (rows,))
+    ]
+    settings = {"lm": lm, "slots": SLOTS, "group": SLOTS}
+    return answer_log_likelihood.lower(params, *batch, **settings).compile().memory_analysis()

@@ -1,0 +1,310 @@
+"""The Llama family (llama, mistral, qwen2, qwen3) in Flax NNX, for reading whole texts at once.
+
+As in bert.py, attributes carry the names of the Hugging Face weights and the parameters live in a
+plain nested dict. There is no cache of keys and values: nothing here generates.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from llme_jax.errors import InputError
+from llme_jax.models.causal_attention import causal_attention
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": jax.nn.gelu,
+}
+# What transformers takes where config.json is silent, for the fields that old files leave out.
+_DEFAULTS = {
+    "llama": {"attention_bias": False, "mlp_bias": False},
+    "mistral": {"sliding_window": 4096},
+    "qwen2": {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {
+        "attention_bias": False,
+        "head_dim": 128,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+}
+_COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+_NEEDED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions: the frequencies are theta^(-2i/Dh), scaled as Llama 3 or by a factor."""
+
+    theta: float
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The fields of config.json that decide what is computed."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_act: str
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    rope: Rope
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    windows: tuple[int | None, ...]  # keys that each layer's queries see, themselves included
+
+    @classmethod
+    def read(cls, path: Path) -> "LlamaConfig":
+        """Read config.json, in the spelling of transformers 4 or 5.
+
+        Raises:
+            InputError: the file describes a model that this module does not compute.
+        """
+        given = json.loads(path.read_text(encoding="utf-8"))
+        family = given.get("model_type")
+        if family not in _DEFAULTS:
+            raise InputError(
+                f"{path}: model_type {family} is not served; give one of {', '.join(_DEFAULTS)}"
+            )
+        if missing := [name for name in _NEEDED if given.get(name) is None]:
+            raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
+        values = _COMMON | _DEFAULTS[family] | {k: v for k, v in given.items() if v is not None}
+        if family == "mistral" and "sliding_window" in given:  # null says: none
+            values["sliding_window"] = given["sliding_window"]
+        if values["hidden_act"] not in _ACTIVATIONS:
+            raise InputError(
+                f"{path}: hidden_act {values['hidden_act']} is not served; give one of "
+                f"{', '.join(_ACTIVATIONS)}"
+            )
+        heads = values["num_attention_heads"]
+        bias = values.get("attention_bias", False)
+        names = (*_NEEDED, "hidden_act", "rms_norm_eps", "tie_word_embeddings")
+        return cls(
+            **{name: values[name] for name in names},
+            num_key_value_heads=values.get("num_key_value_heads", heads),
+            head_dim=values.get("head_dim", values["hidden_size"] // heads),
+            rope=_rope(values, path),
+            qkv_bias=bias or family == "qwen2",
+            output_bias=bias,
+            mlp_bias=values.get("mlp_bias", False),
+            qk_norm=family == "qwen3",
+            windows=_windows(values, family),
+        )
+
+
+def _rope(values: dict, path: Path) -> Rope:
+    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    theta = given.get("rope_theta", values.get("rope_theta", 10_000.0))
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind not in ("default", "linear", "llama3"):
+        raise InputError(
+            f"{path}: rotary positions of type {kind} are not served; give a model with default, "
+            "linear or llama3"
+        )
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    return Rope(theta, kind, **{name: given[name] for name in names if name in given})
+
+
+def _windows(values: dict, family: str) -> tuple[int | None, ...]:
+    layers, window = values["num_hidden_layers"], values.get("sliding_window")
+    if family == "mistral":
+        return (window,) * layers
+    if not values.get("use_sliding_window"):
+        return (None,) * layers
+    full = ["sliding_attention" if i >= values["max_window_layers"] else "" for i in range(layers)]
+    kinds = values.get("layer_types", full)
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """What is computed, without the parameters; a static argument of jitted functions."""
+
+    config: LlamaConfig
+    dtype: Literal["float32", "bfloat16"]
+
+    @property
+    def max_length(self) -> int:
+        """Tokens the longest text may have."""
+        return self.config.max_position_embeddings
+
+    def abstract_params(self) -> dict:
+        """Nested dict of `jax.ShapeDtypeStruct`, in the type that is computed in."""
+        return _abstract(self)[1].to_pure_dict()
+
+    def hidden(
+        self, params: dict, ids: Int[Array, "B L"], lengths: Int[Array, "B"]
+    ) -> Float[Array, "B L D"]:
+        """Hidden states behind the last norm of right-padded texts.
+
+        Attention is causal, so padding changes nothing before it; its own rows have no meaning.
+        """
+        del lengths
+        return nnx.merge(_abstract(self)[0], params).model(ids)
+
+    def logits(self, params: dict, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Scores of the next token in float32."""
+        if self.config.tie_word_embeddings:
+            table, axis = params["model"]["embed_tokens"]["embedding"], 1
+        else:
+            table, axis = params["lm_head"]["kernel"], 0
+        dims = (((hidden.ndim - 1,), (axis,)), ((), ()))
+        return jax.lax.dot_general(
+            hidden, table, dims, _precision(hidden.dtype), preferred_element_type=jnp.float32
+        )
+
+
+@cache
+def _abstract(lm: CausalLM) -> tuple[nnx.GraphDef, nnx.State]:
+    # Rngs(0) is never drawn from: no weight is computed under eval_shape.
+    return nnx.split(nnx.eval_shape(lambda: Model(lm.config, jnp.dtype(lm.dtype), nnx.Rngs(0))))
+
+
+class Model(nnx.Module):
+    def __init__(self, c: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.model = Decoder(c, dtype, rngs)
+        if not c.tie_word_embeddings:
+            self.lm_head = _linear(c.hidden_size, c.vocab_size, False, dtype, rngs)
+
+
+class Decoder(nnx.Module):
+    """Embeddings and a stack of pre-norm layers."""
+
+    def __init__(self, c: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.embed_tokens = nnx.Embed(
+            c.vocab_size, c.hidden_size, dtype=dtype, param_dtype=dtype, rngs=rngs
+        )
+        self.layers = nnx.Dict(
+            {str(i): Layer(c, window, dtype, rngs) for i, window in enumerate(c.windows)}
+        )
+        self.norm = _norm(c.hidden_size, c, dtype, rngs)
+        self.rope, self.head_dim = c.rope, c.head_dim
+
+    def __call__(self, ids):
+        x = self.embed_tokens(ids)
+        rotation = rotary(self.rope, self.head_dim, ids.shape[1])
+        for i in range(len(self.layers)):  # as strings, "10" comes before "2"
+            x = self.layers[str(i)](x, rotation)
+        return self.norm(x).astype(x.dtype)
+
+
+class Layer(nnx.Module):
+    def __init__(self, c: LlamaConfig, window: int | None, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.self_attn = Attention(c, window, dtype, rngs)
+        self.mlp = MLP(c, dtype, rngs)
+        self.input_layernorm = _norm(c.hidden_size, c, dtype, rngs)
+        self.post_attention_layernorm = _norm(c.hidden_size, c, dtype, rngs)
+
+    def __call__(self, x, rotation):
+        x = x + self.self_attn(self.input_layernorm(x).astype(x.dtype), rotation)
+        return x + self.mlp(self.post_attention_layernorm(x).astype(x.dtype))
+
+
+class Attention(nnx.Module):
+    """Grouped queries: `num_attention_heads / num_key_value_heads` heads share keys and values."""
+
+    def __init__(self, c: LlamaConfig, window: int | None, dtype: jnp.dtype, rngs: nnx.Rngs):
+        queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        self.q_proj = _linear(c.hidden_size, queries, c.qkv_bias, dtype, rngs)
+        self.k_proj = _linear(c.hidden_size, keys, c.qkv_bias, dtype, rngs)
+        self.v_proj = _linear(c.hidden_size, keys, c.qkv_bias, dtype, rngs)
+        self.o_proj = _linear(queries, c.hidden_size, c.output_bias, dtype, rngs)
+        if c.qk_norm:
+            self.q_norm = _norm(c.head_dim, c, dtype, rngs)
+            self.k_norm = _norm(c.head_dim, c, dtype, rngs)
+        self.head_dim, self.window, self.qk_norm = c.head_dim, window, c.qk_norm
+
+    def __call__(self, x, rotation):
+        batch, length, _ = x.shape
+        q, k, v = (
+            part(x).reshape(batch, length, -1, self.head_dim)
+            for part in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (rotate(a, rotation).astype(x.dtype) for a in (q, k))
+        out = causal_attention(q, k, v, window=self.window)
+        return self.o_proj(out.reshape(batch, length, -1))
+
+
+class MLP(nnx.Module):
+    def __init__(self, c: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.gate_proj = _linear(c.hidden_size, c.intermediate_size, c.mlp_bias, dtype, rngs)
+        self.up_proj = _linear(c.hidden_size, c.intermediate_size, c.mlp_bias, dtype, rngs)
+        self.down_proj = _linear(c.intermediate_size, c.hidden_size, c.mlp_bias, dtype, rngs)
+        self.activation = c.hidden_act
+
+    def __call__(self, x):
+        return self.down_proj(_ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
+
+
+def rotary(rope: Rope, width: int, length: int) -> tuple[Array, Array]:
+    """Cosine and sine of every position's angles, float32[L, 1, Dh / 2].
+
+    Source of the llama3 scaling: `_compute_llama3_parameters` of transformers: long wavelengths
+    are stretched by the factor, short ones are kept, those between are blended.
+    """
+    frequencies = rope.theta ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    if rope.kind == "linear":
+        frequencies = frequencies / rope.factor
+    if rope.kind == "llama3":
+        turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
+        low, high = rope.low_freq_factor, rope.high_freq_factor
+        kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequencies = kept * frequencies + (1 - kept) * frequencies / rope.factor
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    return jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+
+
+def rotate(x: Float[Array, "B L H Dh"], rotation: tuple[Array, Array]) -> Array:
+    """Turns the pairs (i, i + Dh / 2) of every head, in float32."""
+    cos, sin = rotation
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _linear(into: int, out: int, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(
+        into, out, use_bias=bias, dtype=dtype, param_dtype=dtype, precision=_precision(dtype),
+        rngs=rngs,
+    )  # fmt: skip
+
+
+def _norm(width: int, c: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(
+        width, epsilon=c.rms_norm_eps, dtype=jnp.float32, param_dtype=dtype, rngs=rngs
+    )
+
+
+def _precision(dtype) -> str | None:
+    # GPUs and TPUs round fp32 products to tf32 or bf16 unless told otherwise.
+    return "highest" if dtype == jnp.float32 else None

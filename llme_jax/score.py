@@ -1,0 +1,28 @@
+"""Scores candidates with a language model: how likely is the answer after each of them?
+
+    python -m llme_jax.score --eval_data train.json --model_name_or_path folder --save_name teacher
+    python -m llme_jax.score --eval_data train.scored.teacher.json --report
+
+The scores are the teacher_scores that llme_jax.train distils. The same command again continues
+where it was stopped.
+"""
+
+from llme_jax import cli
+from llme_jax.config import ScoreConfig
+from llme_jax.validate import validate_scoring
+
+
+def main(argv: list[str]) -> int:
+    config = cli.parse(argv, "score", __doc__, ScoreConfig)
+    validate_scoring(config)
+
+    # Only now, so that --help and a misspelt flag are answered before jax is loaded.
+    from llme_jax.lm.score import score
+    from llme_jax.runtime import started
+
+    with started(None):
+        return score(config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

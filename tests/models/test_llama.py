@@ -1,0 +1,192 @@
+"""Logits of every family against transformers, on one device and on many."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from llme_jax.errors import InputError
+from llme_jax.models.causal_lm import load_causal_lm
+from llme_jax.models.llama import CausalLM, LlamaConfig
+from llme_jax.sharding import batch_sharding, make_mesh, replicated, to_mesh
+
+BASE = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+}
+GQA = {"num_key_value_heads": 2}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def rope(theta, **scaling):
+    return {"rope_parameters": {"rope_theta": theta, "rope_type": "default"} | scaling}
+
+
+FAMILIES = {
+    "llama2": ("llama", rope(1e4)),
+    "llama3": ("llama", GQA | rope(5e5, **LLAMA3)),
+    "linear": ("llama", GQA | rope(1e4, rope_type="linear", factor=4.0)),
+    "biases": ("llama", GQA | rope(1e4) | {"attention_bias": True, "mlp_bias": True}),
+    "smollm": ("llama", GQA | rope(1e5) | {"tie_word_embeddings": True}),
+    "mistral": ("mistral", GQA | rope(1e6) | {"sliding_window": None}),
+    "mistral window": ("mistral", GQA | rope(1e6) | {"sliding_window": 20}),
+    "qwen2": ("qwen2", GQA | rope(1e6)),
+    "qwen2.5 tied": ("qwen2", GQA | rope(1e6) | {"tie_word_embeddings": True}),
+    "qwen2 window": (
+        "qwen2",
+        GQA | rope(1e6)
+        | {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
+    ),
+    "qwen3": ("qwen3", GQA | rope(1e6) | {"head_dim": 16}),
+}  # fmt: skip
+
+
+@pytest.fixture
+def model(tmp_path):
+    """Makes (folder, torch model): random, with no two parameters alike."""
+
+    def make(name, **saving):
+        family, changes = FAMILIES[name]
+        torch.manual_seed(0)
+        config = transformers.AutoConfig.for_model(family, **BASE | changes)
+        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for parameter in made.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        made.save_pretrained(tmp_path / "lm", **saving)
+        return tmp_path / "lm", made
+
+    return make
+
+
+def our_logits(folder, ids, lengths, mesh=None, dtype="float32"):
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    lm = CausalLM(LlamaConfig.read(folder / "config.json"), dtype)
+    params = load_causal_lm(lm, folder, mesh)
+    compute = jax.jit(
+        lambda params, *batch: lm.logits(params, lm.hidden(params, *batch)),
+        out_shardings=replicated(mesh),
+    )
+    batch = np.asarray(ids, np.int32), np.asarray(lengths, np.int32)
+    return np.asarray(compute(params, *to_mesh(batch, (batch_sharding(mesh),) * 2)))
+
+
+def random_ids(rows=8, length=90):
+    return np.random.default_rng(0).integers(0, 96, (rows, length))
+
+
+def torch_logits(model, ids):
+    with torch.no_grad():
+        return model(torch.from_numpy(ids)).logits.numpy()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_those_of_transformers(model, name):
+    folder, made = model(name)
+    ids = random_ids(2, 150)
+    # fp32, sums in another order; logits are of magnitude 10.
+    np.testing.assert_allclose(
+        our_logits(folder, ids, [150, 150]), torch_logits(made, ids), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2"])
+def test_the_older_spelling_of_config_json_says_the_same(model, name):
+    folder, _ = model(name)
+    path = folder / "config.json"
+    new = LlamaConfig.read(path)
+    config = json.loads(path.read_text())
+    rotary = config.pop("rope_parameters")
+    config["rope_theta"] = rotary.pop("rope_theta")
+    kind = rotary.pop("rope_type")
+    config["rope_scaling"] = None if kind == "default" else {"type": kind, **rotary}
+    path.write_text(json.dumps(config))
+    assert LlamaConfig.read(path) == new
+
+
+def test_padding_changes_nothing(model):
+    folder, made = model("llama3")
+    ids = random_ids(2)
+    padded = np.pad(ids[:, :61], ((0, 0), (0, 35)))
+    found = our_logits(folder, padded, [61, 61])[:, :61]
+    np.testing.assert_allclose(found, torch_logits(made, ids[:, :61]), atol=1e-4)
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (2, 2), (1, 4), (4, 1), (1, 8)])
+@pytest.mark.parametrize("name", ["llama3", "smollm"])
+def test_spread_over_devices_it_computes_the_same(model, name, fsdp, tensor):
+    folder, _ = model(name, max_shard_size="60KB")
+    assert (folder / "model.safetensors.index.json").exists()
+    ids = random_ids()
+    alone = our_logits(folder, ids, [90] * 8)
+    spread = our_logits(folder, ids, [90] * 8, make_mesh(fsdp, tensor))
+    np.testing.assert_allclose(spread, alone, atol=2e-5)
+
+
+def test_each_device_reads_its_part(model, monkeypatch):
+    from llme_jax.models import weights
+
+    folder, _ = model("llama3")
+    read = []
+    whole = weights.Tensor.__getitem__
+
+    def noted(self, index):
+        piece = whole(self, index)
+        read.append((piece.size, int(np.prod(self.shape)), len(self.shape)))
+        return piece
+
+    monkeypatch.setattr(weights.Tensor, "__getitem__", noted)
+    lm = CausalLM(LlamaConfig.read(folder / "config.json"), "bfloat16")
+    params = load_causal_lm(lm, folder, make_mesh(2, 4))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.bfloat16.dtype}
+    # Matrices in eighths; vectors are whole on every device, and read once for all of them.
+    assert {part * 8 == all for part, all, axes in read if axes == 2} == {True}
+    assert {part == all for part, all, axes in read if axes == 1} == {True}
+    assert len(read) == sum(8 if leaf.ndim == 2 else 1 for leaf in jax.tree.leaves(params))
+
+
+def test_bf16_weights_are_read_as_they_are(model):
+    folder, made = model("llama3")
+    made.bfloat16().save_pretrained(folder)
+    ids = random_ids(2)
+    expected = torch_logits(made.float(), ids)
+    np.testing.assert_allclose(our_logits(folder, ids, [90, 90]), expected, atol=1e-4)
+    # bf16 keeps 8 bits; logits are of magnitude 10.
+    rounded = our_logits(folder, ids, [90, 90], dtype="bfloat16")
+    assert np.abs(rounded - expected).max() < 0.5
+    assert np.corrcoef(rounded.ravel(), expected.ravel())[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type gpt2 is not served; give one of llama, mistral"),
+        ({"vocab_size": None}, "vocab_size missing"),
+        ({"hidden_act": "relu6"}, "hidden_act relu6 is not served"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary positions of type yarn"),
+        ({"num_hidden_layers": 4}, "model.layers.3.input_layernorm.weight is missing"),
+        ({"num_hidden_layers": 2}, "model.layers.2.input_layernorm.weight is unexpected"),
+        ({"vocab_size": 97}, r"embed_tokens.weight has shape \(96, 64\) instead of \(97, 64\)"),
+    ],
+)
+def test_what_does_not_fit_is_said(model, changes, message):
+    folder, _ = model("llama2")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(InputError, match=message):
+        our_logits(folder, random_ids(), [90] * 8)
