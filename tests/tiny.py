@@ -1,11 +1,19 @@
-"""A BERT small enough for tests, and texts and batches for it."""
+"""A BERT and a Llama small enough for tests, and texts and batches for them."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from llme_jax.data.batch import Batch, cut_texts, plain_texts
 
@@ -31,6 +39,40 @@ def save_bert(folder: Path, *, dropout: float = 0.0, seed: int = 0, width: int =
     )
     torch.manual_seed(seed)
     BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def save_llama(folder: Path, *, ends: bool = False, seed: int = 0) -> Path:
+    """Writes a Hugging Face folder: 2 layers, random weights, one token a byte behind <s>.
+
+    Args:
+        ends: does the tokenizer put </s> behind every text?
+    """
+    characters = [*pre_tokenizers.ByteLevel.alphabet()]
+    vocabulary = ["<s>", "</s>", *sorted(characters), "an", "Ġa"]
+    tokenizer = Tokenizer(
+        models.BPE({t: i for i, t in enumerate(vocabulary)}, [("a", "n"), ("Ġ", "a")])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"<s> $A{' </s>' if ends else ''}", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=264,  # a few more than tokens, so that 8 devices can share them
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
 

@@ -90,7 +90,7 @@ class PromptMaker:
                         f"--context_max_length above {length}, or shorten the answer"
                     )
                 ids.append(np.array(tokens, np.uint32))
-                lengths.append(length)
+                lengths.append(min(length, len(tokens) - 1))  # nothing predicts the first token
         offsets = np.cumsum([0, *map(len, ids)])
         store = TokenStore.of(np.concatenate([np.zeros(0, np.uint32), *ids]), offsets)
         return Prompts(store, np.array(lengths, np.int32))
@@ -116,8 +116,7 @@ class PromptMaker:
                     at = [_token_at(encoding, place, text) for place in at]
                     key, query = (at[0], at[1]), (at[2], at[3])
                 tokens = _cut(tokens, len(tokens) - self._limit, key, query)
-            # Nothing predicts the first token of all.
-            yield tokens, min(length, len(tokens) - 1)
+            yield tokens, length
 
     def _cut_keys(self, pairs: Sequence[Pair]) -> list[str]:
         """Each pair's key, cut where its tokens exceed their number."""
