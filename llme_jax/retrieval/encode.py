@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
+from llme_jax.data.by_length import batches_by_length
 from llme_jax.data.tokens import TokenStore, bucket
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.sharding import batch_sharding, make_mesh, replicated, to_mesh
@@ -53,27 +54,30 @@ def encode(
     lengths = store.lengths
     longest = int(lengths.max())
     longest += longest % 2  # fused attention on GPU takes even widths
-    # Longest first: what does not fit into memory fails at once, and the texts that fill up the
-    # last batch are the cheapest.
-    order = np.argsort(-lengths, kind="stable")
-    embeddings, pending, start = None, deque(), 0
+    batches = batches_by_length(
+        lengths,
+        width=lambda length: bucket(length, longest),
+        rows=lambda width: _rows(batch_size, width, len(store), mesh),
+    )
+    embeddings, pending = None, deque()
     bar = _Progress(desc, int(lengths.sum()))
-    while start < len(order):
-        width = bucket(int(lengths[order[start]]), longest)
-        rows = _rows(batch_size, width, len(order), mesh)
-        texts = order[start : start + rows]
-        start += rows
-        # The last batch repeats its last text: one of length 0 would have no mean.
-        filled = np.pad(texts, (0, rows - len(texts)), mode="edge")
+
+    def fetch():
+        nonlocal embeddings
+        texts, result = pending.popleft()
+        result = np.asarray(result)
+        if embeddings is None:
+            embeddings = np.empty((len(store), result.shape[1]), np.float32)
+        embeddings[texts] = result[: len(texts)]
+        bar.add(len(texts), int(lengths[texts].sum()))
+
+    for texts, filled, width in batches:
         batch = to_mesh(store.padded(filled, width, pad_id), (batch_sharding(mesh),) * 2)
         pending.append((texts, forward(*batch)))
-        while len(pending) > (start < len(order)):  # one stays behind until the end
-            texts, result = pending.popleft()
-            result = np.asarray(result)
-            if embeddings is None:
-                embeddings = np.empty((len(order), result.shape[1]), np.float32)
-            embeddings[texts] = result[: len(texts)]
-            bar.add(len(texts), int(lengths[texts].sum()))
+        if len(pending) > 1:
+            fetch()
+    while pending:
+        fetch()
     bar.close()
     return embeddings
 

