@@ -4,7 +4,7 @@
     python benchmarks/score.py --model meta-llama/Llama-2-7b-chat-hf --pairs 20000
 
 All get the same weights (random ones for a shape) and the same prompts as token ids, whose lengths
-are spread as those of question, passage and answer are (log-normal, 200 tokens in the middle,
+are spread as those of question, passage and answer are (log-normal, 170 tokens in the middle,
 answers of 1 to 30). The reference's loop takes them as they come, 4 at a time, pads on the left and
 computes all logits. The well-made one sorts by length, fills batches of as many tokens as ours, and
 computes logits at the answers only; both use torch's fused attention. Precision is fp32 on CPU and
@@ -27,6 +27,7 @@ from llme_jax.data.by_length import batches_by_length, choose_widths
 from llme_jax.data.tokens import TokenStore
 from llme_jax.lm.likelihood import TOKENS, Scorer
 from llme_jax.lm.prompts import Prompts
+from llme_jax.lm.score import WIDTHS
 from llme_jax.models.causal_lm import load_causal_lm
 from llme_jax.models.llama import CausalLM, LlamaConfig
 from llme_jax.models.platform import compute_dtype
@@ -52,9 +53,9 @@ def main() -> None:
         default="llama-2-7b" if gpu else "smollm2-135m",
         help=f"{', '.join(SHAPES)} with random weights, or a folder",
     )
-    parser.add_argument("--pairs", type=int, default=4000 if gpu else 64)
+    parser.add_argument("--pairs", type=int, default=4000 if gpu else 128)
     parser.add_argument("--longest", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3 if gpu else 2)
     parser.add_argument("--json", help="write the numbers here too")
     args = parser.parse_args()  # fmt: skip
 
@@ -92,7 +93,7 @@ def save(model: str, folder: Path) -> str:
 
 def make_prompts(args, vocabulary: int) -> Prompts:
     rng = np.random.default_rng(0)
-    lengths = rng.lognormal(np.log(200), 0.5, args.pairs).astype(int).clip(40, args.longest)
+    lengths = rng.lognormal(np.log(170), 0.4, args.pairs).astype(int).clip(40, args.longest)
     ids = rng.integers(3, vocabulary, lengths.sum()).astype(np.uint32)
     store = TokenStore.of(ids, np.cumsum([0, *lengths]))
     return Prompts(store, rng.integers(1, 31, args.pairs).astype(np.int32))
@@ -101,7 +102,7 @@ def make_prompts(args, vocabulary: int) -> Prompts:
 def llme_jax(folder: Path, config: LlamaConfig, prompts: Prompts, args):
     mesh = make_mesh()
     lm = CausalLM(config, compute_dtype("auto"))
-    widths = choose_widths(prompts.store.lengths, args.longest, 8)
+    widths = choose_widths(prompts.store.lengths, args.longest, WIDTHS)
     scorer = Scorer(lm, load_causal_lm(lm, folder, mesh), mesh, widths, None)
     return lambda: scorer(prompts, lambda pairs, tokens: None)
 

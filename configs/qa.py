@@ -5,7 +5,7 @@
 Reproduces the reference's command for 8 devices; `qa.py:runlocal` shrinks it to seconds.
 """
 
-from llme_jax.config import Config, runlocal
+from llme_jax.config import Config, shrunk
 
 
 def get_config(arg: str | None = None) -> Config:
@@ -18,11 +18,4 @@ def get_config(arg: str | None = None) -> Config:
     config.evaluation.metrics = ["nq"]
     config.training.output_dir = "data/outputs/nq/contrastive"
     config.training.max_steps = 2000
-    if runlocal(arg):
-        config.training.output_dir = "data/outputs/nq/runlocal"
-        config.training.max_steps = 4
-        config.training.save_steps = 2
-        config.training.logging_steps = 1
-        config.training.per_device_train_batch_size = 2
-        config.data.train_group_size = 4
-    return config
+    return shrunk(config, arg)

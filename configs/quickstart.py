@@ -8,12 +8,11 @@ test query asks for a function that training has seen; the corpus holds all func
 """
 
 from llme_jax import quickstart
-from llme_jax.config import Config, runlocal
+from llme_jax.config import Config, shrunk
 from llme_jax.data.tokens import cache_dir
 
 
 def get_config(arg: str | None = None) -> Config:
-    small = runlocal(arg)
     files = quickstart.prepare(cache_dir(None))
     config = Config()
     config.data.train_data = [str(files.train)]
@@ -34,10 +33,4 @@ def get_config(arg: str | None = None) -> Config:
     config.training.logging_steps = 5
     config.training.eval_on_start = True
     config.training.output_dir = "data/outputs/quickstart"
-    if small:
-        config.training.output_dir = "data/outputs/quickstart-runlocal"
-        config.training.max_steps = 4
-        config.training.save_steps = 2
-        config.training.logging_steps = 1
-        config.training.per_device_train_batch_size = 2
-    return config
+    return shrunk(config, arg)

@@ -332,12 +332,18 @@ def resolve_path(path: str, data_root: str) -> str:
     return str(Path(data_root) / path.removeprefix(prefix)) if path.startswith(prefix) else path
 
 
-def runlocal(arg: str | None) -> bool:
-    """Whether an experiment's `get_config(arg)` was asked to shrink to seconds.
+def shrunk(config: Config, arg: str | None) -> Config:
+    """An experiment, or, when `arg` is `runlocal`, what takes seconds of it, in another folder.
 
     Raises:
-        InputError: for any argument but `runlocal`.
+        InputError: for any other argument.
     """
     if arg not in (None, "runlocal"):
         raise InputError(f"--config ...:{arg}: the only argument is runlocal")
-    return arg == "runlocal"
+    if arg:
+        training = config.training
+        training.output_dir += "-runlocal"
+        training.max_steps, training.save_steps, training.logging_steps = 4, 2, 1
+        training.per_device_train_batch_size = 2
+        config.data.train_group_size = 4
+    return config

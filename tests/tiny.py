@@ -20,7 +20,9 @@ from llme_jax.data.batch import Batch, cut_texts, plain_texts
 WORDS = [f"w{i}" for i in range(200)]
 
 
-def save_bert(folder: Path, *, dropout: float = 0.0, seed: int = 0, width: int = 32) -> Path:
+def save_bert(
+    folder: Path, *, dropout: float = 0.0, seed: int = 0, width: int = 32, positions: int = 64
+) -> Path:
     """Writes a Hugging Face folder: 2 layers, random weights, one token a word of WORDS."""
     folder.mkdir(parents=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -32,7 +34,7 @@ def save_bert(folder: Path, *, dropout: float = 0.0, seed: int = 0, width: int =
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
         initializer_range=0.2,  # texts are far apart, so that losses have something to say

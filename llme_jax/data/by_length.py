@@ -54,7 +54,7 @@ def choose_widths(lengths: np.ndarray, longest: int, most: int) -> list[int]:
         cost = options.min(0)
     widths, at = [], top
     for previous in reversed(chosen):
-        widths.append(min(at * STEP, longest))
+        widths.append(min(int(at) * STEP, longest))
         at = previous[at]
         if at == 0:
             break

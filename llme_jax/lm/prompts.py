@@ -78,7 +78,8 @@ class PromptMaker:
     def __call__(self, pairs: Sequence[Pair], path: Path) -> Prompts:
         """
         Raises:
-            InputError: an answer leaves no room for anything else; names its line in `path`.
+            InputError: an answer leaves no room for anything else, or nothing is before it; names
+                its line in `path`.
         """
         ids, lengths = [], []
         for start in range(0, len(pairs), CHUNK):
@@ -88,6 +89,11 @@ class PromptMaker:
                     raise InputError(
                         f"{path}:{pair.line}: the answer has {length} tokens; give a "
                         f"--context_max_length above {length}, or shorten the answer"
+                    )
+                if len(tokens) < 2:
+                    raise InputError(
+                        f"{path}:{pair.line}: key, query and answer are one token in all: give "
+                        "the model something to read before the answer"
                     )
                 ids.append(np.array(tokens, np.uint32))
                 lengths.append(min(length, len(tokens) - 1))  # nothing predicts the first token

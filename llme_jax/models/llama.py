@@ -161,14 +161,11 @@ class CausalLM:
         """Nested dict of `jax.ShapeDtypeStruct`, in the type that is computed in."""
         return _abstract(self)[1].to_pure_dict()
 
-    def hidden(
-        self, params: dict, ids: Int[Array, "B L"], lengths: Int[Array, "B"]
-    ) -> Float[Array, "B L D"]:
+    def hidden(self, params: dict, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Hidden states behind the last norm of right-padded texts.
 
         Attention is causal, so padding changes nothing before it; its own rows have no meaning.
         """
-        del lengths
         return nnx.merge(_abstract(self)[0], params).model(ids)
 
     def logits(self, params: dict, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:

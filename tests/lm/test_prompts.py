@@ -74,3 +74,10 @@ def test_token_lists_are_taken_as_they_are(tokenizer):
     make = PromptMaker(tokenizer, key_max_length=2, context_max_length=7)
     store, lengths = make([Pair(lists, 0, 0, 1)], "file")
     assert store[0].tolist() == [5, 6, 9, 10, 11, 12, 13] and lengths.tolist() == [2]
+
+
+def test_there_has_to_be_something_before_the_answer(tokenizer):
+    bare = ScoringRow("lrlm", "", ["k"], 0, [""], ([[]], [], [], [12]))
+    make = PromptMaker(tokenizer, key_max_length=2, context_max_length=7)
+    with pytest.raises(InputError, match="file:1: key, query and answer are one token in all"):
+        make([Pair(bare, 0, 0, 1)], "file")

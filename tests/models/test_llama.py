@@ -77,16 +77,15 @@ def model(tmp_path):
     return make
 
 
-def our_logits(folder, ids, lengths, mesh=None, dtype="float32"):
+def our_logits(folder, ids, mesh=None, dtype="float32"):
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     lm = CausalLM(LlamaConfig.read(folder / "config.json"), dtype)
     params = load_causal_lm(lm, folder, mesh)
     compute = jax.jit(
-        lambda params, *batch: lm.logits(params, lm.hidden(params, *batch)),
+        lambda params, ids: lm.logits(params, lm.hidden(params, ids)),
         out_shardings=replicated(mesh),
     )
-    batch = np.asarray(ids, np.int32), np.asarray(lengths, np.int32)
-    return np.asarray(compute(params, *to_mesh(batch, (batch_sharding(mesh),) * 2)))
+    return np.asarray(compute(params, to_mesh(np.asarray(ids, np.int32), batch_sharding(mesh))))
 
 
 def random_ids(rows=8, length=90):
@@ -103,9 +102,7 @@ def test_logits_are_those_of_transformers(model, name):
     folder, made = model(name)
     ids = random_ids(2, 150)
     # fp32, sums in another order; logits are of magnitude 10.
-    np.testing.assert_allclose(
-        our_logits(folder, ids, [150, 150]), torch_logits(made, ids), atol=1e-4
-    )
+    np.testing.assert_allclose(our_logits(folder, ids), torch_logits(made, ids), atol=1e-4)
 
 
 TEXT = "The capital of France is Paris. In 2024, 3 people don't know that: naïve?\n\tx = [1, 22]"
@@ -117,12 +114,12 @@ def test_a_real_model():
     tokenizer = load_tokenizer(folder)
     ids = np.array([tokenizer(TEXT)["input_ids"]])
     made = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    found = our_logits(folder, ids, [ids.shape[1]])
+    found = our_logits(folder, ids)
     # fp32 through 30 layers; logits are of magnitude 20.
     np.testing.assert_allclose(found, torch_logits(made, ids), atol=5e-4)
     # It is the model it should be: it knows what follows.
     half = tokenizer("The capital of France is")["input_ids"]
-    assert tokenizer.decode(our_logits(folder, [half], [len(half)])[0, -1].argmax()) == " Paris"
+    assert tokenizer.decode(our_logits(folder, [half])[0, -1].argmax()) == " Paris"
 
 
 @pytest.mark.parametrize("name", ["llama3", "mistral", "qwen2"])
@@ -143,7 +140,7 @@ def test_padding_changes_nothing(model):
     folder, made = model("llama3")
     ids = random_ids(2)
     padded = np.pad(ids[:, :61], ((0, 0), (0, 35)))
-    found = our_logits(folder, padded, [61, 61])[:, :61]
+    found = our_logits(folder, padded)[:, :61]
     np.testing.assert_allclose(found, torch_logits(made, ids[:, :61]), atol=1e-4)
 
 
@@ -153,8 +150,8 @@ def test_spread_over_devices_it_computes_the_same(model, name, fsdp, tensor):
     folder, _ = model(name, max_shard_size="60KB")
     assert (folder / "model.safetensors.index.json").exists()
     ids = random_ids()
-    alone = our_logits(folder, ids, [90] * 8)
-    spread = our_logits(folder, ids, [90] * 8, make_mesh(fsdp, tensor))
+    alone = our_logits(folder, ids)
+    spread = our_logits(folder, ids, make_mesh(fsdp, tensor))
     np.testing.assert_allclose(spread, alone, atol=2e-5)
 
 
@@ -185,9 +182,9 @@ def test_bf16_weights_are_read_as_they_are(model):
     made.bfloat16().save_pretrained(folder)
     ids = random_ids(2)
     expected = torch_logits(made.float(), ids)
-    np.testing.assert_allclose(our_logits(folder, ids, [90, 90]), expected, atol=1e-4)
+    np.testing.assert_allclose(our_logits(folder, ids), expected, atol=1e-4)
     # bf16 keeps 8 bits; logits are of magnitude 10.
-    rounded = our_logits(folder, ids, [90, 90], dtype="bfloat16")
+    rounded = our_logits(folder, ids, dtype="bfloat16")
     assert np.abs(rounded - expected).max() < 0.5
     assert np.corrcoef(rounded.ravel(), expected.ravel())[0, 1] > 0.999
 
@@ -209,4 +206,4 @@ def test_what_does_not_fit_is_said(model, changes, message):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(InputError, match=message):
-        our_logits(folder, random_ids(), [90] * 8)
+        our_logits(folder, random_ids())

@@ -1,0 +1,151 @@
+"""Every command of the fine-tuning guide, to the letter: only the launcher is replaced.
+
+Further flags make model and data small; the files that a command writes are what the guide says.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from commands import ROOT
+from tiny import read_lines, write_lines
+
+from llme_jax import cli, retrieve, score, train
+from llme_jax.telemetry import read_metrics
+
+COMMANDS = [
+    shlex.split(command.replace("\\\n", " "))
+    for command in (Path(__file__).parent / "guide.sh").read_text().strip().split("\n\n")[1:]
+]
+LAUNCHERS = {
+    "run_dense.py": train.main,
+    "evaluation.eval_retrieval": retrieve.main,
+    "run_lm_score.py": score.main,
+}
+# The guide's six single-task experiments, in its order.
+EXPERIMENTS = ["qa", "icl", "lrlm", "chat", "tool", "convsearch"]
+
+
+def launched(words: list[str]) -> tuple[str, list[str]]:
+    """The program that the launcher starts, and its arguments."""
+    program = next(i for i, word in enumerate(words) if word in LAUNCHERS)
+    return words[program], words[program + 1 :]
+
+
+def value(words: list[str], flag: str) -> str:
+    return words[words.index(flag) + 1]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A data root with small files of every task's format, where guide and scripts look."""
+    folder = tmp_path_factory.mktemp("llm-embedder")
+    tiny.save_bert(folder / "bert", positions=256)
+    tiny.save_llama(folder / "llama")
+    rng = np.random.default_rng(0)
+    corpus = [{"title": f"w{i}", "text": tiny.text(rng)} for i in range(40)]
+    keys = ["{title} {text}".format(**passage) for passage in corpus]
+
+    def row(task: str, i: int) -> dict:
+        answer = tiny.text(rng, 1, 3)
+        row = {"query": tiny.text(rng, 1, 5), "query_id": i, "answers": [answer], "task": task}
+        positive, *negatives = rng.permutation(40)[:7].tolist()
+        if task == "chat":
+            row["history"] = [keys[i] for i in (positive, *negatives)]
+        else:
+            row |= {"pos": [keys[positive]], "neg": [keys[n] for n in negatives]}
+        if task in ("qa", "convsearch", "tool"):
+            row |= {"pos_index": [positive], "neg_index": negatives}
+        if task in ("qa", "chat", "lrlm", "icl"):
+            row["teacher_scores"] = rng.normal(size=7).round(3).tolist()
+        return row
+
+    paths = {
+        "qa": "qa/nq/train qa/msmarco/train qa/nq/test",
+        "icl": "icl/icl/train.scored.llama2-chat.top20 icl/icl/train",
+        "lrlm": " ".join(
+            f"lrlm/{name}/train{scored}"
+            for name in ("books3", "arxiv", "codeparrot")
+            for scored in (".128tok.scored.llama2-7b-chat", "")
+        ),
+        "chat": "chat/msc/train.scored.llama2-7b-chat chat/msc/train",
+        "tool": "tool/toolbench/train.hardneg tool/toolbench/train tool/toolbench/test",
+        "convsearch": "conversation/qrecc/train.concat.neg.bm25-from-human "
+        "convsearch/qrecc/train.concat convsearch/qrecc/test.concat",
+    }
+    for task, names in paths.items():
+        for name in names.split():
+            path = folder / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_lines(path, [row(task, i) for i in range(20)])
+            if name.endswith("test") or name.endswith("test.concat"):
+                write_lines(path.with_name("corpus.json"), corpus)
+    return folder
+
+
+SMALL = "--query_max_length 24 --key_max_length 32 --dataset_cache_dir {root}/cache"
+TRAINING = (
+    f"{SMALL} --query_encoder {{root}}/bert --max_steps 2 --save_steps 2 --logging_steps 1 "
+    "--per_device_train_batch_size 1 --train_group_size 4"
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_experiment_is_the_command(name):
+    program, words = launched(COMMANDS[EXPERIMENTS.index(name)])
+    assert program == "run_dense.py"
+    said = cli.parse(words, "train", "")
+    assert cli.parse(["--config", f"{name}.py"], "train", "").flat() == said.flat()
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=[f"{i}" for i in range(len(COMMANDS))])
+def test_the_command_runs(words, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program, words = launched(words)
+    more = f"--data_root {root} "
+    if program == "run_dense.py":
+        more += TRAINING.format(root=root)
+    elif program == "evaluation.eval_retrieval":
+        more += f"{SMALL} --query_encoder {{root}}/bert".format(root=root)
+    else:
+        more += f"--model_name_or_path {root}/llama"
+    LAUNCHERS[program]([*words, *more.split()])
+    if program == "run_dense.py":
+        out = Path(value(words, "--output_dir"))
+        lines = read_metrics(out / "metrics.jsonl")
+        assert np.isfinite([line["loss"] for line in lines if "loss" in line]).all()
+        assert (out / "checkpoint-2/encoder/model.safetensors").is_file()
+        if "--eval_data" in words:
+            metric = {"nq": "answer_recall@5", "ndcg": "ndcg@10"}[value(words, "--metrics")]
+            assert any(f"eval_{metric}" in line for line in lines)
+    elif program == "evaluation.eval_retrieval":
+        mined = read_lines(root / f"qa/nq/train.neg.{value(words, '--save_name')}.json")
+        assert len(mined) == 20 and any(row["neg"] for row in mined)
+        assert not any(set(row["neg"]) & set(row["pos"]) for row in mined)
+    else:
+        scored = read_lines(root / "qa/msmarco/train.scored.llama2-7b-chat.json")
+        assert [len(row["teacher_scores"]) for row in scored] == [7] * 20
+
+
+def test_one_model_for_six_tasks(root, tmp_path):
+    """scripts/llm-embedder.sh trains with every task's recipe and evaluates three tasks."""
+    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    environment = {"DATA_ROOT": str(root), "OUTPUT": "out", "XLA_FLAGS": flags}
+    environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    more = f"{TRAINING} --max_steps 10".format(root=root)
+    done = subprocess.run(
+        ["bash", ROOT / "scripts/llm-embedder.sh", *more.split()],
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for task, metric in (("tool", "ndcg@5"), ("qrecc", "ndcg@3"), ("nq", "answer_recall@5")):
+        (path,) = (tmp_path / "data/results" / task).glob("*.metrics.json")
+        assert metric in path.read_text()
