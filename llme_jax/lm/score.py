@@ -167,7 +167,7 @@ def _parts_folder(out: Path, data, folder: Path, lm, tokenizer, config: ScoreCon
 def _fingerprint(folder: Path) -> str:
     """A name for the weights, from every bit of their files."""
     hashes = []
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    files = sorted([*folder.glob("model*.safetensors"), *folder.glob("*.bin")])
     for path in tqdm(files, desc="Hashing weights", unit=" files", leave=False):
         with path.open("rb") as file:
             hashes.append(hashlib.file_digest(file, "sha256").hexdigest())

@@ -25,6 +25,10 @@ def load_tokenizer(folder: Path):
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     name = settings.get("tokenizer_class") or f"{_CLASSES.get(model_type, 'PreTrained')}Tokenizer"
+    if model_type not in _CLASSES and (folder / "tokenizer.json").is_file():
+        # The classes of language models build a tokenizer by rules of their own; this one takes
+        # the file as it is.
+        name = "PreTrainedTokenizerFast"
     for candidate in (f"{name.removesuffix('Fast')}Fast", name, "PreTrainedTokenizerFast"):
         if cls := getattr(transformers, candidate, None):
             break

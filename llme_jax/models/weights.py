@@ -20,7 +20,9 @@ _IGNORED = re.compile(
     r"(^|\.)(pooler|cls|lm_head|classifier|position_ids|token_type_ids|rotary_emb)(\.|$)"
 )
 _DOWNLOADED = [
-    "config.json", "*.safetensors", "*.safetensors.index.json", "modules.json", "1_Pooling/*",
+    # Not *.safetensors: some repositories hold the weights a second time in another format.
+    "config.json", "model*.safetensors", "model.safetensors.index.json", "modules.json",
+    "1_Pooling/*",
     "dense_pooler*", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "sentencepiece*", "spiece.model",
 ]  # fmt: skip
