@@ -284,5 +284,5 @@ def test_schedules():
 
 
 def test_a_mesh_that_cannot_be_divided_is_refused():
-    with pytest.raises(ValueError, match="--fsdp 3: does not divide the 8 devices"):
+    with pytest.raises(ValueError, match="--fsdp 3: 3 does not divide the 8 devices"):
         sharding.make_mesh(3)
