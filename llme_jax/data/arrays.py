@@ -1,5 +1,6 @@
 """Arrays on disk: columns that grow, files and folders that appear only when complete."""
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -92,3 +93,9 @@ def published_file(path: Path) -> Iterator[Path]:
 def digest(*parts) -> str:
     """A short name for a combination of settings and contents, for use in cache paths."""
     return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

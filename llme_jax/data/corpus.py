@@ -15,6 +15,7 @@ from string import Formatter
 import numpy as np
 from tqdm import tqdm
 
+from llme_jax.data.arrays import digest_file
 from llme_jax.data.rows import BadRows, read_lines
 from llme_jax.errors import InputError
 
@@ -136,8 +137,7 @@ class EvalData:
             self._add(row, number)
         if not self.texts:
             raise InputError(f"{self.path}: has no queries, give --eval_data a file that does")
-        with open(self.path, "rb") as file:
-            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.digest = digest_file(self.path)
 
     def __len__(self) -> int:
         return len(self.texts)

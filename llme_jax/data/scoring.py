@@ -1,6 +1,5 @@
 """A file whose candidates are to be scored: validated in one pass, read again part by part."""
 
-import hashlib
 import json
 from array import array
 from collections.abc import Collection, Iterable, Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llme_jax.data.arrays import digest_file
 from llme_jax.data.rows import BadRows, ScoringRow, parse_scoring_row, read_lines
 from llme_jax.errors import InputError
 
@@ -44,8 +44,7 @@ class ScoringData:
         self.candidates, self.positives, self.answers = (
             np.array(column, np.int32) for column in (candidates, positives, answers)
         )
-        with self.path.open("rb") as file:
-            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.digest = digest_file(self.path)
 
     def __len__(self) -> int:
         return len(self.candidates)

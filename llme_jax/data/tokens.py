@@ -82,7 +82,7 @@ class TokenWriter:
     """
 
     def __init__(self, folder: Path, tokenizer, *, max_length: int, truncation_side: str):
-        self._tokenizer = _plain_backend(tokenizer)
+        self._tokenizer = plain_backend(tokenizer)
         special = self._tokenizer.num_special_tokens_to_add(False)
         if max_length <= special:
             raise InputError(
@@ -156,7 +156,7 @@ def tokenize(
 
 def fingerprint(tokenizer) -> str:
     """A name for what a tokenizer does to texts, the same on every machine."""
-    return blake2b(_plain_backend(tokenizer).to_str().encode(), digest_size=16).hexdigest()
+    return blake2b(plain_backend(tokenizer).to_str().encode(), digest_size=16).hexdigest()
 
 
 def cache_dir(config_value: str | None) -> Path:
@@ -176,7 +176,7 @@ def bucket(length: int, max_length: int) -> int:
     return min(between if power > 32 and length <= between else power, max_length)
 
 
-def _plain_backend(tokenizer):
+def plain_backend(tokenizer):
     """A copy of the Rust tokenizer inside, with padding and truncation switched off."""
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(

@@ -129,7 +129,8 @@ class Scorer:
         width = self._widths[-1]
         while True:
             rows = max(tokens // width, 1)
-            needed = self.memory(rows).temp_size_in_bytes
+            analysis = analyse(self._lm, self._params, self._mesh, rows, width)
+            needed = analysis.temp_size_in_bytes
             if needed < 0.9 * left:  # the rest is for what the allocator cannot join
                 return tokens
             if rows == 1:
@@ -139,10 +140,6 @@ class Scorer:
                     "devices, or a lower --context_max_length"
                 )
             tokens //= 2
-
-    def memory(self, rows: int):
-        """XLA's analysis of the widest batch with `rows` prompts a device: bytes of a device."""
-        return analyse(self._lm, self._params, self._mesh, rows, self._widths[-1])
 
 
 def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int):

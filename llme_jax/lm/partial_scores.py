@@ -37,11 +37,7 @@ class PartialScores:
             state = self._done, self.scores
             self._done, self.scores = multihost_utils.broadcast_one_to_all(state)
             self._done, self.scores = np.array(self._done, bool), np.array(self.scores)
-        self.found = self.pairs_in(np.flatnonzero(self._done))
-
-    def pairs_in(self, rows: Sequence[int]) -> int:
-        rows = np.asarray(rows, int)
-        return int((self._first[rows + 1] - self._first[rows]).sum())
+        self.found = int(pairs[self._done].sum())
 
     def missing(self, size: int) -> list[tuple[int, int]]:
         """Ranges (start, stop) of rows without scores, of about `size` pairs each."""

@@ -1,6 +1,5 @@
 """What a language model reads to score a candidate: key, query and answer as tokens."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llme_jax.data.rows import ScoringRow
-from llme_jax.data.tokens import TokenStore
+from llme_jax.data.tokens import TokenStore, plain_backend
 from llme_jax.errors import InputError
 
 CHUNK = 1024  # prompts that one call of the tokenizer sees, which bounds its memory
@@ -65,10 +64,7 @@ class PromptMaker:
     """
 
     def __init__(self, tokenizer, *, key_max_length: int, context_max_length: int):
-        self._tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._cutter = copy.deepcopy(self._tokenizer)
+        self._tokenizer, self._cutter = plain_backend(tokenizer), plain_backend(tokenizer)
         self._cutter.enable_truncation(key_max_length)
         self._key_max_length, self._limit = key_max_length, context_max_length
         # Some tokenizers end every text with a token of their own.

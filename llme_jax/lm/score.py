@@ -1,6 +1,5 @@
 """One scoring, from settings to files: tokenise, score, reduce, write, report."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llme_jax.config import ScoreConfig, resolve_path
-from llme_jax.data.arrays import digest, published_file
+from llme_jax.data.arrays import digest, digest_file, published_file
 from llme_jax.data.by_length import choose_widths
 from llme_jax.data.prefetch import prefetch
 from llme_jax.data.scoring import ScoringData
@@ -166,12 +165,9 @@ def _parts_folder(out: Path, data, folder: Path, lm, tokenizer, config: ScoreCon
 
 def _fingerprint(folder: Path) -> str:
     """A name for the weights, from every bit of their files."""
-    hashes = []
     files = sorted([*folder.glob("model*.safetensors"), *folder.glob("*.bin")])
-    for path in tqdm(files, desc="Hashing weights", unit=" files", leave=False):
-        with path.open("rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return digest(hashes)
+    bar = tqdm(files, desc="Hashing weights", unit=" files", leave=False)
+    return digest([digest_file(path) for path in bar])
 
 
 def _write(out: Path, data: ScoringData, partial: PartialScores, reduction: str) -> None:
