@@ -81,7 +81,7 @@ def train(config: Config) -> int:
     del params
     folder.write(config, data.sizes, global_batch, mesh)
     bad_rows.report(folder.path / "bad_rows.jsonl")
-    _describe(data, mesh, global_batch, steps_per_epoch, max_steps)
+    _describe(data, plan, mesh, steps_per_epoch, max_steps)
 
     # 4. The loop.
     step_fn = make_step(
@@ -223,14 +223,23 @@ def _prompts(config: Config, tasks: list[str]) -> dict[str, str]:
     return prompts
 
 
-def _describe(data: TrainData, mesh, global_batch: int, steps_per_epoch: int, max_steps: int):
-    for name, task, size in zip(data.names, data.tasks, data.sizes, strict=True):
-        logger.info("train data: %s (%s), %d rows", name, task, size)
+def _describe(data: TrainData, plan: Plan, mesh, steps_per_epoch: int, max_steps: int):
+    """Says what is trained on: each file's share, and what an epoch leaves out of it."""
+    batches, size = plan.batches_per_epoch(), plan.batch_size
+    for i, rows in enumerate(data.sizes):
+        said = f"{data.names[i]} ({data.tasks[i] or 'no task'}), {rows} rows"
+        if batches is None:
+            said += f", {rows / sum(data.sizes):.1%} of all"
+        else:
+            said += f", {batches[i] / sum(batches):.1%} of the batches"
+            if left := max(0, rows - batches[i] * size):
+                said += f", {left} rows left out of every epoch"
+        logger.info("train data: %s", said)
     logger.info(
         "%d x %s, batches of %d queries, %d steps (%.2f epochs)",
         mesh.size,
         mesh.devices.flat[0].device_kind,
-        global_batch,
+        size,
         max_steps,
         max_steps / steps_per_epoch,
     )

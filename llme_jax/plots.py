@@ -14,13 +14,14 @@ Curves = dict[str, tuple[list[int], list[float]]]
 
 
 def draw_curves(metrics_jsonl: Path, png: Path) -> None:
-    """Draws metrics.jsonl as a figure: loss on the left, evaluation metrics on the right.
+    """Draws metrics.jsonl as a figure: loss, loss by task, evaluation metrics.
 
     A panel without data is left out; a file without either gives no figure.
     """
     lines = read_metrics(metrics_jsonl)
     panels = {
         "training loss": _curves(lines, "loss"),
+        "training loss by task": _curves(lines, "", "/loss"),
         "retrieval on the evaluation data": _curves(lines, "eval_"),
     }
     panels = {title: curves for title, curves in panels.items() if curves}
@@ -57,12 +58,15 @@ def _save(panels: dict, draw: Callable, png: Path) -> None:
         figure.savefig(beside, format="png", dpi=150)
 
 
-def _curves(lines: list[dict], prefix: str) -> Curves:
-    """(steps, values) of every number whose name begins with `prefix`."""
+def _curves(lines: list[dict], prefix: str, suffix: str = "") -> Curves:
+    """(steps, values) of every number whose name begins and ends so."""
     curves: Curves = {}
     for line in lines:
-        for name in filter(lambda name: name.startswith(prefix), line):
-            steps, values = curves.setdefault(name.removeprefix("eval_"), ([], []))
+        for name in line:
+            if not (name.startswith(prefix) and name.endswith(suffix)):
+                continue
+            label = name.removeprefix("eval_").removesuffix("/loss")
+            steps, values = curves.setdefault(label, ([], []))
             steps.append(line["step"])
             values.append(line[name])
     return curves

@@ -28,11 +28,12 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step; the loss's parts have their names as keys."""
+    """What a step says about itself; the loss's parts have their names as keys."""
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
     parts: dict[str, Float[Array, ""]]
+    batch_losses: Float[Array, "A"]  # the loss of each of the step's batches
 
 
 def init_state(params: dict, optimizer: optax.GradientTransformation) -> TrainState:
@@ -157,10 +158,10 @@ def make_step(
             chunk=chunk,
         )
 
-    def update(state: TrainState, value, parts, grads):
+    def update(state: TrainState, values, parts, grads):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(value, optax.global_norm(grads), parts)
+        metrics = StepMetrics(values.mean(), optax.global_norm(grads), parts, values)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     out = None if shardings is None else (shardings, None)
@@ -168,27 +169,27 @@ def make_step(
     @partial(jax.jit, static_argnames="recipe", donate_argnums=0, out_shardings=out)
     def single(state, batch, recipe):
         (value, parts), grads = value_and_grad(state.params, batch, state.step, recipe)
-        return update(state, value, parts, grads)
+        return update(state, value[None], parts, grads)
 
     gradient = jax.jit(value_and_grad, static_argnums=3)
     add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
 
-    @partial(jax.jit, static_argnames="count", donate_argnums=0, out_shardings=out)
-    def apply(state, value, parts, grads, count):
-        grads, value, parts = jax.tree.map(lambda x: x / count, (grads, value, parts))
-        return update(state, value, parts, grads)
+    @partial(jax.jit, donate_argnums=0, out_shardings=out)
+    def apply(state, values, parts, grads):
+        grads, parts = jax.tree.map(lambda x: x / len(values), (grads, parts))
+        return update(state, jnp.stack(values), parts, grads)
 
     def step(state: TrainState, batches: list[Batch], recipes: list[LossConfig]):
         if len(batches) == 1:
             return single(state, batches[0], recipes[0])
-        total, totals, grads = 0.0, {}, None
+        values, totals, grads = [], {}, None
         first = state.step * len(batches)
         for i, (batch, recipe) in enumerate(zip(batches, recipes, strict=True)):
             (value, parts), new = gradient(state.params, batch, first + i, recipe)
             grads = new if grads is None else add(grads, new)
-            total += value
+            values.append(value)
             for name, part in parts.items():
                 totals[name] = totals.get(name, 0.0) + part
-        return apply(state, total, totals, grads, len(batches))
+        return apply(state, values, totals, grads)
 
     return step

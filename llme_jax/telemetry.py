@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +79,14 @@ def _tensorboard(output_dir: Path):
     return SummaryWriter(str(output_dir)) if jax.process_index() == 0 else None
 
 
+class Count(NamedTuple):
+    """What is in a batch, over all processes."""
+
+    queries: int
+    tokens: int
+    slots: int  # tokens and padding
+
+
 class Throughput:
     """Queries and tokens a second, and the share of padding, since the last report.
 
@@ -87,30 +96,36 @@ class Throughput:
     def __init__(self):
         self.seconds, self.queries, self.tokens, self.slots = 0.0, 0, 0, 0
 
-    def add(self, seconds: float, counts: list[tuple[int, int, int]]) -> None:
+    def add(self, seconds: float, count: Count) -> None:
         self.seconds += seconds
-        for queries, tokens, slots in counts:
-            self.queries += queries
-            self.tokens += tokens
-            self.slots += slots
+        self.queries += count.queries
+        self.tokens += count.tokens
+        self.slots += count.slots
 
     def report(self) -> dict[str, float]:
-        if not self.queries:
-            return {}
-        values = {
+        return {
             "queries_per_second": round(self.queries / self.seconds, 2),
             "tokens_per_second": round(self.tokens / self.seconds, 1),
             "padding_fraction": round(1 - self.tokens / self.slots, 4),
         }
-        self.__init__()
-        return values
 
 
-def count(batch: Batch, processes: int) -> tuple[int, int, int]:
-    """Queries, tokens and token slots of a batch; other processes count as much as this one."""
+def count(batch: Batch, processes: int) -> Count:
+    """Counts a batch; the other processes count as much as this one."""
     tokens = sum(int(x.sum()) for texts in (batch.query, batch.key) for x in texts.lengths)
     slots = sum(x.size for texts in (batch.query, batch.key) for x in texts.ids)
-    return processes * len(batch.query.place), processes * tokens, processes * slots
+    return Count(processes * len(batch.query.place), processes * tokens, processes * slots)
+
+
+def shapes(batch: Batch) -> list[list[tuple[int, int]]]:
+    """Rows and columns of every block, of queries and of keys."""
+    return [[x.shape for x in texts.ids] for texts in (batch.query, batch.key)]
+
+
+def describe_shapes(batch: Batch) -> str:
+    """As in "queries 16x32 and keys 64x128 + 64x64"."""
+    both = [" + ".join("x".join(map(str, shape)) for shape in blocks) for blocks in shapes(batch)]
+    return "queries {} and keys {}".format(*both)
 
 
 class StepInput(NamedTuple):
@@ -119,11 +134,15 @@ class StepInput(NamedTuple):
     batches: list[Batch]  # on the mesh
     recipes: list[LossConfig]
     plans: list[PlannedBatch]
-    counts: list[tuple[int, int, int]]  # queries, tokens, slots of every batch
+    counts: list[Count]
 
 
 class Recorder:
-    """Follows the loss: fetches it one step late, logs it, stops the run when it is not finite."""
+    """Follows the loss: fetches it one step late, logs it, stops the run when it is not finite.
+
+    Where every batch is of one dataset, loss and throughput are also logged by task, as in
+    `qa/loss`; `qa/batches` is how many the numbers are of.
+    """
 
     def __init__(
         self,
@@ -135,11 +154,10 @@ class Recorder:
     ):
         self._log, self._data, self._learning_rate = log, data, learning_rate
         self._logging_steps, self._steps_per_epoch = logging_steps, steps_per_epoch
-        self._throughput = Throughput()
+        self._throughput: defaultdict[str, Throughput] = defaultdict(Throughput)
         self._pending: tuple[int, StepInput, StepMetrics] | None = None
-        self._losses: list[dict[str, float]] = []
+        self._losses: defaultdict[str, list[float]] = defaultdict(list)
         self._compiled: set = set()
-        self.resume()
 
     def resume(self) -> None:
         """Training goes on here: what took time until now was something else."""
@@ -147,28 +165,29 @@ class Recorder:
 
     def begin(self, step: int, item: StepInput, metrics: StepMetrics, bar) -> None:
         """Takes note of a step that is under way, and finishes the one before."""
-        self.finish(bar)
+        compiled = self._compiles(item)
+        if self._pending is None:
+            self.resume()
+        else:
+            self.finish(bar, timed=not compiled)
         self._pending = (step, item, metrics)
-        now = time.perf_counter()
-        if not self._compiles(item):
-            self._throughput.add(now - self._since, item.counts)
-        self._since = now
 
     def _compiles(self, item: StepInput) -> bool:
         """Whether a step of these shapes and losses is new; says so."""
         new = False
         for batch, recipe in zip(item.batches, item.recipes, strict=True):
-            shapes = [[x.shape for x in texts.ids] for texts in (batch.query, batch.key)]
-            program = (str(shapes), recipe)
+            program = (str(shapes(batch)), recipe)
             if program not in self._compiled:
                 new = True
                 self._compiled.add(program)
-                described = [" + ".join("x".join(map(str, s)) for s in f) for f in shapes]
-                logger.info("compiled the step for queries %s and keys %s", *described)
+                logger.info("compiled the step for %s", describe_shapes(batch))
         return new
 
-    def finish(self, bar) -> None:
+    def finish(self, bar, timed: bool = True) -> None:
         """Waits for the pending step, checks its loss, logs every logging_steps.
+
+        Args:
+            timed: whether the time since then was the step's alone.
 
         Raises:
             RunError: the loss or the gradient is not finite; names step and rows.
@@ -177,31 +196,52 @@ class Recorder:
             return
         step, item, metrics = self._pending
         self._pending = None
-        values = {"loss": float(metrics.loss)}
-        if len(metrics.parts) > 1:
-            values |= {f"loss_{name}": float(part) for name, part in metrics.parts.items()}
-        grad_norm = float(metrics.grad_norm)
-        if not (math.isfinite(values["loss"]) and math.isfinite(grad_norm)):
+        loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
+        seconds = time.perf_counter() - self._since
+        self.resume()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             rows = [row for planned in item.plans for row in self._data.describe(planned)]
             raise RunError(
-                f"step {step}: loss {values['loss']}, gradient norm {grad_norm}; lower "
+                f"step {step}: loss {loss}, gradient norm {grad_norm}; lower "
                 "--learning_rate or look at the rows of its batch: " + ", ".join(rows)
             )
-        self._losses.append(values)
-        bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+        self._note(item, metrics, seconds if timed else None)
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         bar.update()
         if step % self._logging_steps == 0:
-            names = {name: None for values in self._losses for name in values}
-            means = {
-                name: float(np.mean([v[name] for v in self._losses if name in v])) for name in names
-            }
-            extra = {
-                "grad_norm": grad_norm,
-                "learning_rate": float(self._learning_rate(step - 1)),
-                "epoch": round(step / self._steps_per_epoch, 4),
-            }
-            self._log.write(step, {**means, **extra, **self._throughput.report()})
-            self._losses = []
+            self._write(step, grad_norm)
+
+    def _note(self, item: StepInput, metrics: StepMetrics, seconds: float | None) -> None:
+        """Adds a step to what the next line of metrics.jsonl is about."""
+        self._losses["loss"].append(float(metrics.loss))
+        if len(metrics.parts) > 1:
+            for name, part in metrics.parts.items():
+                self._losses[f"loss_{name}"].append(float(part))
+        slots = sum(count.slots for count in item.counts)
+        losses = metrics.batch_losses.tolist()
+        for planned, count, loss in zip(item.plans, item.counts, losses, strict=True):
+            label = self._data.label(planned.dataset)
+            if label:
+                self._losses[f"{label}/loss"].append(loss)
+            if seconds is not None:
+                share = seconds * count.slots / slots
+                self._throughput[""].add(share, count)
+                if label:
+                    self._throughput[f"{label}/"].add(share, count)
+
+    def _write(self, step: int, grad_norm: float) -> None:
+        values = {name: float(np.mean(losses)) for name, losses in self._losses.items()}
+        values["grad_norm"] = grad_norm
+        values["learning_rate"] = float(self._learning_rate(step - 1))
+        values["epoch"] = round(step / self._steps_per_epoch, 4)
+        for name, losses in self._losses.items():
+            if name.endswith("/loss"):
+                values[name.removesuffix("loss") + "batches"] = len(losses)
+        for label, throughput in self._throughput.items():
+            values |= {f"{label}{name}": value for name, value in throughput.report().items()}
+        self._log.write(step, values)
+        self._losses.clear()
+        self._throughput.clear()
 
 
 def compare(before: dict[str, float], after: dict[str, float]) -> str:

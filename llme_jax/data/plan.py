@@ -63,6 +63,12 @@ class Plan:
             return max(1, sum(self.sizes) // self.batch_size)
         return sum(_batch_counts(self._sizes, self.batch_size))
 
+    def batches_per_epoch(self) -> list[int] | None:
+        """How many batches of an epoch are of each dataset; None where that is left to chance."""
+        if self.method in (None, "random"):
+            return None
+        return _batch_counts(self.sizes, self.batch_size)
+
     def __call__(self, step: int) -> PlannedBatch:
         epoch, position = divmod(step, self.steps_per_epoch)
         seed = self.seed % 2**63

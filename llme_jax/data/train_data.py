@@ -72,6 +72,12 @@ class TrainData:
         """The losses of a batch from one dataset, or of a mixed one (None)."""
         return self._mixed if dataset is None else self.recipes[dataset]
 
+    def label(self, dataset: int | None) -> str | None:
+        """What a dataset is reported as, its task; None where there is only one, or all mixed."""
+        if dataset is None or len(set(self.tasks)) == 1:
+            return None
+        return self.tasks[dataset] or self.names[dataset]
+
     def describe(self, planned: PlannedBatch) -> list[str]:
         """Where each row of a batch comes from, as in "train.json:17"."""
         out = [""] * len(planned.rows)
