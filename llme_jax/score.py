@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     from llme_jax.lm.score import score
     from llme_jax.runtime import started
 
-    with started(None):
+    with started(config.processes, None):
         return score(config)
 
 

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     from llme_jax.loop import train
     from llme_jax.runtime import started
 
-    with started(config.data.dataset_cache_dir):
+    with started(config.processes, config.data.dataset_cache_dir):
         return train(config)
 
 

@@ -6,6 +6,7 @@ from llme_jax.config import (
     NQ_CUTOFFS,
     POOLINGS,
     Config,
+    DoctorConfig,
     EncoderConfig,
     Groups,
     RetrieveConfig,
@@ -49,7 +50,7 @@ def validate(config: Config) -> None:
     Raises:
         InputError: names the setting, its value and the remedy.
     """
-    data, encoder, loss, ev, train = config.groups()
+    data, encoder, loss, ev, train, _ = config.groups()
     _one_of("--metrics", ev.metrics, METRICS)
     _check_encoder(encoder)
     _check_numbers(config)
@@ -72,7 +73,7 @@ def validate(config: Config) -> None:
 
 def validate_retrieval(config: RetrieveConfig) -> None:
     """As `validate`, for llme_jax.retrieve."""
-    data, encoder, ev, retrieval, mining = config.groups()
+    data, encoder, ev, retrieval, mining, _ = config.groups()
     for flag in ("eval_data", "corpus"):
         if getattr(data, flag) is None:
             raise InputError(f"--{flag} is missing: give a JSON-lines file")
@@ -94,7 +95,7 @@ def validate_retrieval(config: RetrieveConfig) -> None:
 
 def validate_scoring(config: ScoreConfig) -> None:
     """As `validate`, for llme_jax.score."""
-    scoring, lm = config.groups()
+    scoring, lm, _ = config.groups()
     if scoring.eval_data is None:
         raise InputError("--eval_data is missing: give a JSON-lines file")
     _check_numbers(config)
@@ -103,6 +104,13 @@ def validate_scoring(config: ScoreConfig) -> None:
         lm.lm_batch_size.isdecimal() and int(lm.lm_batch_size) > 0
     ):
         raise InputError(f"--lm_batch_size {lm.lm_batch_size}: give auto, or 1 or more")
+
+
+def validate_doctor(config: DoctorConfig) -> None:
+    """As `validate`, for llme_jax.data."""
+    if not config.data.train_data:
+        raise InputError("there is no file to look at: name training files, or a --config")
+    _check_numbers(config)
 
 
 def _check_numbers(config: Groups) -> None:

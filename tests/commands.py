@@ -38,9 +38,7 @@ def start_together(
     argv: list[str], processes: int, devices: int, command: str = "train", code: str = CODE
 ) -> list[subprocess.Popen]:
     """`processes` of them that work as one, each with its own devices."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return [
         start(
             argv,
@@ -53,6 +51,12 @@ def start_together(
         )
         for rank in range(processes)
     ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from commands import finish, start, start_together
+from commands import finish, free_port, start, start_together
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
@@ -233,6 +233,34 @@ def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):
     np.testing.assert_allclose(ours[0], want[0], rtol=1e-6)  # same weights: rounding only
     np.testing.assert_allclose(ours, want, rtol=1e-4)
     assert_same_to_rounding(weights(tmp_path / "out"), weights(uninterrupted))
+
+
+def test_a_lost_host_ends_the_run_and_it_goes_on(data, uninterrupted, tmp_path):
+    out = tmp_path / "out"
+    argv = arguments(data, out)
+    survivor, victim = start_together(argv, processes=2, devices=4)
+    while not any(line["step"] >= 5 for line in read_metrics(out / "metrics.jsonl")):
+        time.sleep(0.005)
+        assert survivor.poll() is None, survivor.communicate()
+    victim.kill()
+    victim.communicate()
+    said = finish(survivor, code=1)
+    assert "error: process 0 lost another process of this run" in said
+    assert "same command on all hosts" in said and "Traceback" not in said
+    for process in start_together(argv, processes=2, devices=4):
+        finish(process)
+    assert_same_to_rounding(weights(out), weights(uninterrupted))
+
+
+def test_a_file_that_one_host_lacks_ends_the_run_on_all(data, tmp_path):
+    """The processes are named by flags; the second has another data root."""
+    together = f"--coordinator_address 127.0.0.1:{free_port()} --num_processes 2 --process_id"
+    argv = arguments(data, tmp_path / "out", *together.split())
+    first = start([*argv, "0"], devices=1)
+    second = start([*argv, "1", "--data_root", str(tmp_path)], devices=1)
+    assert f"there is no file {tmp_path}/train.json" in finish(second, code=2)
+    assert "lost another process" in finish(first, code=1)
+    assert not read_metrics(tmp_path / "out/metrics.jsonl")
 
 
 def test_a_run_is_not_continued_with_other_settings(data, uninterrupted):

@@ -140,6 +140,19 @@ def find_instruction(version: str, task: str | None) -> Instruction:
     return _of_task(TASK_INSTRUCTIONS[version], version, task, "--add_instruction false")
 
 
+def check_recipes(version: str) -> None:
+    """Refuses --use_train_config with a version that has no recipes.
+
+    Raises:
+        InputError: names those that do.
+    """
+    if version not in RECIPES:
+        raise InputError(
+            f"--use_train_config: --version {version} has no training recipes, "
+            f"give --version {' or '.join(RECIPES)}"
+        )
+
+
 def find_recipe(version: str, task: str | None) -> dict:
     """The settings that --use_train_config takes for a task; for versions in RECIPES.
 

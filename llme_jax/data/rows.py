@@ -6,8 +6,8 @@ Whatever is wrong is said with file, line, value and remedy; `--max_bad_rows` li
 import glob
 import json
 import logging
-import math
 import os
+import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from llme_jax.config import resolve_path
 from llme_jax.data.arrays import published_file
+from llme_jax.data.sources import local_files
 from llme_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -75,15 +75,17 @@ class BadRows:
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def expand_paths(patterns: list[str], data_root: str) -> list[str]:
-    """The files that --train_data names, globs expanded in sorted order, `llm-embedder:` resolved.
+def expand_paths(
+    patterns: list[str], data_root: str, dataset_cache_dir: str | None = None
+) -> list[str]:
+    """The local files that --train_data names, globs expanded in sorted order.
 
     Raises:
-        InputError: a file is missing or a folder, or a glob matches nothing.
+        InputError: a file is missing or a folder, a glob matches nothing, or a source is not there.
     """
     paths = []
-    for pattern in patterns:
-        path = resolve_path(pattern, data_root)
+    named = [(p, path) for p in patterns for path in local_files(p, data_root, dataset_cache_dir)]
+    for pattern, path in named:
         if os.path.isdir(path):
             raise InputError(f"--train_data {pattern}: {path} is a folder, give {path}/*.json")
         if os.path.isfile(path):
@@ -239,7 +241,7 @@ def _check_scores(scores, expected: int, names: str) -> None:
     for i, score in enumerate(scores):
         if type(score) not in (int, float):
             raise InputError(f"teacher_scores[{i}] is {_shown(score)}: give a list of numbers")
-        if not -math.inf < score < math.inf:
+        if not abs(score) <= sys.float_info.max:  # nan is not, and an integer may be larger
             raise InputError(
                 f"teacher_scores[{i}] is {score}: score the row again or leave teacher_scores out"
             )

@@ -11,7 +11,7 @@ from numpy import ndarray
 from llme_jax.config import DataConfig, LossConfig
 from llme_jax.data.batch import Batch, Blocks, Texts, fits, places
 from llme_jax.data.dataset import Dataset, make_dataset
-from llme_jax.data.instructions import RECIPES
+from llme_jax.data.instructions import check_recipes
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.rows import BadRows, expand_paths
 from llme_jax.data.select import select_keys
@@ -205,12 +205,9 @@ def prepare(
     """
     if not data.train_data:
         raise InputError("--train_data is missing: give the JSON-lines files to train on")
-    if data.use_train_config and data.version not in RECIPES:
-        raise InputError(
-            f"--use_train_config: --version {data.version} has no training recipes, "
-            f"give --version {' or '.join(RECIPES)}"
-        )
-    paths = expand_paths(data.train_data, data.data_root)
+    if data.use_train_config:
+        check_recipes(data.version)
+    paths = expand_paths(data.train_data, data.data_root, data.dataset_cache_dir)
     cache, tokenizer_name = cache_dir(data.dataset_cache_dir), fingerprint(tokenizer)
     stores = {
         path: open_store(path, data, tokenizer, tokenizer_name, cache, bad_rows)

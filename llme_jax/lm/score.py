@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.config import ScoreConfig, resolve_path
+from llme_jax.config import ScoreConfig
 from llme_jax.data.arrays import digest, digest_file, published_file
 from llme_jax.data.by_length import choose_widths
 from llme_jax.data.prefetch import prefetch
 from llme_jax.data.scoring import ScoringData
+from llme_jax.data.sources import is_remote, local_file
 from llme_jax.data.tokens import fingerprint
 from llme_jax.errors import InputError
 from llme_jax.lm.likelihood import Scorer
@@ -45,8 +46,8 @@ REDUCTIONS = {
 
 def score(config: ScoreConfig) -> int:
     """Returns the exit code."""
-    settings, model = config.groups()
-    path = Path(resolve_path(settings.eval_data, settings.data_root)).expanduser()
+    settings, model, _ = config.groups()
+    path = Path(local_file(settings.eval_data, settings.data_root)).expanduser()
     if settings.report:
         return report_on(path) if jax.process_index() == 0 else 0
     # Each process scores its share with its own devices: nothing waits for another host.
@@ -60,7 +61,9 @@ def score(config: ScoreConfig) -> int:
             f"{lm.max_length} tokens, give {lm.max_length} or less"
         )
     data = ScoringData(path, TEMPLATES)
-    out = save_path(path.parent, path, "scored", settings.save_name)
+    remote = is_remote(settings.eval_data, settings.data_root)
+    beside = Path.cwd() if remote else path.parent
+    out = save_path(beside, path, "scored", settings.save_name)
     most = 1 if settings.answer_reduction == "first" else None
     pairs = data.candidates * (np.minimum(data.answers, 1) if most else data.answers)
     partial = PartialScores(_parts_folder(out, data, folder, lm, tokenizer, config), pairs)
@@ -145,7 +148,7 @@ def _sample(data: ScoringData, most: int | None, prompts: PromptMaker) -> Prompt
 
 def _parts_folder(out: Path, data, folder: Path, lm, tokenizer, config: ScoreConfig) -> Path:
     """Where unfinished scores are kept: a folder for each set of things that they depend on."""
-    settings, model = config.groups()
+    settings, model, _ = config.groups()
     describe = {
         "data": data.digest,
         "weights": _fingerprint(folder),

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from llme_jax.config import Config, EvalConfig, TextConfig, resolve_path
+from llme_jax.config import Config, EvalConfig, TextConfig
 from llme_jax.data.corpus import Corpus, EvalData
+from llme_jax.data.sources import local_file
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.metrics import answer_recall, ranking_metrics
@@ -20,9 +21,12 @@ def open_data(config: TextConfig, metrics: list[str]) -> tuple[Corpus, EvalData]
     Raises:
         InputError: one of them cannot be used; names the line and the remedy.
     """
-    corpus = Corpus(resolve_path(config.corpus, config.data_root), config.key_template)
-    path = resolve_path(config.eval_data, config.data_root)
-    return corpus, EvalData(path, metrics=metrics, corpus_size=len(corpus))
+    files = [
+        local_file(name, config.data_root, config.dataset_cache_dir)
+        for name in (config.corpus, config.eval_data)
+    ]
+    corpus = Corpus(files[0], config.key_template)
+    return corpus, EvalData(files[1], metrics=metrics, corpus_size=len(corpus))
 
 
 def measure(

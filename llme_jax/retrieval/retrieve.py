@@ -9,6 +9,7 @@ import numpy as np
 from llme_jax import sharding
 from llme_jax.config import RetrieveConfig
 from llme_jax.data.corpus import Corpus, EvalData
+from llme_jax.data.sources import is_remote
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.retrieval.bm25 import lucene_search
 from llme_jax.retrieval.collate import Ranking, collate_key, collate_neg
@@ -55,7 +56,8 @@ def retrieve(config: RetrieveConfig) -> int:
         print(_table(metrics))
         logger.info("metrics: %s", path)
 
-    beside = output_dir if how.save_to_output else eval_data.path.parent
+    to_output = how.save_to_output or is_remote(config.data.eval_data, config.data.data_root)
+    beside = output_dir if to_output else eval_data.path.parent
     if "collate_key" in settings.metrics:
         path = save_path(beside, eval_data.path, "key", settings.save_name)
         collate_key(path, eval_data.path, corpus, ranking)

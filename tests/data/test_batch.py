@@ -8,6 +8,7 @@ from samples import assert_same, in_order, joined, make_rows, plan_rows
 
 from llme_jax.data import train_data
 from llme_jax.data.plan import Plan
+from llme_jax.data.tokens import TokenStore
 
 
 def test_a_slice_is_that_part_of_the_whole_batch(write_rows, prepared):
@@ -31,6 +32,17 @@ def test_a_full_run_is_the_same_for_any_number_of_hosts(write_rows, prepared):
             parts = [data.assemble(planned, hosts, slice(i, i + share)) for i in starts]
             assert len({str(jax.tree.map(np.shape, part)) for part in parts}) == 1
             assert_same(joined(parts), whole)
+
+
+def test_a_host_reads_the_texts_of_its_rows_only(write_rows, prepared, monkeypatch):
+    data = prepared([write_rows("t.json", make_rows(16))], train_group_size=4)
+    read = []
+    padded = TokenStore.padded
+    monkeypatch.setattr(
+        TokenStore, "padded", lambda self, ids, *a: read.append(len(ids)) or padded(self, ids, *a)
+    )
+    data.assemble(plan_rows(range(16)), 8, slice(4, 8))  # the second of four hosts
+    assert sum(read) == 4 + 4 * 4  # its queries and their keys
 
 
 def test_blocks_hold_all_texts_with_less_padding(write_rows, prepared):

@@ -1,0 +1,161 @@
+"""Checks training files before anybody pays for a chip: what is in them, and what is wrong."""
+
+import json
+import os
+from array import array
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+
+from llme_jax.config import DoctorConfig, EncoderConfig, TextConfig
+from llme_jax.data.arrays import published_file
+from llme_jax.data.corpus import Corpus
+from llme_jax.data.counts import Lines
+from llme_jax.data.doctor_facts import FileFacts, read_facts
+from llme_jax.data.doctor_findings import find
+from llme_jax.data.doctor_report import show
+from llme_jax.data.instructions import check_recipes
+from llme_jax.data.rows import expand_paths, read_lines
+from llme_jax.data.sources import local_file
+from llme_jax.data.tokens import plain_backend
+from llme_jax.errors import InputError
+from llme_jax.models.tokenizer import load_tokenizer
+
+
+def examine(config: DoctorConfig) -> int:
+    """Prints what is found, writes what --json and --plot ask for; returns the exit code.
+
+    Returns:
+        1 when training would stop at these files, else 0.
+
+    Raises:
+        InputError: a file is missing, or there is no tokenizer to measure texts with.
+    """
+    data, encoder, loss, doctor = config.groups()
+    if data.use_train_config:
+        check_recipes(data.version)
+    paths = expand_paths(data.train_data, data.data_root, data.dataset_cache_dir)
+    tokenizer = plain_backend(_find_tokenizer(encoder))
+    evaluation = _read_eval(data)
+    files, facts = [], []
+    for path in dict.fromkeys(paths):
+        facts.append(read_facts(path, data, tokenizer))
+        files.append(facts[-1].summary(data, loss))
+        files[-1]["eval"] = evaluation and evaluation.overlap(facts[-1])
+    stops, remarks = find(files, evaluation and evaluation.bad, data.max_bad_rows)
+    report = {"files": files, "stops_training": stops, "remarks": remarks}
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    print(text if doctor.json == "-" else show(files, stops, remarks))
+    if doctor.json not in (None, "-"):
+        with published_file(Path(doctor.json)) as beside:
+            beside.write_text(text + "\n", encoding="utf-8")
+    if doctor.plot:
+        _plot(facts, Path(doctor.plot))
+    return 1 if stops else 0
+
+
+def _find_tokenizer(encoder: EncoderConfig):
+    """The tokenizer of --query_encoder."""
+    folder = Path(encoder.query_encoder).expanduser()
+    try:
+        if not (folder / "config.json").is_file():
+            from llme_jax.models.weights import find_model  # needs jax, which takes a second
+
+            folder = find_model(encoder.query_encoder, encoder.model_cache_dir)
+        return load_tokenizer(folder)
+    except InputError as error:
+        raise InputError(
+            f"{error}; the texts are measured with its tokenizer: --query_encoder FOLDER names a "
+            "model that is here"
+        ) from None
+
+
+@dataclass
+class EvalQueries:
+    """The queries to evaluate on, and the passages that answer them, as hashes.
+
+    Attributes:
+        queries: int64[Q].
+        positives: int64[P], the text of each positive passage; empty without a corpus.
+        owners: int64[P], whose query each positive is.
+        bad: lines that are left out.
+    """
+
+    path: str
+    queries: ndarray
+    positives: ndarray
+    owners: ndarray
+    bad: Lines
+
+    def overlap(self, facts: FileFacts) -> dict:
+        """How much of this a training file holds too."""
+        trained = facts.positives.contains(self.positives)
+        return {
+            "file": self.path,
+            "queries": len(self.queries),
+            "queries_in_training": int(facts.queries.contains(self.queries).sum()),
+            "queries_with_positives": len(np.unique(self.owners)),
+            "queries_with_positives_in_training": len(np.unique(self.owners[trained])),
+        }
+
+
+def _read_eval(data: TextConfig) -> EvalQueries | None:
+    """The queries of --eval_data and, where there is a --corpus, their positives."""
+    if data.eval_data is None:
+        return None
+    path = local_file(data.eval_data, data.data_root, data.dataset_cache_dir)
+    if not os.path.isfile(path):
+        raise InputError(f"--eval_data {path}: there is no such file, check it and --data_root")
+    corpus = None
+    if data.corpus:
+        corpus_path = local_file(data.corpus, data.data_root, data.dataset_cache_dir)
+        corpus = Corpus(corpus_path, data.key_template)
+    queries, positives, owners = array("q"), array("q"), array("q")
+    convert = partial(_eval_row, corpus_size=len(corpus) if corpus else 0)
+    bad = Lines()
+    for _, (query, indices) in read_lines(path, convert, bad):
+        for i in indices:
+            positives.append(hash(corpus.text(i)))
+            owners.append(len(queries))
+        queries.append(hash(query))
+    if not (queries or bad.count):
+        raise InputError(f"{path}: has no queries, give --eval_data a file that does")
+    return EvalQueries(path, *(np.array(a, np.int64) for a in (queries, positives, owners)), bad)
+
+
+def _eval_row(record: dict, corpus_size: int) -> tuple[str, list[int]]:
+    """A query and its positives, which only matter where there is a corpus."""
+    query, indices = record.get("query"), record.get("pos_index") or []
+    if not isinstance(query, str):
+        raise InputError('query is missing or no string: every row needs "query", a string')
+    if not corpus_size:
+        return query, []
+    if not isinstance(indices, list):
+        raise InputError("pos_index is no list: give a list of integers")
+    for i in indices:
+        if type(i) is not int or not 0 <= i < corpus_size:
+            raise InputError(
+                f"pos_index has {i}, passages are numbered 0 to {corpus_size - 1}: give the "
+                "--corpus that pos_index was made for"
+            )
+    return query, list(dict.fromkeys(indices))
+
+
+def _plot(facts: list[FileFacts], png: Path) -> None:
+    """Histograms of all files together; what no row has gets no panel."""
+    from llme_jax.plots import draw_histograms  # needs jax, which takes a second
+
+    rows = [file.numbers()[1] for file in facts]
+    spread = np.concatenate([r.highest - r.lowest for r in rows])
+    panels = {
+        "tokens of a query": np.concatenate([f.query_lengths.values() for f in facts]),
+        "tokens of a distinct key": np.concatenate([f.key_lengths.values() for f in facts]),
+        "negatives of a row": np.concatenate([r.n_keys - r.n_pos for r in rows]),
+        "highest teacher score less lowest": spread[~np.isnan(spread)],
+    }
+    panels = {title: values for title, values in panels.items() if len(values)}
+    if panels:
+        draw_histograms(panels, png, counted="number")

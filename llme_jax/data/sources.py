@@ -1,0 +1,299 @@
+"""Where data comes from: a name that stands for a file becomes a local JSON-lines file.
+
+    path/train.json, llm-embedder:qa/nq/train.json     files, the latter under --data_root
+    gs://bucket/train.json, s3://..., hf://...         downloaded once
+    tfds:NAME[/CONFIG][:SPLIT]                         ArrayRecord splits of TFDS, converted once
+
+What is fetched lies in `{cache}/sources/{digest}/{folder}/{name}.json`; the digest names the
+version of the source, so that changed data is fetched anew.
+"""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from llme_jax.config import resolve_path
+from llme_jax.data.arrays import digest, published_file
+from llme_jax.data.tokens import cache_dir
+from llme_jax.errors import InputError
+
+BUILDER = "llm_embedder"  # datasets of llme_jax.build_tfds
+EXTRA = "extra"  # in those: a JSON object with the fields that no column holds
+BLOCK = 1 << 22  # bytes downloaded at a time
+TOGETHER = 256  # examples read at a time; one by one takes five times as long
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+# What tells two versions of a file with the same size apart; each file system has its own.
+STAMPS = ("etag", "ETag", "mtime", "updated", "LastModified", "last_modified", "blob_id")
+
+
+def is_remote(name: str, data_root: str) -> bool:
+    """Is it no file of this machine, so that nothing can be written beside it?"""
+    return name.startswith("tfds:") or "://" in resolve_path(name, data_root)
+
+
+def local_file(name: str, data_root: str, dataset_cache_dir: str | None = None) -> str:
+    """The one local file that a name stands for; a local path is not looked at.
+
+    Raises:
+        InputError: the source cannot be read, or is several files.
+    """
+    files = local_files(name, data_root, dataset_cache_dir)
+    if len(files) > 1:
+        raise InputError(f"{name}: matches {len(files)} files, give the name of one")
+    return files[0]
+
+
+def local_files(name: str, data_root: str, dataset_cache_dir: str | None = None) -> list[str]:
+    """The same, of a name that may be a glob in a bucket (local globs are left as they are).
+
+    Raises:
+        InputError: there is no such file, dataset or split, or a package is not installed; says
+            what there is and what to do.
+    """
+    sources = cache_dir(dataset_cache_dir) / "sources"
+    if name.startswith("tfds:"):
+        return [str(_tfds_file(name, data_root, sources))]
+    path = resolve_path(name, data_root)
+    return _downloaded(path, sources) if "://" in path else [path]
+
+
+def _downloaded(url: str, sources: Path) -> list[str]:
+    fs, path = _file_system(url)
+    files = []
+    with _one_sentence(url):
+        is_glob = glob.has_magic(path) and not fs.exists(path)
+        found = map(fs.info, sorted(fs.glob(path)) if is_glob else [path])
+        infos = [info for info in found if info["type"] == "file"]
+        if not infos:
+            wrong = "no file matches" if is_glob else f"is a folder, give {url.rstrip('/')}/*.json"
+            raise InputError(f"{url}: {wrong}")
+        for info in infos:
+            *_, folder, name = ["bucket", *info["name"].split("/")]
+            file = sources / digest(url.split("://")[0], _version(info))[:12] / folder / name
+            if not file.is_file():
+                _download(fs, info, file)
+            files.append(str(file))
+    return files
+
+
+@contextmanager
+def _one_sentence(name: str) -> Iterator[None]:
+    """Whatever a file system raises becomes an InputError; each has errors of its own."""
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{name}: there is no such file") from None
+    except Exception as error:
+        raise InputError(
+            f"{name}: cannot be read, {type(error).__name__}: {error}; are name, network and "
+            "credentials right?"
+        ) from error
+
+
+def _file_system(url: str):
+    """A file system of fsspec, and the path in it; a plain path is of this machine."""
+    from fsspec.core import url_to_fs
+
+    protocol = url.split("://")[0]
+    try:
+        return url_to_fs(os.path.expanduser(url))
+    except (ImportError, ValueError) as error:
+        package = "'llme_jax[gcs]'" if protocol in ("gs", "gcs") else f"what reads {protocol}://"
+        raise InputError(f"{url}: {error}: pip install {package}") from None
+
+
+def _version(info: dict) -> tuple:
+    """What changes when a file does."""
+    return info["name"], info["size"], *(str(info[k]) for k in STAMPS if info.get(k) is not None)
+
+
+def _download(fs, info: dict, file: Path) -> None:
+    with (
+        published_file(file) as beside,
+        fs.open(info["name"], "rb") as source,
+        beside.open("wb") as out,
+        tqdm(
+            total=info["size"],
+            desc=f"Fetching {file.name}",
+            unit="B",
+            unit_scale=True,
+            disable=info["size"] < BLOCK,
+        ) as bar,
+    ):
+        while block := source.read(BLOCK):
+            out.write(block)
+            bar.update(len(block))
+
+
+class _Dataset(NamedTuple):
+    """A dataset that was built: where its files are."""
+
+    fs: object  # of fsspec
+    folder: str  # the version's, `{data dir}/NAME[/CONFIG]/1.0.0`
+    files: dict[str, dict]  # what fsspec knows of each file in it, by name
+
+
+def _tfds_file(name: str, data_root: str, sources: Path) -> Path:
+    """The split as a JSON-lines file; TFDS is imported only to make it."""
+    path, _, split = name.removeprefix("tfds:").partition(":")
+    if not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*){0,2}", path):
+        raise InputError(f"{name}: write tfds:NAME/CONFIG:SPLIT, as in tfds:{BUILDER}/nq:train")
+    split = split or "train"
+    with _one_sentence(name):
+        dataset = _find(name, path, data_root)
+    versions = sorted(_version(info) for info in dataset.files.values())
+    key = digest(split, dataset.folder, versions)[:12]
+    parts = [part for part in path.split("/") if not VERSION.fullmatch(part)]
+    readable = split.translate({ord("["): "_", ord(":"): "-", ord("]"): None, ord(" "): None})
+    stem = ".".join([*parts, re.sub(r"[^\w.+-]", "_", readable)])
+    file = sources / key / parts[-1] / f"{stem}.json"
+    if not file.is_file():
+        _materialise(name, dataset, split, file)
+    return file
+
+
+def _find(name: str, path: str, data_root: str) -> _Dataset:
+    """The newest version of a dataset in --data_root, else in TFDS's own folder.
+
+    Raises:
+        InputError: it is in none of them; says what is, and how it is built.
+    """
+    dataset, _, config = path.partition("/")
+    roots = [data_root, os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"]
+    there = {}
+    for root in roots:
+        fs, place = _file_system(root)
+        folder, entries = f"{place}/{path}", _entries(fs, f"{place}/{path}")
+        versions = [v for v in entries if VERSION.fullmatch(v)]
+        if versions:
+            folder += "/" + max(versions, key=lambda v: [int(n) for n in v.split(".")])
+            entries = _entries(fs, folder)
+        if "dataset_info.json" in entries:
+            return _Dataset(fs, folder, {k: i for k, i in entries.items() if i["type"] == "file"})
+        there = there or _entries(fs, f"{place}/{dataset}")
+    command = _command(dataset, config, root)
+    if there:
+        raise InputError(
+            f"{name}: dataset {dataset} has {f'no config {config}' if config else 'configs'}, give "
+            f"one of {', '.join(sorted(there))}, or build it with {command}"
+        )
+    raise InputError(
+        f"{name}: there is no dataset {dataset} in {root} (which has "
+        f"{', '.join(sorted(_entries(fs, place))) or 'none'}): set TFDS_DATA_DIR, or build it with "
+        f"{command}"
+    )
+
+
+def _command(dataset: str, config: str, root: str) -> str:
+    if dataset == BUILDER:
+        return (
+            f"python -m llme_jax.build_tfds --name {config.removesuffix('_corpus') or 'NAME'} "
+            f"--train_data FILE --data_dir {root}"
+        )
+    part = f"{dataset}/{config}".rstrip("/")
+    return f"tfds build {part} --file_format array_record --data_dir {root}"
+
+
+def _entries(fs, folder: str) -> dict[str, dict]:
+    """What lies in a folder, by name; nothing where there is none."""
+    if not fs.isdir(folder):
+        return {}
+    infos = {info["name"].rstrip("/").split("/")[-1]: info for info in fs.ls(folder, detail=True)}
+    return {k: info for k, info in infos.items() if not k.startswith(".") and k != "downloads"}
+
+
+def _materialise(name: str, dataset: _Dataset, split: str, file: Path) -> None:
+    """Writes the examples of a split, in order, as JSON lines.
+
+    Raises:
+        InputError: there is no such split, or it cannot be read without TensorFlow.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise InputError(f"{name}: needs TFDS: pip install 'llme_jax[tfds]'") from None
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=file.parent) as temporary:
+        folder = dataset.folder
+        remote = "file" not in dataset.fs.protocol
+        if remote:  # ArrayRecord reads local files only
+            folder = temporary
+            _fetch(name, dataset, [n for n in dataset.files if n.endswith(".json")], folder)
+        builder = tfds.builder_from_directory(folder)
+        shards = _shards(name, dataset.folder, builder, split)
+        if remote:
+            _fetch(name, dataset, shards, folder)
+        _write(name, builder, split, file)
+
+
+def _shards(name: str, folder: str, builder, split: str) -> list[str]:
+    """The names of a split's files, when it is there and can be read without TensorFlow."""
+    formats = [f.value for f in builder.info.available_file_formats()]
+    if "array_record" not in formats:
+        raise InputError(
+            f"{name}: {folder} holds {', '.join(formats)}, which needs TensorFlow: build it with "
+            "--file_format array_record"
+        )
+    try:
+        return list(builder.info.splits[split].filenames)
+    except (KeyError, ValueError):
+        splits = list(builder.info.splits)
+        raise InputError(
+            f"{name}: {folder} has no split {split}, give {' or '.join(splits)}, or a part as in "
+            f"{splits[0]}[:1000]"
+        ) from None
+
+
+def _write(name: str, builder, split: str, file: Path) -> None:
+    source = builder.as_data_source(split, file_format="array_record")
+    starts = range(0, len(source), TOGETHER)
+    examples = (
+        x for i in starts for x in source.__getitems__(range(len(source))[i : i + TOGETHER])
+    )
+    with (
+        published_file(file) as beside,
+        # Half a surrogate pair, which a field that nobody asks for may hold, is passed on.
+        beside.open("w", encoding="utf-8", errors="surrogatepass") as out,
+    ):
+        for example in tqdm(examples, desc=f"Reading {name}", total=len(source), unit=" rows"):
+            try:
+                row = _plain(example)
+            except UnicodeDecodeError as error:
+                raise InputError(f"{name}: holds bytes that are no text: {error}") from None
+            if builder.name == BUILDER:
+                row |= json.loads(row.pop(EXTRA, "{}"))
+            out.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _fetch(name: str, dataset: _Dataset, files: list[str], folder: str) -> None:
+    with _one_sentence(name):
+        for file in sorted(files):
+            _download(dataset.fs, dataset.files[file], Path(folder, file))
+
+
+def _plain(value):
+    """Arrays and bytes of TFDS as what JSON knows.
+
+    TFDS has no list that may be absent, only empty ones: these are left out with the fields that
+    are None.
+    """
+    if isinstance(value, dict):
+        plain = {name: _plain(part) for name, part in value.items()}
+        return {name: part for name, part in plain.items() if part is not None and part != []}
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    return [_plain(part) for part in value] if isinstance(value, list) else value
