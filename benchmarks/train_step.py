@@ -27,6 +27,7 @@ from llme_jax.config import EncoderConfig, LossConfig, TrainConfig
 from llme_jax.data.batch import Batch, cut_texts, plain_texts
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.optim import make_optimizer
+from llme_jax.preview import forward_flops, real_lengths
 from llme_jax.step import init_state, make_step
 from llme_jax.telemetry import count
 
@@ -116,15 +117,8 @@ def jax_step(model: str, batch: Batch, args) -> tuple[Step, float]:
     def run():
         holder["state"], holder["metrics"] = step(holder["state"], [on_mesh], [loss])
 
-    # Operations of the model, not of the program: forward and twice that backward; 2 a weight and
-    # token in the linear layers, 4 D a pair of tokens of one text in attention.
-    layers, width = encoder.query_config.num_hidden_layers, encoder.width
-    linear = sum(
-        leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if "kernel" in sharding.path_name(path)
-    )  # fmt: skip
-    lengths = np.concatenate([*batch.query.lengths, *batch.key.lengths]).astype(float)
-    flops = 3 * (2 * linear * lengths.sum() + 4 * width * layers * (lengths**2).sum())
+    # Operations of the model, not of the program: forward and twice that backward.
+    flops = 3 * forward_flops(encoder, params, *real_lengths(batch))
     return Step(run, lambda: jax.block_until_ready(holder["metrics"])), flops
 
 

@@ -212,6 +212,12 @@ class TrainConfig(OutputConfig):
 
     _argument_group_name = "training"
 
+    plan: bool = _setting(
+        False, "Only say what the run would take: memory, operations, padding, programs?"
+    )
+    device_memory: float | None = _setting(
+        None, "GiB of a device, for --plan [as the device says]."
+    )
     max_steps: int = _setting(-1, "Optimizer steps; overrides num_train_epochs when positive.")
     num_train_epochs: float = _setting(3.0, "Passes over the data.")
     early_exit_steps: int | None = _setting(None, "Stop after this step, schedule unchanged.")

@@ -24,6 +24,7 @@ from llme_jax.data.train_data import TrainData, prepare
 from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
 from llme_jax.optim import make_optimizer, schedule
 from llme_jax.plots import draw_curves
+from llme_jax.preview import Preview
 from llme_jax.retrieval.evaluate import Evaluator
 from llme_jax.run_folder import RunFolder
 from llme_jax.runtime import lost_process
@@ -69,6 +70,8 @@ def train(config: Config) -> int:
     checkpoints = Checkpoints(folder.path, settings.save_total_limit)
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
     shardings = sharding.state_sharding(mesh, abstract)
+    if settings.plan:
+        return Preview(settings, encoder, optimizer, abstract, shardings, data, plan, mesh).show()
     start = checkpoints.latest()
     if start is None:
         start = 0
@@ -241,10 +244,10 @@ def _describe(data: TrainData, plan: Plan, mesh, steps_per_epoch: int, max_steps
                 said += f", {left} rows left out of every epoch"
         logger.info("train data: %s", said)
     logger.info(
-        "%d x %s on %d hosts, batches of %d queries, %d steps (%.2f epochs)",
+        "%d x %s%s, batches of %d queries, %d steps (%.2f epochs)",
         mesh.size,
         mesh.devices.flat[0].device_kind,
-        jax.process_count(),
+        f" of {jax.process_count()} processes" if jax.process_count() > 1 else "",
         size,
         max_steps,
         max_steps / steps_per_epoch,

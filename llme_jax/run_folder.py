@@ -19,7 +19,7 @@ CHANGEABLE = {
     *("save_result", "save_name", "log_path", "eval_steps", "eval_on_start"),
     *("per_device_train_batch_size", "sub_batch_size", "gradient_checkpointing", "fsdp"),
     *("save_steps", "save_total_limit", "metric_for_best_model", "early_exit_steps"),
-    *("logging_steps", "report_to"),
+    *("logging_steps", "report_to", "plan", "device_memory"),
     *("coordinator_address", "num_processes", "process_id"),
 }
 

@@ -143,7 +143,8 @@ def make_step(
         shardings: where the state lives; the new state goes to the same place.
 
     `batches` is a list of gradient_accumulation_steps batches, `recipes` their losses. The state
-    is donated: the caller must not use the old one again.
+    is donated: the caller must not use the old one again. `step.lower(state, batch, recipe,
+    several)` is, as `jax.jit(f).lower`, the program of a step of one batch, or of one of several.
     """
 
     def value_and_grad(params, batch, micro_step, recipe):
@@ -192,4 +193,10 @@ def make_step(
                 totals[name] = totals.get(name, 0.0) + part
         return apply(state, values, totals, grads)
 
+    def lower(state, batch, recipe, several):
+        if several:
+            return gradient.lower(state.params, batch, state.step, recipe)
+        return single.lower(state, batch, recipe)
+
+    step.lower = lower
     return step
