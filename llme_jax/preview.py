@@ -5,7 +5,7 @@ The step is compiled for the devices that are there, and XLA says what it needs 
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -36,8 +36,20 @@ class Program:
 
 
 @dataclass
+class Survey:
+    """What the first batches of a plan are like; operations are of one forward pass, summed."""
+
+    programs: dict[tuple, Program] = field(default_factory=dict)
+    batches: int = 0
+    tokens: int = 0
+    slots: int = 0  # tokens and padding
+    flops: float = 0.0  # of tokens
+    slot_flops: float = 0.0
+
+
+@dataclass
 class Preview:
-    """Prints what a run will take.
+    """Finds and prints what a run will take.
 
     Args:
         encoder: as it is to be trained.
@@ -55,32 +67,47 @@ class Preview:
     mesh: object
 
     def show(self) -> int:
-        """Returns the exit code: 1 when the run does not fit into the devices' memory."""
-        batches = min(SAMPLED_BATCHES, self.plan.steps_per_epoch)
-        assembled = [self._assemble(self.plan, step) for step in range(batches)]
-        programs = _programs(assembled)
+        """Prints it, on process 0.
+
+        Returns:
+            The exit code: 1 when the run does not fit into the devices' memory.
+        """
+        say = print if jax.process_index() == 0 else lambda *_: None
+        survey = self._survey(self.plan)
+        programs = list(survey.programs.values())
         for i, program in enumerate(programs, 1):
             logger.info("compiling %d of %d: %s", i, len(programs), describe_shapes(program.batch))
             program.memory = self._memory(program.batch, program.recipe, self.settings)
-        print(self._describe([batch for batch, _ in assembled], programs))
+        say(self._describe(survey))
         largest = max(programs, key=lambda program: program.memory)
         limit = self._limit()
         if limit is None:
-            print("no limit is known here: --device_memory GIB compares with that of a device")
+            say("no limit is known here: --device_memory GIB compares with that of a device")
             return 0
         room = f"{largest.memory / GIB:.2f} GiB of {limit / GIB:.2f} GiB"
         if largest.memory <= limit:
-            print(f"it fits: {room} of a device")
+            say(f"it fits: {room} of a device")
             return 0
-        print(f"it does not fit: {room} of a device; it would with")
+        say(f"it does not fit: {room} of a device; it would with")
         found = [f"  {flags}: {memory / GIB:.2f} GiB" for flags, memory in self._fitting(largest)]
-        print("\n".join(found) if found else "  none of the settings that were tried")
+        say("\n".join(found) if found else "  none of the settings that were tried")
         return 1
 
-    def _assemble(self, plan: Plan, step: int) -> tuple[Batch, LossConfig]:
-        planned = plan(step)
-        batch = self.data.assemble(planned, self.mesh.size)
-        return batch, self.data.recipe(planned.dataset)
+    def _survey(self, plan: Plan) -> Survey:
+        survey, params = Survey(), self.abstract.params
+        for step in range(min(SAMPLED_BATCHES, plan.steps_per_epoch)):
+            planned = plan(step)
+            batch = self.data.assemble(planned, self.mesh.size)
+            recipe = self.data.recipe(planned.dataset)
+            key = (str(jax.tree.map(np.shape, batch)), recipe)
+            survey.programs.setdefault(key, Program(batch, recipe)).seen += 1
+            counts = count(batch, processes=1)
+            survey.batches += 1
+            survey.tokens += counts.tokens
+            survey.slots += counts.slots
+            survey.flops += forward_flops(self.encoder, params, *real_lengths(batch))
+            survey.slot_flops += forward_flops(self.encoder, params, *padded_lengths(batch))
+        return survey
 
     def _limit(self) -> float | None:
         """Bytes of a device, where that is known."""
@@ -142,47 +169,30 @@ class Preview:
         """Bytes of a device with batches of so many queries a device."""
         plan = replace(self.plan, batch_size=rows * self.mesh.size)
         self.data.settle_widths(plan, self.mesh.size)
-        batches = min(SAMPLED_BATCHES, plan.steps_per_epoch)
-        programs = _programs([self._assemble(plan, step) for step in range(batches)])
-        largest = max(programs, key=lambda p: count(p.batch, 1).slots)
+        programs = self._survey(plan).programs.values()
+        largest = max(programs, key=lambda program: count(program.batch, 1).slots)
         return self._memory(largest.batch, largest.recipe, self.settings)
 
-    def _forward_flops(self, *lengths: ndarray) -> float:
-        return forward_flops(self.encoder, self.abstract.params, *lengths)
-
-    def _describe(self, batches: list[Batch], programs: list[Program]) -> str:
-        counts = [count(batch, 1) for batch in batches]
-        tokens, slots = (sum(getattr(c, name) for c in counts) for name in ("tokens", "slots"))
+    def _describe(self, survey: Survey) -> str:
         again = self.settings.gradient_checkpointing or self.settings.sub_batch_size is not None
         passes = 4 if again else 3  # forward, twice that backward, forward once more
-        per_step = passes * self.settings.gradient_accumulation_steps / len(batches)
-        real, padded = (
-            per_step * sum(self._forward_flops(*lengths(batch)) for batch in batches)
-            for lengths in (real_lengths, padded_lengths)
-        )
+        per_step = passes * self.settings.gradient_accumulation_steps / survey.batches / 1e12
         parameters = sum(x.size for x in jax.tree.leaves(self.abstract.params))
         state = _bytes(jax.tree.map(_placed, self.abstract, self.shardings))
         lines = [
             f"parameters         {parameters:,}; with the optimizer's state {state / GIB:.2f} GiB "
             f"on each of {self.mesh.size} devices",
-            f"operations a step  {real / 1e12:.3g} TFLOP, {padded / 1e12:.3g} with padding",
-            f"padding            {1 - tokens / slots:.1%} of the tokens that are computed",
-            f"programs           {len(programs)} in the first {len(batches)} batches:",
+            f"operations a step  {per_step * survey.flops:.3g} TFLOP on all devices, "
+            f"{per_step * survey.slot_flops:.3g} with padding",
+            f"padding            {1 - survey.tokens / survey.slots:.1%} of what is computed",
+            f"programs           {len(survey.programs)} in the first {survey.batches} batches:",
         ]
-        for program in sorted(programs, key=lambda program: -program.seen):
+        for program in sorted(survey.programs.values(), key=lambda program: -program.seen):
             lines.append(
                 f"  {program.memory / GIB:.2f} GiB a device, {program.seen} batches: "
                 f"{describe_shapes(program.batch)}"
             )
         return "\n".join(lines)
-
-
-def _programs(assembled: list[tuple[Batch, LossConfig]]) -> list[Program]:
-    programs: dict[tuple, Program] = {}
-    for batch, recipe in assembled:
-        key = (str(jax.tree.map(np.shape, batch)), recipe)
-        programs.setdefault(key, Program(batch, recipe)).seen += 1
-    return list(programs.values())
 
 
 def _halves(number: int) -> Iterator[int]:
@@ -228,12 +238,12 @@ def forward_flops(
         query_lengths, key_lengths: tokens of every text.
     """
     total = 0.0
-    for field, config, lengths in (
+    for name, config, lengths in (
         ("query", encoder.query_config, query_lengths),
         ("key", encoder.key_config, key_lengths),
     ):
         leaves = jax.tree_util.tree_leaves_with_path(
-            params["encoder" if encoder.tied else f"{field}_encoder"]
+            params["encoder" if encoder.tied else f"{name}_encoder"]
         )
         linear = sum(x.size for path, x in leaves if "kernel" in sharding.path_name(path))
         tokens = np.asarray(lengths, float)
