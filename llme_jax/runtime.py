@@ -63,6 +63,7 @@ def join(processes: ProcessConfig) -> None:
 
     Raises:
         InputError: a flag is missing or no number.
+        RunError: the hosts of a TPU pod cannot find each other.
     """
     named = {
         "coordinator_address": processes.coordinator_address,
@@ -79,7 +80,7 @@ def join(processes: ProcessConfig) -> None:
     elif all(name in os.environ for name in SLURM) and int(os.environ["SLURM_NTASKS"]) > 1:
         options = _slurm_devices()
         logger.info("joining the %s tasks of this SLURM step", os.environ["SLURM_NTASKS"])
-    elif importlib.util.find_spec("libtpu") is None:
+    elif importlib.util.find_spec("libtpu") is None or _lonely_tpu():
         return
     try:
         # The others wait at the end while process 0 measures and writes files.
@@ -88,6 +89,14 @@ def join(processes: ProcessConfig) -> None:
         if options:
             raise
         # libtpu is installed, but this is no TPU host: a single process.
+    except Exception as error:
+        if options:
+            raise
+        raise RunError(
+            f"the other hosts of this TPU cannot be found ({error}): name the processes with "
+            "--coordinator_address, --num_processes and --process_id, or set "
+            "TPU_WORKER_HOSTNAMES=localhost if there is only this host"
+        ) from error
 
 
 def _checked(named: dict) -> dict:
@@ -118,6 +127,12 @@ def _slurm_devices() -> dict:
     gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
     alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES")
     return {"local_device_ids": list(range(int(gpus) if alone and gpus.isdecimal() else 0)) or None}
+
+
+def _lonely_tpu() -> bool:
+    """Whether the environment says that the TPU has this host only."""
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    return bool(hosts) and "," not in hosts and "MEGASCALE_COORDINATOR_ADDRESS" not in os.environ
 
 
 def lost_process(error: BaseException | None) -> bool:

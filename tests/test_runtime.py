@@ -5,7 +5,7 @@ import pytest
 
 from llme_jax import runtime
 from llme_jax.config import ProcessConfig
-from llme_jax.errors import InputError
+from llme_jax.errors import InputError, RunError
 
 STEP = {
     "SLURM_JOB_ID": "7",
@@ -20,7 +20,8 @@ STEP = {
 @pytest.fixture
 def joined(monkeypatch):
     """What jax.distributed.initialize is called with; no variable of this machine counts."""
-    for name in [*STEP, "SLURM_GPUS_ON_NODE", *(f"JAX_{n.upper()}" for n in vars(ProcessConfig()))]:
+    more = ("SLURM_GPUS_ON_NODE", "TPU_WORKER_HOSTNAMES", "MEGASCALE_COORDINATOR_ADDRESS")
+    for name in [*STEP, *more, *(f"JAX_{n.upper()}" for n in vars(ProcessConfig()))]:
         monkeypatch.delenv(name, raising=False)
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **options: calls.append(options))
@@ -97,3 +98,12 @@ def test_a_tpu_host_joins_by_itself(joined, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", no_tpu)
     runtime.join(ProcessConfig())  # libtpu without a TPU: one process
+
+    def no_network(**_):
+        raise OSError("metadata.google.internal: no answer")
+
+    monkeypatch.setattr(jax.distributed, "initialize", no_network)
+    with pytest.raises(RunError, match="set TPU_WORKER_HOSTNAMES=localhost if there is only"):
+        runtime.join(ProcessConfig())
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    runtime.join(ProcessConfig())
