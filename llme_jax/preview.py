@@ -32,7 +32,10 @@ class Program:
     batch: Batch  # one of them, of all hosts
     recipe: LossConfig
     seen: int = 0  # how many of the batches that were looked at
-    memory: int = 0  # bytes of a device
+
+    @property
+    def slots(self) -> int:
+        return count(self.batch, processes=1).slots
 
 
 @dataclass
@@ -45,6 +48,11 @@ class Survey:
     slots: int = 0  # tokens and padding
     flops: float = 0.0  # of tokens
     slot_flops: float = 0.0
+
+    @property
+    def largest(self) -> Program:
+        """The one that takes the most memory, as nearly all of it is activations of slots."""
+        return max(self.programs.values(), key=lambda program: program.slots)
 
 
 @dataclass
@@ -74,21 +82,19 @@ class Preview:
         """
         say = print if jax.process_index() == 0 else lambda *_: None
         survey = self._survey(self.plan)
-        programs = list(survey.programs.values())
-        for i, program in enumerate(programs, 1):
-            logger.info("compiling %d of %d: %s", i, len(programs), describe_shapes(program.batch))
-            program.memory = self._memory(program.batch, program.recipe, self.settings)
         say(self._describe(survey))
-        largest = max(programs, key=lambda program: program.memory)
+        largest = survey.largest
+        logger.info("compiling %s", describe_shapes(largest.batch))
+        memory = self._memory(largest.batch, largest.recipe, self.settings)
+        say(f"memory             {memory / GIB:.2f} GiB of a device in the largest batches")
         limit = self._limit()
         if limit is None:
             say("no limit is known here: --device_memory GIB compares with that of a device")
             return 0
-        room = f"{largest.memory / GIB:.2f} GiB of {limit / GIB:.2f} GiB"
-        if largest.memory <= limit:
-            say(f"it fits: {room} of a device")
+        if memory <= limit:
+            say(f"it fits: a device has {limit / GIB:.2f} GiB")
             return 0
-        say(f"it does not fit: {room} of a device; it would with")
+        say(f"it does not fit: a device has {limit / GIB:.2f} GiB; it would with")
         found = [f"  {flags}: {memory / GIB:.2f} GiB" for flags, memory in self._fitting(largest)]
         say("\n".join(found) if found else "  none of the settings that were tried")
         return 1
@@ -169,8 +175,7 @@ class Preview:
         """Bytes of a device with batches of so many queries a device."""
         plan = replace(self.plan, batch_size=rows * self.mesh.size)
         self.data.settle_widths(plan, self.mesh.size)
-        programs = self._survey(plan).programs.values()
-        largest = max(programs, key=lambda program: count(program.batch, 1).slots)
+        largest = self._survey(plan).largest
         return self._memory(largest.batch, largest.recipe, self.settings)
 
     def _describe(self, survey: Survey) -> str:
@@ -188,10 +193,7 @@ class Preview:
             f"programs           {len(survey.programs)} in the first {survey.batches} batches:",
         ]
         for program in sorted(survey.programs.values(), key=lambda program: -program.seen):
-            lines.append(
-                f"  {program.memory / GIB:.2f} GiB a device, {program.seen} batches: "
-                f"{describe_shapes(program.batch)}"
-            )
+            lines.append(f"  {program.seen} batches: {describe_shapes(program.batch)}")
         return "\n".join(lines)
 
 
