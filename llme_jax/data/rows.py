@@ -204,7 +204,7 @@ def _tokens(value, name: str) -> list[int]:
 
 def _parse(line: bytes) -> dict:
     try:
-        text = line.decode("utf-8-sig")
+        text = line.decode("utf-8-sig").rstrip()  # a column behind a line break is another line's
         record = json.loads(text)
         if "\\u" in text:  # an escape can write half a surrogate pair, which is no character
             json.dumps(record, ensure_ascii=False).encode()

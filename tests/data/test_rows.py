@@ -70,7 +70,7 @@ def test_messages_name_file_line_value_and_remedy(write_rows, change, message):
 )
 def test_lines_that_are_no_objects(tmp_path, line, message):
     path = tmp_path / "train.json"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n" + line)
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n" + line + b"\r\n")
     with pytest.raises(InputError, match=f"^{path}:2: {message}"):
         list(read_lines(str(path), parse_row, BadRows()))
 
