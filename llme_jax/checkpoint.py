@@ -5,7 +5,8 @@
     {output_dir}/best                         link to the best checkpoint
 
 Both parts are written in the background, beside their place, and renamed when they are whole;
-a checkpoint counts once both are there. Only this module imports orbax.
+a checkpoint counts once both are there. In a bucket each is followed by an object that says that it
+is whole, and `best` is a file with the checkpoint's name. Only this module imports orbax.
 """
 
 import os
@@ -20,6 +21,9 @@ import orbax.checkpoint as ocp
 
 from llme_jax.errors import InputError
 from llme_jax.step import TrainState
+from llme_jax.storage import MARKER, in_bucket, temporary_folder, upload
+
+COMMITTED = "state/commit_success.txt"  # Orbax writes it last, where it cannot rename
 
 
 class Checkpoints:
@@ -30,7 +34,7 @@ class Checkpoints:
         Args:
             limit: how many to keep, the newest ones; the best is kept besides.
         """
-        self.folder = Path(output_dir).absolute()
+        self.folder = output_dir if in_bucket(output_dir) else Path(output_dir).absolute()
         self.limit = limit
         self._orbax = ocp.StandardCheckpointer()
         self._export: threading.Thread | None = None
@@ -45,9 +49,14 @@ class Checkpoints:
         found = []
         for path in self.folder.glob("checkpoint-*"):
             match = re.fullmatch(r"checkpoint-(\d+)", path.name)
-            if match and (path / "state").is_dir() and any(path.glob("*encoder")):
+            if match and self._is_whole(path):
                 found.append(int(match[1]))
         return sorted(found)
+
+    def _is_whole(self, path: Path) -> bool:
+        if in_bucket(path):
+            return (path / COMMITTED).exists() and (path / MARKER).exists()
+        return (path / "state").is_dir() and any(path.glob("*encoder"))
 
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
@@ -55,7 +64,10 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step that `best` points to."""
         link = self.folder / "best"
-        return int(link.resolve().name.removeprefix("checkpoint-")) if link.exists() else None
+        if not link.exists():
+            return None
+        name = link.read_text() if in_bucket(link) else link.resolve().name
+        return int(name.removeprefix("checkpoint-"))
 
     def save(self, state: TrainState, step: int, export: Callable[[Path], None]) -> None:
         """Starts saving; returns when the values are safe to change.
@@ -74,7 +86,12 @@ class Checkpoints:
 
     def _run_export(self, export, path):
         try:
-            export(path)
+            if in_bucket(path):
+                with temporary_folder() as folder:
+                    export(Path(folder))
+                    upload(Path(folder), path)
+            else:
+                export(path)
         except BaseException as error:  # handed to the main thread by wait()
             self._export_error = error
 
@@ -97,6 +114,9 @@ class Checkpoints:
         self._pending_best = step
 
     def _link_best(self, step: int) -> None:
+        if in_bucket(self.folder):
+            (self.folder / "best").write_text(self.path(step).name)
+            return
         beside = self.folder / "best.new"
         beside.unlink(missing_ok=True)
         beside.symlink_to(self.path(step).name)
@@ -106,10 +126,16 @@ class Checkpoints:
         if self.limit is None:
             return
         for step in self.steps()[: -self.limit]:
-            if step != self.best():
-                # `state` leaves first and at once: a half-deleted checkpoint must not look whole.
-                os.rename(self.path(step) / "state", self.path(step) / "state.deleted")
-                shutil.rmtree(self.path(step))
+            if step == self.best():
+                continue
+            # What makes it whole leaves first: a half-deleted checkpoint must not look like one.
+            path = self.path(step)
+            if in_bucket(path):
+                (path / MARKER).unlink()
+                path.rmtree()
+            else:
+                os.rename(path / "state", path / "state.deleted")
+                shutil.rmtree(path)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of a checkpoint, placed as `like` says.

@@ -266,5 +266,6 @@ def _summarise(metrics_path: Path, last: Path, best_step: int | None) -> None:
     folder = metrics_path.parent
     print(f"encoder: {folder / last.name / 'encoder'}")
     if best_step is not None and last.name != f"checkpoint-{best_step}":
-        print(f"best:    {folder / 'best/encoder'} (step {best_step})")
+        best = "best" if (folder / "best").is_dir() else f"checkpoint-{best_step}"  # in a bucket
+        print(f"best:    {folder / best / 'encoder'} (step {best_step})")
     print(f"curves:  {curves}")

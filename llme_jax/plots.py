@@ -54,7 +54,7 @@ def _save(panels: dict, draw: Callable, png: Path) -> None:
         draw(ax, title, content)
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    with published_file(Path(png)) as beside:
+    with published_file(png) as beside:
         figure.savefig(beside, format="png", dpi=150)
 
 

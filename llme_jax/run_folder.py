@@ -1,15 +1,15 @@
 """What a run writes down about itself, and whether a later command continues that run."""
 
 import json
-import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 
 import jax
 
 from llme_jax.config import Config
+from llme_jax.data.arrays import published_file
 from llme_jax.errors import InputError
+from llme_jax.storage import open_folder
 
 # Settings that may differ when a run is continued: they do not change what is trained, or, like
 # the number of devices, only by rounding. The global batch is kept, see `global_batch`.
@@ -28,7 +28,7 @@ class RunFolder:
     """`run.json` in the output folder: settings, data sizes, batch, versions."""
 
     def __init__(self, output_dir: str):
-        self.path = Path(output_dir).expanduser()
+        self.path = open_folder(output_dir)
         self._file = self.path / "run.json"
         self.previous = json.loads(self._file.read_text()) if self._file.exists() else None
 
@@ -90,7 +90,5 @@ class RunFolder:
                 **{name: version(name) for name in ("jax", "flax", "optax", "transformers")},
             },
         }
-        self.path.mkdir(parents=True, exist_ok=True)
-        beside = self._file.with_suffix(".json.tmp")
-        beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        os.replace(beside, self._file)
+        with published_file(self._file) as beside:
+            beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -14,11 +13,13 @@ import numpy as np
 import optax
 
 from llme_jax.config import LossConfig
+from llme_jax.data.arrays import published_file
 from llme_jax.data.batch import Batch
 from llme_jax.data.plan import PlannedBatch
 from llme_jax.data.train_data import TrainData
 from llme_jax.errors import InputError, RunError
 from llme_jax.step import StepMetrics
+from llme_jax.storage import in_bucket
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +33,13 @@ class MetricsLog:
         Raises:
             InputError: TensorBoard is wanted and its writer is not installed.
         """
-        self.path = Path(output_dir) / "metrics.jsonl"
+        self.path = output_dir / "metrics.jsonl"
         self._writer = _tensorboard(output_dir) if tensorboard else None
         self._silent = jax.process_index() != 0
         if self._silent:
             return
-        kept = [line for line in read_metrics(self.path) if line["step"] <= start_step]
-        beside = self.path.with_suffix(".jsonl.tmp")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(beside, self.path)
+        self._lines = [line for line in read_metrics(self.path) if line["step"] <= start_step]
+        self._write_all()
 
     def write_eval(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """Writes the metrics of an evaluation, and returns them, with names `eval_...`."""
@@ -51,19 +50,28 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         if self._silent:
             return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        line = {"step": step, **values}
+        if in_bucket(self.path):  # where no file grows
+            self._lines.append(line)
+            self._write_all()
+        else:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
 
+    def _write_all(self) -> None:
+        with published_file(self.path) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+
 
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
     lines = []
-    if Path(path).exists():
-        for text in Path(path).read_text().splitlines():
+    if path.exists():
+        for text in path.read_text().splitlines():
             try:
                 lines.append(json.loads(text))
             except json.JSONDecodeError:

@@ -13,6 +13,7 @@ from llme_jax.config import (
     ScoreConfig,
 )
 from llme_jax.errors import InputError
+from llme_jax.storage import in_bucket
 
 LEAST = {  # the smallest value that makes sense
     "train_group_size": 2,  # a positive and a negative
@@ -80,6 +81,11 @@ def validate_retrieval(config: RetrieveConfig) -> None:
     _one_of("--metrics", ev.metrics, (*METRICS, *COLLATIONS))
     _check_encoder(encoder)
     _check_numbers(config)
+    if in_bucket(retrieval.output_dir):
+        raise InputError(
+            f"--output_dir {retrieval.output_dir}: give a local folder, where embeddings can be "
+            "read piece by piece, and copy what you want to keep"
+        )
     exact = retrieval.retrieval_method == "dense" and retrieval.faiss_index_factory == "Flat"
     if exact and (retrieval.save_index or retrieval.load_index):
         raise InputError(

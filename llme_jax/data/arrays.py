@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from llme_jax.storage import in_bucket, temporary_folder
+
 BUFFERED = 1 << 16  # values kept as Python numbers until they are written together
 
 
@@ -79,8 +81,15 @@ def published(folder: Path) -> Iterator[Path]:
 def published_file(path: Path) -> Iterator[Path]:
     """The same for a file: a path beside it to write to, which replaces what was there before.
 
-    Several processes, also on several hosts, may write the same file; the last one wins.
+    Several processes, also on several hosts, may write the same file; the last one wins. A file of
+    a bucket is written in a local folder, then put there.
     """
+    if in_bucket(path):
+        with temporary_folder() as folder:
+            beside = Path(folder) / path.name
+            yield beside
+            path.write_bytes(beside.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

@@ -1,7 +1,5 @@
 """Evaluation by retrieval: the metrics of what was retrieved, and those of a training run."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -13,6 +11,7 @@ from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.metrics import answer_recall, ranking_metrics
 from llme_jax.retrieval.results import append_log, save_path, write_result
+from llme_jax.storage import open_folder
 
 
 def open_data(config: TextConfig, metrics: list[str]) -> tuple[Corpus, EvalData]:
@@ -74,7 +73,7 @@ class Evaluator:
         metrics = measure(settings, self.corpus, self.eval_data, ids)
         if jax.process_index() == 0:
             if settings.save_result:
-                folder = Path(self.config.training.output_dir)
+                folder = open_folder(self.config.training.output_dir)
                 path = save_path(folder, self.eval_data.path, "result", settings.save_name)
                 write_result(path, self.eval_data.query_ids, ids, scores)
             append_log(settings.log_path, metrics, self.config.flat(), step)
