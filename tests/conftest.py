@@ -1,12 +1,17 @@
 """Tests run on 8 virtual CPU devices; shapes in annotations are checked while they run."""
 
 import os
+import tempfile
 
 # Tiny models spend all their time in the compiler: level 0 halves it.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A test starts the same command several times: what one has compiled the next one loads.
+programs = tempfile.TemporaryDirectory(prefix="programs-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = programs.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from jaxtyping import install_import_hook
 

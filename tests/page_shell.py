@@ -77,7 +77,6 @@ class Shell:
                 "PATH": f"{self.programs}:{os.environ['PATH']}",
                 "PYTHONPATH": str(ROOT),
                 "LLME_JAX_CACHE": str(self.root / "cache"),
-                "JAX_COMPILATION_CACHE_DIR": str(self.root / "programs"),
                 **environment,
             }
             process = subprocess.Popen(
