@@ -54,6 +54,7 @@ setup(
         "tensorboard": ["tensorboardX"],
         "test": [
             "pytest",
+            "pytest-xdist",
             "ruff",
             "beartype",
             "tensorboardX",
