@@ -6,6 +6,10 @@ to both.
 """
 
 import importlib.util
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -33,6 +37,38 @@ def open_folder(path: str) -> Path:
     from etils import epath
 
     return epath.Path(path)
+
+
+@contextmanager
+def one_sentence(name: str | Path) -> Iterator[None]:
+    """Whatever a file system raises becomes an InputError; each has errors of its own."""
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises
+    try:
+        yield
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{name}: there is no such file") from None
+    except Exception as error:
+        raise InputError(
+            f"{name}: cannot be reached, {type(error).__name__}: {error}; are name, network and "
+            "credentials right?"
+        ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Finds out before any long work whether a folder of a bucket can be written to.
+
+    Raises:
+        InputError: it cannot.
+    """
+    probe = folder / f".writable-{uuid.uuid4().hex[:8]}"
+    with one_sentence(f"--output_dir {folder}"):
+        try:
+            probe.write_text("")
+        except FileNotFoundError:
+            raise InputError(f"--output_dir {folder}: there is no such bucket") from None
+        probe.unlink()
 
 
 def upload(folder: Path, target: Path) -> None:

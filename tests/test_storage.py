@@ -6,10 +6,19 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
-from commands import finish, free_port, start
+from commands import finish, free_port, start, start_together
 from safetensors.numpy import load
-from small_run import EVALUATION, STEPS, arguments, assert_same_bits, weights, write_data
+from small_run import (
+    EVALUATION,
+    STEPS,
+    arguments,
+    assert_same_bits,
+    assert_same_to_rounding,
+    weights,
+    write_data,
+)
 
 from llme_jax import retrieve, storage, train
 from llme_jax.checkpoint import Checkpoints
@@ -49,8 +58,18 @@ def bucket(monkeypatch):
     server.wait()
 
 
-def test_killed_it_goes_on_from_the_bucket(data, bucket, tmp_path):
-    finish(start(arguments(data, tmp_path / "local")))
+def saved(out, step: int) -> dict[str, np.ndarray]:
+    return load((out / f"checkpoint-{step}/encoder/model.safetensors").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def local(data):
+    """The same run, with its folder on the disk."""
+    finish(start(arguments(data, data / "local")))
+    return data / "local"
+
+
+def test_killed_it_goes_on_from_the_bucket(data, local, bucket, tmp_path):
     out = bucket / "runs/out"
     argv = arguments(data, tmp_path / "unused", *EVALUATION, "--save_total_limit", "2")
     argv += ["--output_dir", str(out)]
@@ -64,8 +83,7 @@ def test_killed_it_goes_on_from_the_bucket(data, bucket, tmp_path):
     assert "continuing gs://bucket/runs/out at step" in said
     assert f"encoder: {out}/checkpoint-{STEPS}/encoder" in said
 
-    ours = load((out / f"checkpoint-{STEPS}/encoder/model.safetensors").read_bytes())
-    assert_same_bits(ours, weights(tmp_path / "local"))
+    assert_same_bits(saved(out, STEPS), weights(local))
     lines = read_metrics(out / "metrics.jsonl")
     assert [r["step"] for r in lines if "loss" in r] == list(range(1, STEPS + 1))
     evaluations = {r["step"]: r["eval_ndcg@10"] for r in lines if "eval_ndcg@10" in r}
@@ -77,6 +95,15 @@ def test_killed_it_goes_on_from_the_bucket(data, bucket, tmp_path):
     assert (out / f"checkpoint-{STEPS}/encoder/1_Pooling/config.json").exists()
 
 
+def test_two_hosts_write_one_checkpoint(data, local, bucket, tmp_path):
+    argv = [*arguments(data, tmp_path / "unused"), "--output_dir", f"{bucket}/out"]
+    for steps in ("2", "4"):
+        processes = start_together([*argv, "--early_exit_steps", steps], 2, devices=4)
+        said = [finish(process) for process in processes]
+    assert "continuing gs://bucket/out at step 2" in said[0]
+    assert_same_to_rounding(saved(bucket / "out", 4), weights(local, 4))
+
+
 def test_a_checkpoint_counts_when_both_parts_are_there(bucket):
     for step, parts in ((1, ["state/commit_success.txt"]), (2, ["complete"])):
         for part in parts:
@@ -84,6 +111,21 @@ def test_a_checkpoint_counts_when_both_parts_are_there(bucket):
     assert Checkpoints(bucket / "run").steps() == []
     (bucket / "run/checkpoint-2/state/commit_success.txt").write_text("")
     assert Checkpoints(bucket / "run").steps() == [2]
+
+
+def test_what_cannot_be_written_is_found_out_first(data, bucket, tmp_path, monkeypatch):
+    argv = arguments(data, tmp_path / "unused")
+    with pytest.raises(InputError, match=r"^--output_dir gs://other/out: there is no such bucket"):
+        train.main([*argv, "--output_dir", "gs://other/out"])
+
+    def refuse(*_):
+        raise OSError("Forbidden")
+
+    monkeypatch.setattr(type(bucket), "write_text", refuse)
+    message = r"^--output_dir gs://bucket/out: cannot be reached, OSError: Forbidden; are name"
+    with pytest.raises(InputError, match=message):
+        train.main([*argv, "--output_dir", "gs://bucket/out"])
+    assert not list((bucket / "out").glob("*"))
 
 
 def test_what_cannot_be_is_one_sentence(data, tmp_path, monkeypatch):

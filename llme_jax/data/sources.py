@@ -12,8 +12,6 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -25,6 +23,7 @@ from llme_jax.config import resolve_path
 from llme_jax.data.arrays import digest, published_file
 from llme_jax.data.tokens import cache_dir
 from llme_jax.errors import InputError
+from llme_jax.storage import one_sentence
 
 BUILDER = "llm_embedder"  # datasets of llme_jax.build_tfds
 EXTRA = "extra"  # in those: a JSON object with the fields that no column holds
@@ -69,7 +68,7 @@ def local_files(name: str, data_root: str, dataset_cache_dir: str | None = None)
 def _downloaded(url: str, sources: Path) -> list[str]:
     fs, path = _file_system(url)
     files = []
-    with _one_sentence(url):
+    with one_sentence(url):
         is_glob = glob.has_magic(path) and not fs.exists(path)
         found = map(fs.info, sorted(fs.glob(path)) if is_glob else [path])
         infos = [info for info in found if info["type"] == "file"]
@@ -83,22 +82,6 @@ def _downloaded(url: str, sources: Path) -> list[str]:
                 _download(fs, info, file)
             files.append(str(file))
     return files
-
-
-@contextmanager
-def _one_sentence(name: str) -> Iterator[None]:
-    """Whatever a file system raises becomes an InputError; each has errors of its own."""
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{name}: there is no such file") from None
-    except Exception as error:
-        raise InputError(
-            f"{name}: cannot be read, {type(error).__name__}: {error}; are name, network and "
-            "credentials right?"
-        ) from error
 
 
 def _file_system(url: str):
@@ -150,7 +133,7 @@ def _tfds_file(name: str, data_root: str, sources: Path) -> Path:
     if not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*){0,2}", path):
         raise InputError(f"{name}: write tfds:NAME/CONFIG:SPLIT, as in tfds:{BUILDER}/nq:train")
     split = split or "train"
-    with _one_sentence(name):
+    with one_sentence(name):
         dataset = _find(name, path, data_root)
     versions = sorted(_version(info) for info in dataset.files.values())
     key = digest(split, dataset.folder, versions)[:12]
@@ -278,7 +261,7 @@ def _write(name: str, builder, split: str, file: Path) -> None:
 
 
 def _fetch(name: str, dataset: _Dataset, files: list[str], folder: str) -> None:
-    with _one_sentence(name):
+    with one_sentence(name):
         for file in sorted(files):
             _download(dataset.fs, dataset.files[file], Path(folder, file))
 
