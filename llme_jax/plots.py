@@ -8,8 +8,10 @@ import numpy as np
 from llme_jax.data.arrays import published_file
 from llme_jax.telemetry import read_metrics
 
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # told apart by the colour-blind too
+# As many as LLM-Embedder has tasks, and one; told apart by the colour-blind too (Okabe and Ito).
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+BINS = 40
 Curves = dict[str, tuple[list[int], list[float]]]
 
 
@@ -30,15 +32,40 @@ def draw_curves(metrics_jsonl: Path, png: Path) -> None:
     _save(panels, _draw, png)
 
 
-def draw_histograms(panels: dict[str, np.ndarray], png: Path, counted: str = "rows") -> None:
-    """One panel for each array of values, under its title; `counted` is what a value is of."""
+def draw_histograms(
+    panels: dict[str, np.ndarray],
+    png: Path,
+    counted: str = "rows",
+    limits: dict[str, tuple[str, float]] | None = None,
+) -> None:
+    """One panel for each array of values, under its title.
+
+    Args:
+        counted: what a value is of.
+        limits: by title, a name and a value that the panel marks.
+    """
 
     def draw(ax, title: str, values: np.ndarray) -> None:
-        ax.hist(values, bins=40, color=COLORS[0])
+        ax.hist(values, bins=_bins(values), color=COLORS[0])
+        if np.issubdtype(values.dtype, np.integer):
+            _whole_numbers(ax)
         ax.set_xlabel(title)
         ax.set_ylabel(counted)
+        if limits and title in limits:
+            name, limit = limits[title]
+            ax.axvline(limit, color=COLORS[1], linestyle="--", label=f"{name} {limit:g}")
+            ax.legend(frameon=False, fontsize=8)
 
     _save(panels, draw, png)
+
+
+def _bins(values: np.ndarray) -> int | np.ndarray:
+    """Of whole numbers each bin holds as many; the outermost are empty, so that one is a bar."""
+    if not np.issubdtype(values.dtype, np.integer):
+        return BINS
+    low, high = int(values.min()) - 1, int(values.max()) + 1
+    width = -(-(high - low + 1) // BINS)
+    return np.arange(low, high + width + 1, width) - 0.5
 
 
 def _save(panels: dict, draw: Callable, png: Path) -> None:
@@ -74,8 +101,6 @@ def _curves(lines: list[dict], prefix: str, suffix: str = "") -> Curves:
 
 def _draw(ax, title: str, curves: Curves) -> None:
     """One panel: a colour for every metric, a line style for every cutoff of it."""
-    from matplotlib.ticker import MaxNLocator
-
     families: dict[str, list[str]] = {}
     for name in curves:
         families.setdefault(name.split("@")[0], []).append(name)
@@ -94,10 +119,16 @@ def _draw(ax, title: str, curves: Curves) -> None:
             )
     ax.set_title(title, fontsize=11)
     ax.set_xlabel("step")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(ax)
     if len(curves) > 3:  # beside the panel, where it hides no curve
         ax.legend(
             frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), handlelength=3
         )
     elif len(curves) > 1:
         ax.legend(frameon=False, fontsize=8)
+
+
+def _whole_numbers(ax) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))

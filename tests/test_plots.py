@@ -2,7 +2,11 @@
 
 import json
 
-from llme_jax.plots import draw_curves
+import numpy as np
+import pytest
+
+from llme_jax.data.instructions import RECIPES
+from llme_jax.plots import BINS, COLORS, _bins, draw_curves
 
 
 def test_draw_curves(tmp_path):
@@ -24,3 +28,15 @@ def test_draw_curves(tmp_path):
 def test_nothing_to_draw(tmp_path):
     draw_curves(tmp_path / "missing.jsonl", tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_every_task_has_a_colour():
+    assert len(set(COLORS)) == len(COLORS) >= max(map(len, RECIPES.values()))
+
+
+@pytest.mark.parametrize("values", [[15, 15], [0, 1, 3], [2, 500], [*range(1000)]])
+def test_bins_hold_equally_many_whole_numbers(values):
+    edges = _bins(np.array(values))
+    assert len(edges) <= BINS + 2 and len(set(np.diff(edges))) == 1 and np.diff(edges)[0] % 1 == 0
+    assert edges[0] % 1 == 0.5 and edges[0] < min(values) and edges[-1] > max(values)
+    assert np.histogram(values, edges)[0].sum() == len(values)

@@ -53,7 +53,7 @@ def examine(config: DoctorConfig) -> int:
         with published_file(Path(doctor.json)) as beside:
             beside.write_text(text + "\n", encoding="utf-8")
     if doctor.plot:
-        _plot(facts, Path(doctor.plot))
+        _plot(facts, data, Path(doctor.plot))
     return 1 if stops else 0
 
 
@@ -144,18 +144,23 @@ def _eval_row(record: dict, corpus_size: int) -> tuple[str, list[int]]:
     return query, list(dict.fromkeys(indices))
 
 
-def _plot(facts: list[FileFacts], png: Path) -> None:
+def _plot(facts: list[FileFacts], data: TextConfig, png: Path) -> None:
     """Histograms of all files together; what no row has gets no panel."""
     from llme_jax.plots import draw_histograms  # needs jax, which takes a second
 
     rows = [file.numbers()[1] for file in facts]
     spread = np.concatenate([r.highest - r.lowest for r in rows])
+    queries, keys = "tokens of a query", "tokens of a distinct key"
     panels = {
-        "tokens of a query": np.concatenate([f.query_lengths.values() for f in facts]),
-        "tokens of a distinct key": np.concatenate([f.key_lengths.values() for f in facts]),
+        queries: np.concatenate([f.query_lengths.values() for f in facts]),
+        keys: np.concatenate([f.key_lengths.values() for f in facts]),
         "negatives of a row": np.concatenate([r.n_keys - r.n_pos for r in rows]),
         "highest teacher score less lowest": spread[~np.isnan(spread)],
     }
     panels = {title: values for title, values in panels.items() if len(values)}
+    limits = {
+        queries: ("--query_max_length", data.query_max_length),
+        keys: ("--key_max_length", data.key_max_length),
+    }
     if panels:
-        draw_histograms(panels, png, counted="number")
+        draw_histograms(panels, png, counted="number", limits=limits)
