@@ -93,6 +93,27 @@ def _place(mesh: Mesh, rules, path, leaf) -> NamedSharding:
     raise ValueError(f"no rule places {name}")
 
 
+def gathered(tree, shardings):
+    """Parameters that are spread over devices, whole on each while a traced function reads them.
+
+    Left to itself XLA spreads what is computed from them the same way, and then moves the texts'
+    activations between devices at every layer, many times what the parameters are.
+
+    Args:
+        shardings: of the tree's leaves.
+    """
+    return jax.tree.map(
+        lambda x, s: jax.lax.with_sharding_constraint(x, replicated(s.mesh)), tree, shardings
+    )
+
+
+def whole(tree, sharding: NamedSharding):
+    """Arrays that are spread over a mesh, `replicated` on it; as they are where they are so."""
+    if all(x.sharding.is_equivalent_to(sharding, x.ndim) for x in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)
+
+
 def path_name(path) -> str:
     """`encoder/layer/0/attention/self/query/kernel` of a tree path."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -17,6 +17,7 @@ from llme_jax.config import LossConfig
 from llme_jax.data.batch import Batch, Texts
 from llme_jax.models.dropout import DropoutKey
 from llme_jax.models.dual_encoder import DualEncoder
+from llme_jax.sharding import gathered
 
 
 class TrainState(NamedTuple):
@@ -149,15 +150,19 @@ def make_step(
 
     def value_and_grad(params, batch, micro_step, recipe):
         dropout_key = jax.random.fold_in(jax.random.key(seed), micro_step)
-        return jax.value_and_grad(batch_loss, has_aux=True)(
-            params,
-            batch,
-            dropout_key,
-            encoder=encoder,
-            loss=recipe,
-            devices=devices,
-            chunk=chunk,
-        )
+
+        def loss(params):
+            if shardings is not None:
+                params = gathered(params, shardings.params)
+            return batch_loss(
+                *(params, batch, dropout_key),
+                encoder=encoder,
+                loss=recipe,
+                devices=devices,
+                chunk=chunk,
+            )
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
 
     def update(state: TrainState, values, parts, grads):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -1,5 +1,6 @@
 """The train step: the same on any number of devices, GradCache, a trajectory against torch."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -158,6 +159,38 @@ def test_fsdp_spreads_parameters_and_moments(folder):
             kernels += 1
             assert leaf.addressable_shards[0].data.size * 4 == leaf.size, name
     assert kernels == 3 * 2 * 6  # parameter and two moments, 2 layers of 6 linear maps
+
+
+def test_with_fsdp_weights_travel_and_texts_do_not(tmp_path):
+    """What the devices exchange does not grow with the texts.
+
+    It is the weights, and the gradients of queries and of keys, which XLA adds up first elsewhere
+    than on CPU.
+    """
+    encoder, params, _ = load(tiny.save_bert(tmp_path / "bert", width=256))
+    optimizer = make_optimizer(TrainConfig(), 10)
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    mesh = sharding.make_mesh(8)
+    shardings = sharding.state_sharding(mesh, abstract)
+    step = make_step(encoder, optimizer, devices=8, chunk=None, seed=0, shardings=shardings)
+
+    def place(x, s):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+
+    def exchanged(length: int) -> int:
+        batch = tiny.random_batch(16, 4, key_length=length)
+        batch = jax.tree.map(lambda x: place(x, sharding.batch_sharding(mesh)), batch)
+        program = step.lower(jax.tree.map(place, abstract, shardings), batch, CONTRASTIVE, False)
+        return sum(
+            4 * int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
+            for line in program.compile().as_text().splitlines()
+            if (match := re.search(r" = (.*) (all-\w+|reduce-scatter|collective-permute)\(", line))
+            for shape in re.findall(r"\w\[([\d,]*)\]", match[1])
+        )
+
+    size = 4 * sum(x.size for x in jax.tree.leaves(params))
+    assert 2 * size < exchanged(16) < 3.1 * size
+    assert exchanged(64) < 1.01 * exchanged(16)
 
 
 def test_gradient_accumulation_is_the_mean_of_its_batches(folder):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from llme_jax.data.by_length import batches_by_length
 from llme_jax.data.tokens import TokenStore, bucket
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.sharding import batch_sharding, make_mesh, replicated, to_mesh
+from llme_jax.sharding import batch_sharding, make_mesh, replicated, to_mesh, whole
 
 # Tokens a device encodes at a time at most: enough to keep it busy, little enough for its memory.
 # Small on CPU, where that saves padding and stays in the cache: with 16384, MiniLM took twice as
@@ -103,9 +103,12 @@ class _Progress:
 
 
 def place(params, mesh: Mesh | None):
-    """Parameters on the mesh: those on the host are copied to every device, others stay."""
+    """Parameters, from the host or spread over the mesh, whole on every device."""
     sharding = replicated(mesh or make_mesh(devices=jax.local_devices()[:1]))
-    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else to_mesh(x, sharding), params)
+    params = jax.tree.map(
+        lambda x: x if isinstance(x, jax.Array) else to_mesh(x, sharding), params
+    )
+    return whole(params, sharding)
 
 
 @partial(jax.jit, static_argnames=("encoder", "field", "result"))
