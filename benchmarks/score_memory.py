@@ -35,8 +35,8 @@ def main() -> None:
     for fsdp, tensor in ((1, 8), (8, 1), (2, 4)):
         mesh = make_mesh(fsdp, tensor)
         memory = analyse(lm, sharded_shapes(lm, mesh), mesh, args.rows, args.length)
-        print(f"{fsdp:5}{tensor:7}{memory.argument_size_in_bytes / 2**30:14.2f} GiB"
-              f"{memory.temp_size_in_bytes / 2**30:9.2f} GiB", flush=True)  # fmt: skip
+        print(f"{fsdp:5}{tensor:7}{memory.arguments / 2**30:14.2f} GiB"
+              f"{memory.temporary / 2**30:9.2f} GiB", flush=True)  # fmt: skip
 
 
 def llama_2_7b() -> CausalLM:

@@ -71,7 +71,7 @@ def train(config: Config) -> int:
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
     shardings = sharding.state_sharding(mesh, abstract)
     if settings.plan:
-        return Preview(settings, encoder, optimizer, abstract, shardings, data, plan, mesh).show()
+        return Preview(settings, encoder, optimizer, abstract, data, plan, mesh).show()
     start = checkpoints.latest()
     if start is None:
         start = 0
@@ -201,7 +201,7 @@ class Terminated:
 
 def _export(config: Config, encoder, tokenizer, data: TrainData, mesh, params):
     """What writes the encoder's folder in the background, with its own copy of the parameters."""
-    whole = jax.jit(lambda p: p, out_shardings=sharding.replicated(mesh))(params)
+    whole = sharding.whole(params, sharding.replicated(mesh))
     # A copy: on CPU np.asarray would share memory with arrays that the next step overwrites.
     host = jax.tree.map(np.array, whole) if jax.process_index() == 0 else None
     return partial(

@@ -4,8 +4,10 @@ The step is compiled for the devices that are there, and XLA says what it needs 
 """
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from llme_jax.config import LossConfig, TrainConfig
 from llme_jax.data.batch import Batch, Texts
 from llme_jax.data.plan import Plan
 from llme_jax.data.train_data import SAMPLED_BATCHES, TrainData
+from llme_jax.memory import needs
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.step import TrainState, make_step
 from llme_jax.telemetry import count, describe_shapes
@@ -61,7 +64,7 @@ class Preview:
 
     Args:
         encoder: as it is to be trained.
-        optimizer, abstract, shardings: of the state; nothing of it is in memory.
+        optimizer, abstract: of the state; nothing of it is in memory.
         plan: which rows make a batch; `data.settle_widths` has seen it.
     """
 
@@ -69,7 +72,6 @@ class Preview:
     encoder: DualEncoder
     optimizer: object
     abstract: TrainState
-    shardings: TrainState
     data: TrainData
     plan: Plan
     mesh: object
@@ -95,8 +97,12 @@ class Preview:
             say(f"it fits: a device has {limit / GIB:.2f} GiB")
             return 0
         say(f"it does not fit: a device has {limit / GIB:.2f} GiB; it would with")
-        found = [f"  {flags}: {memory / GIB:.2f} GiB" for flags, memory in self._fitting(largest)]
-        say("\n".join(found) if found else "  none of the settings that were tried")
+        fitting, least = self._fitting(largest, limit)
+        for flags, memory in fitting:
+            say(f"  {flags}: {memory / GIB:.2f} GiB")
+        if not fitting:
+            flags, memory = least
+            say(f"  none of the settings that were tried, {flags} takes {memory / GIB:.2f} GiB")
         return 1
 
     def _survey(self, plan: Plan) -> Survey:
@@ -122,56 +128,74 @@ class Preview:
         stats = self.mesh.local_devices[0].memory_stats() or {}
         return stats.get("bytes_limit")
 
-    def _memory(self, batch: Batch, recipe: LossConfig, settings: TrainConfig) -> int:
+    def _memory(self, batch: Batch, recipe: LossConfig, settings: TrainConfig) -> float:
         """Bytes of a device while a step runs, as XLA plans them."""
         encoder = replace(self.encoder, remat=settings.gradient_checkpointing)
+        mesh = sharding.make_mesh(settings.fsdp)
+        shardings = sharding.state_sharding(mesh, self.abstract)
         step = make_step(
             encoder,
             self.optimizer,
-            devices=self.mesh.size,
+            devices=mesh.size,
             chunk=settings.sub_batch_size,
             seed=settings.seed,
-            shardings=self.shardings,
+            shardings=shardings,
         )
-        state = jax.tree.map(_placed, self.abstract, self.shardings)
-        of_batch = sharding.batch_sharding(self.mesh)
+        state = jax.tree.map(_placed, self.abstract, shardings)
+        of_batch = sharding.batch_sharding(mesh)
         structs = jax.tree.map(lambda x: _placed(x, of_batch), batch)
         several = settings.gradient_accumulation_steps > 1
-        needs = step.lower(state, structs, recipe, several).compile().memory_analysis()
-        memory = needs.argument_size_in_bytes + needs.output_size_in_bytes
-        memory += needs.temp_size_in_bytes - needs.alias_size_in_bytes
+        memory = needs(step.lower(state, structs, recipe, several)).total
         if several:  # what is not part of that program: the optimizer's state, the gradients' sum
             memory += _bytes(state.opt_state) + _bytes(state.params)
         return memory
 
-    def _fitting(self, largest: Program) -> Iterator[tuple[str, int]]:
-        """The mildest change of each setting with which the largest step fits, and its memory."""
-        settings, limit = self.settings, self._limit()
+    def _fitting(
+        self, largest: Program, limit: float
+    ) -> tuple[list[tuple[str, float]], tuple[str, float]]:
+        """Flags with which the largest step fits, and its memory; and what takes least of all.
 
-        def first(changes: Iterator[tuple[str, Callable]]) -> Iterator[tuple[str, int]]:
-            for flags, memory in changes:
-                logger.info("trying %s", flags)
-                needed = memory()
-                if needed <= limit:
-                    yield flags, needed
-                    return
+        Of each setting it is the mildest change; all together are tried when none is enough.
+        """
+        settings, devices = self.settings, self.mesh.size
+        tried: dict[str, float] = {}
 
-        def with_settings(**changes) -> tuple[str, Callable]:
+        def fits(flags: str, memory: Callable[[], float]) -> bool:
+            logger.info("trying %s", flags)
+            tried[flags] = memory()
+            return tried[flags] <= limit
+
+        def mildest(changes: list[tuple[str, Callable[[], float]]]) -> list[tuple[str, float]]:
+            """Of changes that take less and less memory, by bisection: compiling takes long."""
+            if not changes or not fits(*changes[-1]):
+                return []
+            at = bisect_left(changes[:-1], True, key=lambda change: fits(*change))
+            return [(flags := changes[at][0], tried[flags])]
+
+        def changed(**changes) -> tuple[str, Callable[[], float]]:
             flags = " ".join(f"--{name} {value}".lower() for name, value in changes.items())
-            changed = replace(settings, **changes)
-            return flags, lambda: self._memory(largest.batch, largest.recipe, changed)
+            other = replace(settings, **changes)
+            return flags, lambda: self._memory(largest.batch, largest.recipe, other)
 
-        if not settings.gradient_checkpointing:
-            yield from first(iter([with_settings(gradient_checkpointing=True)]))
-        texts = len(largest.batch.key.place) // self.mesh.size
-        sizes = list(_halves(min(texts, settings.sub_batch_size or texts)))
-        yield from first(with_settings(sub_batch_size=size) for size in sizes)
-        yield from first(
-            (f"--per_device_train_batch_size {size}", lambda size=size: self._smaller(size))
-            for size in _halves(self.plan.batch_size // self.mesh.size)
-        )
+        remat = {} if settings.gradient_checkpointing else {"gradient_checkpointing": True}
+        texts = len(largest.batch.key.place) // devices
+        chunks = [*_halves(min(texts, settings.sub_batch_size or texts))]
+        spread = [n for n in range(settings.fsdp + 1, devices + 1) if devices % n == 0]
+        rows = [*_halves(self.plan.batch_size // devices)]
+        fitting = [
+            *mildest([changed(**remat)] if remat else []),
+            *mildest([changed(sub_batch_size=size) for size in chunks]),
+            *mildest([changed(fsdp=n) for n in spread]),
+            *mildest(
+                [(f"--per_device_train_batch_size {n}", partial(self._smaller, n)) for n in rows]
+            ),
+        ]
+        if not fitting:
+            both = remat | ({"fsdp": spread[-1]} if spread else {})
+            fitting = mildest([changed(**both, sub_batch_size=size) for size in chunks])
+        return fitting, min(tried.items(), key=lambda one: one[1], default=("", 0))
 
-    def _smaller(self, rows: int) -> int:
+    def _smaller(self, rows: int) -> float:
         """Bytes of a device with batches of so many queries a device."""
         plan = replace(self.plan, batch_size=rows * self.mesh.size)
         self.data.settle_widths(plan, self.mesh.size)
@@ -183,7 +207,8 @@ class Preview:
         passes = 4 if again else 3  # forward, twice that backward, forward once more
         per_step = passes * self.settings.gradient_accumulation_steps / survey.batches / 1e12
         parameters = sum(x.size for x in jax.tree.leaves(self.abstract.params))
-        state = _bytes(jax.tree.map(_placed, self.abstract, self.shardings))
+        shardings = sharding.state_sharding(self.mesh, self.abstract)
+        state = _bytes(jax.tree.map(_placed, self.abstract, shardings))
         lines = [
             f"parameters         {parameters:,}; with the optimizer's state {state / GIB:.2f} GiB "
             f"on each of {self.mesh.size} devices",

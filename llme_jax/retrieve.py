@@ -9,6 +9,8 @@ from llme_jax import cli
 from llme_jax.config import RetrieveConfig
 from llme_jax.validate import validate_retrieval
 
+WHEN_FULL = "give a lower --batch_size"
+
 
 def main(argv: list[str]) -> int:
     config = cli.parse(argv, "retrieve", __doc__, RetrieveConfig)
@@ -18,7 +20,7 @@ def main(argv: list[str]) -> int:
     from llme_jax.retrieval.retrieve import retrieve
     from llme_jax.runtime import started
 
-    with started(config.processes, config.data.dataset_cache_dir):
+    with started(config.processes, config.data.dataset_cache_dir, WHEN_FULL):
         return retrieve(config)
 
 

@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from llme_jax.config import ProcessConfig
 from llme_jax.data.tokens import cache_dir
 from llme_jax.errors import InputError, RunError
+from llme_jax.memory import exhausted
 
 logger = logging.getLogger("llme_jax")
 
@@ -24,15 +25,21 @@ LAST_WORDS = 5  # seconds in which the other processes can say what went wrong w
 
 
 @contextmanager
-def started(processes: ProcessConfig, dataset_cache_dir: str | None) -> Iterator[None]:
+def started(
+    processes: ProcessConfig, dataset_cache_dir: str | None, when_full: str
+) -> Iterator[None]:
     """What has to be in place around a command's work.
 
     Joins the processes of the run, and shows what the package logs (on process 0; warnings on all)
     between progress bars. An error in one of several processes ends it at once, so that the others
     notice and nobody waits for ever.
 
+    Args:
+        when_full: what to do when the memory of a device is.
+
     Raises:
         InputError: only some of the settings of `processes` are there.
+        RunError: the memory of a device is full.
     """
     # Our own logger only: jax, orbax and transformers have much to say.
     logger.setLevel(logging.INFO)
@@ -50,9 +57,12 @@ def started(processes: ProcessConfig, dataset_cache_dir: str | None) -> Iterator
         try:
             yield
         except BaseException as error:
+            if exhausted(error):
+                said = str(error).splitlines()[0][:200]
+                error = RunError(f"the memory of a device is full: {when_full} ({said})")
             if jax.process_count() > 1:
                 _leave(error)
-            raise
+            raise error
 
 
 def join(processes: ProcessConfig) -> None:

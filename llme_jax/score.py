@@ -11,6 +11,8 @@ from llme_jax import cli
 from llme_jax.config import ScoreConfig
 from llme_jax.validate import validate_scoring
 
+WHEN_FULL = "give a lower --lm_batch_size, or --tensor N to spread the model over N devices"
+
 
 def main(argv: list[str]) -> int:
     config = cli.parse(argv, "score", __doc__, ScoreConfig)
@@ -20,7 +22,7 @@ def main(argv: list[str]) -> int:
     from llme_jax.lm.score import score
     from llme_jax.runtime import started
 
-    with started(config.processes, None):
+    with started(config.processes, None, WHEN_FULL):
         return score(config)
 
 

@@ -9,6 +9,11 @@ The same command again continues where the run was stopped.
 from llme_jax import cli
 from llme_jax.validate import validate
 
+WHEN_FULL = (
+    "the same command with --plan says which of --sub_batch_size, --gradient_checkpointing, "
+    "--fsdp and a smaller --per_device_train_batch_size is enough"
+)
+
 
 def main(argv: list[str]) -> int:
     config = cli.parse(argv, "train", __doc__)
@@ -18,7 +23,7 @@ def main(argv: list[str]) -> int:
     from llme_jax.loop import train
     from llme_jax.runtime import started
 
-    with started(config.processes, config.data.dataset_cache_dir):
+    with started(config.processes, config.data.dataset_cache_dir, WHEN_FULL):
         return train(config)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from llme_jax.data.by_length import batches_by_length, fitting
 from llme_jax.errors import InputError
 from llme_jax.lm.prompts import Prompts
+from llme_jax.memory import Needs, needs
 from llme_jax.models.llama import CausalLM
 from llme_jax.sharding import batch_sharding, to_mesh
 
@@ -129,21 +130,20 @@ class Scorer:
         width = self._widths[-1]
         while True:
             rows = max(tokens // width, 1)
-            analysis = analyse(self._lm, self._params, self._mesh, rows, width)
-            needed = analysis.temp_size_in_bytes
+            needed = analyse(self._lm, self._params, self._mesh, rows, width).temporary
             if needed < 0.9 * left:  # the rest is for what the allocator cannot join
                 return tokens
             if rows == 1:
                 raise InputError(
-                    f"a prompt of {width} tokens takes {needed >> 20} MiB on a device, {left >> 20}"
-                    " are left beside the weights: give --tensor N to spread the model over N "
-                    "devices, or a lower --context_max_length"
+                    f"a prompt of {width} tokens takes {needed / 2**20:.0f} MiB on a device, "
+                    f"{left >> 20} are left beside the weights: give --tensor N to spread the "
+                    "model over N devices, or a lower --context_max_length"
                 )
             tokens //= 2
 
 
-def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int):
-    """Compiles the scoring of a batch and returns XLA's `memory_analysis`, bytes of a device.
+def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int) -> Needs:
+    """Compiles the scoring of a batch and returns what a device needs for it.
 
     Args:
         params: arrays on the mesh, or, as `sharded_shapes` gives them, no weights at all.
@@ -156,4 +156,4 @@ def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int):
         for shape in ((rows, width), (rows,), (rows,))
     ]
     settings = {"lm": lm, "slots": SLOTS, "group": SLOTS}
-    return answer_log_likelihood.lower(params, *batch, **settings).compile().memory_analysis()
+    return needs(answer_log_likelihood.lower(params, *batch, **settings))

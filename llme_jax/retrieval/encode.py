@@ -105,9 +105,7 @@ class _Progress:
 def place(params, mesh: Mesh | None):
     """Parameters, from the host or spread over the mesh, whole on every device."""
     sharding = replicated(mesh or make_mesh(devices=jax.local_devices()[:1]))
-    params = jax.tree.map(
-        lambda x: x if isinstance(x, jax.Array) else to_mesh(x, sharding), params
-    )
+    params = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else to_mesh(x, sharding), params)
     return whole(params, sharding)
 
 

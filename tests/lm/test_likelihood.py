@@ -21,11 +21,11 @@ def test_eight_devices_hold_an_eighth_each(llama, fsdp, tensor):
     spread = make_mesh(fsdp, tensor)
     memory = analyse(lm, sharded_shapes(lm, spread), spread, rows=1, width=64)
     # Vectors are whole everywhere, matrices are not.
-    assert weights / 8 <= memory.argument_size_in_bytes < 0.15 * weights
+    assert weights / 8 <= memory.arguments < 0.15 * weights
     # Compiled without weights or with them, it is the same program.
     params = load_causal_lm(lm, folder, spread)
     again = analyse(lm, params, spread, rows=1, width=64)
-    assert again.argument_size_in_bytes == memory.argument_size_in_bytes
+    assert again.arguments == memory.arguments
 
 
 def test_logits_exist_for_answers_only(llama):
@@ -34,5 +34,5 @@ def test_logits_exist_for_answers_only(llama):
     shapes, vocabulary = sharded_shapes(lm, mesh), 10**5
     lm = type(lm)(type(lm.config)(**vars(lm.config) | {"vocab_size": vocabulary}), lm.dtype)
     shapes = sharded_shapes(lm, mesh)
-    needed = analyse(lm, shapes, mesh, rows=8, width=512).temp_size_in_bytes
+    needed = analyse(lm, shapes, mesh, rows=8, width=512).temporary
     assert needed < 8 * 512 * vocabulary * 4 / 4  # a quarter of all logits

@@ -74,7 +74,7 @@ from llme_jax.retrieval.index import search
 from llme_jax.runtime import started
 from llme_jax.sharding import make_mesh
 
-with started(ProcessConfig(), None):
+with started(ProcessConfig(), None, ""):
     vectors, metric = np.load(sys.argv[1]), sys.argv[2]
     mesh = make_mesh()
     assert mesh.size == 8
