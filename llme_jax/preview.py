@@ -16,7 +16,7 @@ from numpy import ndarray
 from llme_jax import sharding
 from llme_jax.config import LossConfig, TrainConfig
 from llme_jax.data.batch import Batch, Texts
-from llme_jax.data.plan import Plan
+from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.train_data import SAMPLED_BATCHES, TrainData
 from llme_jax.memory import needs
 from llme_jax.models.dual_encoder import DualEncoder
@@ -34,7 +34,8 @@ class Program:
 
     batch: Batch  # one of them, of all hosts
     recipe: LossConfig
-    seen: int = 0  # how many of the batches that were looked at
+    planned: PlannedBatch
+    share: float = 0.0  # of all batches
 
     @property
     def slots(self) -> int:
@@ -43,12 +44,11 @@ class Program:
 
 @dataclass
 class Survey:
-    """What the first batches of a plan are like; operations are of one forward pass, summed."""
+    """What batches are like; numbers are of a mean batch, operations of its forward pass."""
 
     programs: dict[tuple, Program] = field(default_factory=dict)
-    batches: int = 0
-    tokens: int = 0
-    slots: int = 0  # tokens and padding
+    tokens: float = 0.0
+    slots: float = 0.0  # tokens and padding
     flops: float = 0.0  # of tokens
     slot_flops: float = 0.0
 
@@ -86,9 +86,15 @@ class Preview:
         survey = self._survey(self.plan)
         say(self._describe(survey))
         largest = survey.largest
-        logger.info("compiling %s", describe_shapes(largest.batch))
-        memory = self._memory(largest.batch, largest.recipe, self.settings)
-        say(f"memory             {memory / GIB:.2f} GiB of a device in the largest batches")
+        memory = self._needed(largest)
+        say(f"memory             {memory / GIB:.2f} GiB of a device in the largest of these")
+        longest = self._longest(largest)
+        if longest.slots > largest.slots:
+            largest, memory = longest, self._needed(longest)
+            say(
+                f"                   {memory / GIB:.2f} GiB if a batch has longer texts than these:"
+            )
+            say(f"  {describe_shapes(largest.batch)}")
         limit = self._limit()
         if limit is None:
             say("no limit is known here: --device_memory GIB compares with that of a device")
@@ -107,19 +113,27 @@ class Preview:
 
     def _survey(self, plan: Plan) -> Survey:
         survey, params = Survey(), self.abstract.params
-        for step in range(min(SAMPLED_BATCHES, plan.steps_per_epoch)):
-            planned = plan(step)
+        for share, planned in plan.samples(SAMPLED_BATCHES):
             batch = self.data.assemble(planned, self.mesh.size)
             recipe = self.data.recipe(planned.dataset)
             key = (str(jax.tree.map(np.shape, batch)), recipe)
-            survey.programs.setdefault(key, Program(batch, recipe)).seen += 1
+            survey.programs.setdefault(key, Program(batch, recipe, planned)).share += share
             counts = count(batch, processes=1)
-            survey.batches += 1
-            survey.tokens += counts.tokens
-            survey.slots += counts.slots
-            survey.flops += forward_flops(self.encoder, params, *real_lengths(batch))
-            survey.slot_flops += forward_flops(self.encoder, params, *padded_lengths(batch))
+            survey.tokens += share * counts.tokens
+            survey.slots += share * counts.slots
+            real, padded = real_lengths(batch), padded_lengths(batch)
+            survey.flops += share * forward_flops(self.encoder, params, *real)
+            survey.slot_flops += share * forward_flops(self.encoder, params, *padded)
         return survey
+
+    def _longest(self, program: Program) -> Program:
+        """The program of rare batches, whose texts are longer than those that were looked at."""
+        batch = self.data.assemble(program.planned, self.mesh.size, fitting=False)
+        return replace(program, batch=batch, share=0.0)
+
+    def _needed(self, program: Program) -> float:
+        logger.info("compiling %s", describe_shapes(program.batch))
+        return self._memory(program.batch, program.recipe, self.settings)
 
     def _limit(self) -> float | None:
         """Bytes of a device, where that is known."""
@@ -199,13 +213,13 @@ class Preview:
         """Bytes of a device with batches of so many queries a device."""
         plan = replace(self.plan, batch_size=rows * self.mesh.size)
         self.data.settle_widths(plan, self.mesh.size)
-        largest = self._survey(plan).largest
-        return self._memory(largest.batch, largest.recipe, self.settings)
+        longest = self._longest(self._survey(plan).largest)
+        return self._memory(longest.batch, longest.recipe, self.settings)
 
     def _describe(self, survey: Survey) -> str:
         again = self.settings.gradient_checkpointing or self.settings.sub_batch_size is not None
         passes = 4 if again else 3  # forward, twice that backward, forward once more
-        per_step = passes * self.settings.gradient_accumulation_steps / survey.batches / 1e12
+        per_step = passes * self.settings.gradient_accumulation_steps / 1e12
         parameters = sum(x.size for x in jax.tree.leaves(self.abstract.params))
         shardings = sharding.state_sharding(self.mesh, self.abstract)
         state = _bytes(jax.tree.map(_placed, self.abstract, shardings))
@@ -215,10 +229,10 @@ class Preview:
             f"operations a step  {per_step * survey.flops:.3g} TFLOP on all devices, "
             f"{per_step * survey.slot_flops:.3g} with padding",
             f"padding            {1 - survey.tokens / survey.slots:.1%} of what is computed",
-            f"programs           {len(survey.programs)} in the first {survey.batches} batches:",
+            f"programs           {len(survey.programs)}, for so many of the batches:",
         ]
-        for program in sorted(survey.programs.values(), key=lambda program: -program.seen):
-            lines.append(f"  {program.seen} batches: {describe_shapes(program.batch)}")
+        for program in sorted(survey.programs.values(), key=lambda program: -program.share):
+            lines.append(f"  {program.share:6.1%}: {describe_shapes(program.batch)}")
         return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -68,6 +69,25 @@ class Plan:
         if self.method in (None, "random"):
             return None
         return _batch_counts(self.sizes, self.batch_size)
+
+    def shares(self) -> list[float]:
+        """How much of all batches each dataset has; a single 1 where they are mixed."""
+        counts = (
+            self._sizes if self.method == "random" else _batch_counts(self._sizes, self.batch_size)
+        )
+        return [count / sum(counts) for count in counts]
+
+    def samples(self, count: int) -> Iterator[tuple[float, PlannedBatch]]:
+        """Up to `count` batches of each dataset, those of the first epoch or such as it has.
+
+        With each comes the share of all batches for which it stands.
+        """
+        batches, of = _shuffled_batches(self._sizes, self.batch_size, self.seed % 2**63, 0)
+        for dataset, share in enumerate(self.shares()):
+            numbers = np.flatnonzero(of == dataset)[:count]
+            name = None if self.method is None else dataset
+            for number in numbers:
+                yield share / len(numbers), PlannedBatch(name, 0, batches[number].copy())
 
     def __call__(self, step: int) -> PlannedBatch:
         epoch, position = divmod(step, self.steps_per_epoch)

@@ -19,7 +19,7 @@ from llme_jax.data.tokens import bucket, cache_dir, fingerprint
 from llme_jax.data.train_store import TrainStore, open_store
 from llme_jax.errors import InputError
 
-SAMPLED_BATCHES = 64  # how many decide the widths of blocks
+SAMPLED_BATCHES = 32  # how many of each file decide the widths of blocks
 
 
 class _Chosen(NamedTuple):
@@ -66,7 +66,7 @@ class TrainData:
         )
         most = max(int(d.store.rows.n_pos[d.rows].max()) for d in datasets)
         self._usual_positives = min(8, _power_of_two(max(1, most)))
-        self._widths: dict[int | None, tuple[list[int], list[int]]] = {}
+        self._widths: dict[str | None, tuple[list[int], list[int]]] = {}  # by path
 
     def recipe(self, dataset: int | None) -> LossConfig:
         """The losses of a batch from one dataset, or of a mixed one (None)."""
@@ -87,21 +87,29 @@ class TrainData:
         return out
 
     def settle_widths(self, plan: Plan, devices: int) -> None:
-        """Chooses the widths of the blocks that batches of a dataset are padded to.
+        """Chooses the widths of the blocks that batches of a file are padded to.
 
-        They come from the first batches of the plan, so that nearly all batches fit: a step is
-        compiled once or twice a dataset, whatever the lengths of its texts.
+        They come from some batches of each file, so that nearly all batches fit: a step is
+        compiled once or twice a file, whatever the lengths of its texts.
         """
-        longest: dict[int | None, list[ndarray]] = {}
-        for step in range(min(SAMPLED_BATCHES, plan.steps_per_epoch)):
-            planned = plan(step)
+        longest: dict[str | None, list[ndarray]] = {}
+        for _, planned in plan.samples(SAMPLED_BATCHES):
             seen = [np.array(b.longest) for b in self._blocks(self._choose(planned), devices)]
-            known = longest.get(planned.dataset, seen)
-            longest[planned.dataset] = [np.maximum(x, y) for x, y in zip(known, seen, strict=True)]
-        self._widths = {dataset: self._buckets(*both) for dataset, both in longest.items()}
+            path = self._path(planned.dataset)
+            known = longest.get(path, seen)
+            longest[path] = [np.maximum(x, y) for x, y in zip(known, seen, strict=True)]
+        self._widths = {path: self._buckets(*both) for path, both in longest.items()}
+
+    def _path(self, dataset: int | None) -> str | None:
+        return None if dataset is None else self.paths[dataset]
 
     def assemble(
-        self, planned: PlannedBatch, devices: int = 1, positions: slice = slice(None)
+        self,
+        planned: PlannedBatch,
+        devices: int = 1,
+        positions: slice = slice(None),
+        *,
+        fitting: bool = True,
     ) -> Batch:
         """The batch of the planned rows, or only of its `positions`, those of some devices.
 
@@ -110,10 +118,11 @@ class TrainData:
 
         Args:
             devices: how many share the whole batch.
+            fitting: False gives it the shapes of one whose texts are longer than usual.
         """
         chosen = self._choose(planned)
         blocks = self._blocks(chosen, devices)
-        widths = self._fitting_widths(planned.dataset, *blocks)
+        widths = self._fitting_widths(planned.dataset, *blocks) if fitting else self._most(*blocks)
         positives = max(int(c.num_positives().max()) for c in chosen)
         num_positives = max(self._usual_positives, _power_of_two(positives))
 
@@ -169,10 +178,14 @@ class TrainData:
     def _fitting_widths(
         self, dataset: int | None, queries: Blocks, keys: Blocks
     ) -> tuple[list[int], list[int]]:
-        settled = self._widths.get(dataset) or self._buckets(queries.longest, keys.longest)
+        settled = self._widths.get(self._path(dataset))
+        settled = settled or self._buckets(queries.longest, keys.longest)
         if fits(queries.longest, settled[0]) and fits(keys.longest, settled[1]):
             return settled
-        data = self._data  # one more program serves all batches that do not fit
+        return self._most(queries, keys)  # one more program serves all batches that do not fit
+
+    def _most(self, queries: Blocks, keys: Blocks) -> tuple[list[int], list[int]]:
+        data = self._data
         return (
             [data.query_max_length] * len(queries.longest),
             [data.key_max_length] * len(keys.longest),

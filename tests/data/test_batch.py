@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import jax
 import numpy as np
+import pytest
 from samples import assert_same, in_order, joined, make_rows, plan_rows
 
 from llme_jax.data import train_data
@@ -70,7 +71,7 @@ def test_a_batch_that_does_not_fit_is_padded_to_the_limits(write_rows, prepared,
     plan = Plan((40,), 8, None, seed=0)
     steps = range(plan.steps_per_epoch)
     (outlier,) = [step for step in steps if 39 in plan(step).rows]
-    assert outlier != 0  # it is not the batch that the widths are taken from
+    assert all(39 not in planned.rows for _, planned in plan.samples(1))
     monkeypatch.setattr(train_data, "SAMPLED_BATCHES", 1)
     data.settle_widths(plan, 1)
     for step in steps:
@@ -79,3 +80,25 @@ def test_a_batch_that_does_not_fit_is_padded_to_the_limits(write_rows, prepared,
         assert widths == ({33} if step == outlier else {16})
         assert {x.shape[1] for x in batch.query.ids} == {14}
     assert in_order(data.assemble(plan(outlier)).key)[1].max() > 16  # and nothing was cut off
+    longest = data.assemble(plan(0), fitting=False)  # what --plan expects of such a batch
+    assert [x.shape for x in longest.key.ids] == [
+        x.shape for x in data.assemble(plan(outlier)).key.ids
+    ]
+
+
+@pytest.mark.parametrize("method", ["epoch", "epoch-random", "random"])
+def test_a_small_file_among_large_ones_has_its_own_widths(write_rows, prepared, method):
+    rows = [{"query": "q", "pos": ["p"], "neg": ["n n n"]} for _ in range(640)]
+    rare = [{"query": "q", "pos": ["k " * (i % 20)], "neg": ["n"]} for i in range(32)]
+    paths = [write_rows("large.json", rows), write_rows("rare.json", rare)]
+    data = prepared([*paths, paths[1]], query_max_length=14, key_max_length=48)
+    plan = Plan(tuple(data.sizes), 16, method, seed=0)
+    data.settle_widths(plan, 1)
+    widths = {dataset: set() for dataset in range(3)}
+    for step in range(2 * plan.steps_per_epoch):
+        planned = plan(step)
+        batch = data.assemble(planned)
+        widths[planned.dataset].add(tuple(x.shape for x in batch.key.ids))
+    assert widths[0] == {((48, 16),)} and widths[1] == widths[2] and len(widths[1]) == 1
+    (blocks,) = widths[1]
+    assert blocks == ((16, 32), (32, 16))

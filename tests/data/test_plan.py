@@ -52,6 +52,26 @@ def test_shapes_and_epochs(method):
         assert planned.rows.min() >= 0 and planned.rows.max() < 100
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_samples_stand_for_all_batches(method):
+    plan = Plan(SIZES, 4, method, seed=3)
+    samples = list(plan.samples(2))
+    assert [planned.dataset for _, planned in samples] == (
+        [None, None] if method is None else [0, 0, 1, 1, 2, 2]
+    )
+    shares = np.array([share for share, _ in samples]).reshape(-1, 2)
+    wanted = {None: [1], "random": [0.37, 0.23, 0.4]}.get(method, [9 / 24, 5 / 24, 10 / 24])
+    np.testing.assert_allclose(shares.sum(axis=1), wanted)
+    for _, planned in samples:
+        assert planned.epoch == 0 and len({*planned.rows.tolist()}) == 4
+        if method is not None:
+            assert {*np.searchsorted(ENDS, planned.rows, side="right")} == {planned.dataset}
+    if method != "random":  # they are batches that are trained on
+        trained = {tuple(batch.rows) for batch in _epoch(plan, 0)}
+        assert {tuple(planned.rows) for _, planned in samples} <= trained
+    assert len(list(plan.samples(99))) == (25 if method is None else 24)
+
+
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_one_dataset_a_batch(method):
     plan = Plan(SIZES, 4, method, seed=0)
