@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from llme_jax import sharding
+from llme_jax.agreement import check_agreement
 from llme_jax.checkpoint import Checkpoints
 from llme_jax.config import Config
 from llme_jax.data.instructions import NO_INSTRUCTION, find_instruction
@@ -51,7 +52,7 @@ def train(config: Config) -> int:
     encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
     bad_rows = BadRows(config.data.max_bad_rows)
     data = prepare(config.data, config.loss, tokenizer, seed=settings.seed, bad_rows=bad_rows)
-    folder.check_rows(data.sizes)
+    folder.check_data(data)
     plan = Plan(tuple(data.sizes), global_batch, config.data.inbatch_same_dataset, settings.seed)
     data.settle_widths(plan, mesh.size)
     evaluator = Evaluator(config, tokenizer, encoder, mesh) if config.data.eval_data else None
@@ -73,6 +74,8 @@ def train(config: Config) -> int:
     if settings.plan:
         return Preview(settings, encoder, optimizer, abstract, data, plan, mesh).show()
     start = checkpoints.latest()
+    if jax.process_count() > 1:
+        check_agreement(config, tokenizer, data, evaluator, folder.path, start, params)
     if start is None:
         start = 0
         on_mesh = sharding.to_mesh(params, shardings.params)
@@ -84,7 +87,7 @@ def train(config: Config) -> int:
         state = checkpoints.restore(start, like)
         logger.info("continuing %s at step %d of %d", folder.path, start, max_steps)
     del params
-    folder.write(config, data.sizes, global_batch, mesh)
+    folder.write(config, data, global_batch, mesh)
     bad_rows.report(folder.path / "bad_rows.jsonl")
     _describe(data, plan, mesh, steps_per_epoch, max_steps)
 
@@ -98,7 +101,9 @@ def train(config: Config) -> int:
         shardings=shardings,
     )
     log = MetricsLog(folder.path, start, settings.report_to == "tensorboard")
-    best = BestMetric(config.training.metric_for_best_model, log.path, checkpoints.best())
+    best = BestMetric(settings.metric_for_best_model)
+    if known := best.resume(log.path, checkpoints.steps()):
+        checkpoints.mark_best(known)  # a run that was killed may not have come to it
     export = partial(_export, config, encoder, tokenizer, data, mesh)
     terminated = Terminated()
     if evaluator and settings.eval_on_start and start == 0:
@@ -163,12 +168,17 @@ def _inputs(
 class BestMetric:
     """The best value so far of the metric that picks the best checkpoint."""
 
-    def __init__(self, wanted: str | None, metrics_path: Path, best_step: int | None):
+    def __init__(self, wanted: str | None):
         self._wanted = f"eval_{wanted or 'ndcg@10'}"
         self._value = -math.inf
+
+    def resume(self, metrics_path: Path, steps: list[int]) -> int | None:
+        """Takes note of a run's evaluations; which of the checkpoints at `steps` was the best."""
+        best = None
         for line in read_metrics(metrics_path):
-            if best_step is not None and line["step"] == best_step:
-                self.update(line)
+            if line["step"] in steps and self.update(line):
+                best = line["step"]
+        return best
 
     def update(self, metrics: dict[str, float]) -> bool:
         """Whether a line of evaluation metrics is the best so far."""

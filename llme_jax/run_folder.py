@@ -1,6 +1,7 @@
 """What a run writes down about itself, and whether a later command continues that run."""
 
 import json
+import math
 import platform
 from importlib.metadata import version
 
@@ -8,6 +9,7 @@ import jax
 
 from llme_jax.config import Config
 from llme_jax.data.arrays import published_file
+from llme_jax.data.train_data import TrainData
 from llme_jax.errors import InputError
 from llme_jax.storage import check_writable, in_bucket, open_folder
 
@@ -42,7 +44,13 @@ class RunFolder:
         """
         if self.previous is None:
             return config.training.per_device_train_batch_size * devices
-        size = self.previous["global_batch"]
+        before, size = math.prod(self.previous["mesh"].values()), self.previous["global_batch"]
+        if devices != before and not config.loss.negative_cross_device:
+            raise InputError(
+                f"{self.path} was begun on {before} devices, and with --negative_cross_device "
+                f"false {devices} would train something else: use {before}, or another "
+                "--output_dir"
+            )
         if size % devices:
             raise InputError(
                 f"{self.path} was begun with batches of {size} queries, which {devices} devices "
@@ -65,25 +73,37 @@ class RunFolder:
                     "give another --output_dir, or the old value to continue"
                 )
 
-    def check_rows(self, rows: list[int]) -> None:
-        """Refuses to continue a run when its datasets, after filters, have other sizes.
+    def check_data(self, data: TrainData) -> None:
+        """Refuses to continue a run on other rows, or on files that were changed.
 
         Raises:
-            InputError: names both sizes.
+            InputError: names what is different.
         """
-        if self.previous and self.previous["rows"] != rows:
+        if self.previous is None:
+            return
+        before, now = self.previous["rows"], data.sizes
+        if before != now:
             raise InputError(
-                f"{self.path} holds a run on {sum(self.previous['rows'])} training rows, now there "
-                f"are {sum(rows)}: the data changed, give another --output_dir"
+                f"{self.path} holds a run on {sum(before)} training rows, now there are "
+                f"{sum(now)}: the data changed, give another --output_dir"
             )
+        for path, was, content in zip(
+            data.paths, self.previous["contents"], data.contents, strict=True
+        ):
+            if content != was:
+                raise InputError(
+                    f"{path}: was changed since the run in {self.path} began: give another "
+                    "--output_dir, or the old file to continue"
+                )
 
-    def write(self, config: Config, rows: list[int], global_batch: int, mesh) -> None:
+    def write(self, config: Config, data: TrainData, global_batch: int, mesh) -> None:
         """Records the run, on process 0."""
         if jax.process_index() != 0:
             return
         record = {
             "settings": config.flat(),
-            "rows": rows,
+            "rows": data.sizes,
+            "contents": data.contents,
             "global_batch": global_batch,
             "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
             "mesh": dict(mesh.shape),

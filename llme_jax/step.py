@@ -182,21 +182,23 @@ def make_step(
 
     @partial(jax.jit, donate_argnums=0, out_shardings=out)
     def apply(state, values, parts, grads):
-        grads, parts = jax.tree.map(lambda x: x / len(values), (grads, parts))
+        grads = jax.tree.map(lambda x: x / len(values), grads)
+        # Recipes differ: a part is the mean over the batches that have it.
+        parts = {name: jnp.stack(part).mean() for name, part in parts.items()}
         return update(state, jnp.stack(values), parts, grads)
 
     def step(state: TrainState, batches: list[Batch], recipes: list[LossConfig]):
         if len(batches) == 1:
             return single(state, batches[0], recipes[0])
-        values, totals, grads = [], {}, None
+        values, all_parts, grads = [], {}, None
         first = state.step * len(batches)
         for i, (batch, recipe) in enumerate(zip(batches, recipes, strict=True)):
             (value, parts), new = gradient(state.params, batch, first + i, recipe)
             grads = new if grads is None else add(grads, new)
             values.append(value)
             for name, part in parts.items():
-                totals[name] = totals.get(name, 0.0) + part
-        return apply(state, values, totals, grads)
+                all_parts.setdefault(name, []).append(part)
+        return apply(state, values, all_parts, grads)
 
     def lower(state, batch, recipe, several):
         if several:

@@ -21,12 +21,13 @@ def start(
     devices: int = 8,
     command: str = "train",
     code: str = CODE,
+    cwd: Path = ROOT,
     **environment: str,
 ) -> subprocess.Popen:
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return subprocess.Popen(
         [sys.executable, "-c", code.replace("COMMAND", command), *argv],
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, "XLA_FLAGS": flags, **environment},
         text=True,
         stdout=subprocess.PIPE,

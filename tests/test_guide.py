@@ -76,18 +76,35 @@ def test_the_command_runs(words, root, tmp_path, monkeypatch):
 
 def test_one_model_for_six_tasks(root, tmp_path):
     """scripts/llm-embedder.sh trains with every task's recipe and evaluates three tasks."""
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    environment = {"DATA_ROOT": str(root), "OUTPUT": "out", "XLA_FLAGS": flags}
-    environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     more = f"{TRAINING} --max_steps 10".format(root=root)
-    done = subprocess.run(
-        ["bash", ROOT / "scripts/llm-embedder.sh", *more.split()],
-        cwd=tmp_path,
+    done = run_script("llm-embedder.sh", more, tmp_path, DATA_ROOT=str(root), OUTPUT="out/mine")
+    assert done.returncode == 0, done.stderr[-3000:]
+    for task, metric in (("tool", "ndcg@5"), ("qrecc", "ndcg@3"), ("nq", "answer_recall@5")):
+        (path,) = (tmp_path / "data/results" / task / "mine").glob("*.metrics.json")
+        assert metric in path.read_text()
+
+
+def run_script(name: str, flags: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    xla = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
+    environment |= {"XLA_FLAGS": xla, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", ROOT / "scripts" / name, *flags.split()],
+        cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )
+
+
+def test_what_the_multi_task_script_cannot_do_is_refused(tmp_path):
+    done = run_script("llm-embedder.sh", "--output_dir new", tmp_path)
+    assert done.returncode == 2 and "--output_dir: set OUTPUT or DATA_ROOT" in done.stderr
+    done = run_script("llm-embedder.sh", "", tmp_path, OUTPUT="gs://bucket/out")
+    assert done.returncode == 2 and "OUTPUT=gs://bucket/out: give a local folder" in done.stderr
+
+
+def test_the_multi_task_script_can_plan(root, tmp_path):
+    more = f"{TRAINING} --plan".format(root=root)
+    done = run_script("llm-embedder.sh", more, tmp_path, DATA_ROOT=str(root))
     assert done.returncode == 0, done.stderr[-3000:]
-    for task, metric in (("tool", "ndcg@5"), ("qrecc", "ndcg@3"), ("nq", "answer_recall@5")):
-        (path,) = (tmp_path / "data/results" / task).glob("*.metrics.json")
-        assert metric in path.read_text()
+    assert "no limit is known here" in done.stdout and not any(tmp_path.iterdir())

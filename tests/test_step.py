@@ -199,9 +199,11 @@ def test_gradient_accumulation_is_the_mean_of_its_batches(folder):
     batches = [tiny.random_batch(8, 4, seed=i) for i in range(3)]
     recipes = list(RECIPES.values())  # each batch has its own
     step = make_step(encoder, optimizer, devices=1, chunk=None, seed=0)
-    state, metrics = step(
-        init_state(jax.tree.map(jnp.asarray, params), optimizer), batches, recipes
-    )
+
+    def first_step(batches, recipes):
+        return step(init_state(jax.tree.map(jnp.array, params), optimizer), batches, recipes)
+
+    state, metrics = first_step(batches, recipes)
     each = [
         loss_and_gradient(encoder, params, batch, recipe, devices=1)
         for batch, recipe in zip(batches, recipes, strict=True)
@@ -211,6 +213,12 @@ def test_gradient_accumulation_is_the_mean_of_its_batches(folder):
     norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in jax.tree.leaves(mean)))
     assert float(metrics.grad_norm) == pytest.approx(norm, rel=1e-5)
     assert int(state.step) == 1
+    # A part counts where it is one of the loss: the recipes are contrastive, distillation or both.
+    alone = [first_step([b], [r])[1].parts for b, r in zip(batches, recipes, strict=True)]
+    assert [len(parts) for parts in alone] == [1, 1, 2]
+    for name in ("contrastive", "distill"):
+        those = [float(parts[name]) for parts in alone if name in parts]
+        assert float(metrics.parts[name]) == pytest.approx(np.mean(those), rel=1e-6)
 
 
 def torch_reference_step(model, batch, recipe):

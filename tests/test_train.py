@@ -198,6 +198,71 @@ def test_a_file_that_one_host_lacks_ends_the_run_on_all(data, tmp_path):
     assert not read_metrics(tmp_path / "out/metrics.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--learning_rate", "1e-4"], "--learning_rate: differs between process 0 and process 1"),
+        (["--data_root", "{other}"], "--train_data, file {root}: differs between process 0 and"),
+        ([], "--output_dir out: process 1 does not see what process 0 writes there"),
+    ],
+)
+def test_hosts_that_would_train_something_else_are_refused(data, tmp_path, more, message):
+    """The second host is in another folder; its data are not those of the first."""
+    other = tmp_path / data.name
+    other.mkdir()
+    lines = (data / "train.json").read_text().splitlines(keepends=True)
+    (other / "train.json").write_text("".join([*lines[1:], lines[0]]))
+    together = f"--coordinator_address 127.0.0.1:{free_port()} --num_processes 2 --process_id"
+    argv = [*arguments(data, tmp_path / "out"), "--output_dir", "out", *together.split()]
+    more = [word.format(other=other) for word in more]
+    where = [tmp_path / "0", tmp_path / "1" if not more else tmp_path / "0"]
+    processes = []
+    for number, flags in ((0, []), (1, more)):
+        where[number].mkdir(exist_ok=True)
+        processes.append(start([*argv, str(number), *flags], devices=1, cwd=where[number]))
+    for process in processes:
+        assert f"error: {message.format(root=data.name)}" in finish(process, code=2)
+    assert not [*tmp_path.glob("*/out/*")]
+
+
+def test_the_best_checkpoint_is_found_again(data, tmp_path):
+    """A run may be killed after it saved its best checkpoint and before it linked it."""
+    out = tmp_path / "out"
+    argv = arguments(data, out, *EVALUATION, "--save_total_limit", "1")
+    finish(start([*argv, "--early_exit_steps", "4"]))
+    (out / "best").unlink()
+    log = out / "metrics.jsonl"
+    lines = read_metrics(log)
+    for line in lines:
+        if "eval_ndcg@10" in line:
+            line["eval_ndcg@10"] = 1.0  # no later one is better
+    tiny.write_lines(log, lines)
+    finish(start(argv))
+    assert (out / "best").resolve().name == "checkpoint-4"
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
+
+
+def test_a_run_is_not_continued_on_other_data(data, tmp_path):
+    """As many rows, but others."""
+    (tmp_path / "data").mkdir()
+    copy = tmp_path / "data/train.json"
+    copy.write_text((data / "train.json").read_text())
+    argv = arguments(data, tmp_path / "out", "--train_data", str(copy), "--early_exit_steps")
+    train.main([*argv, "1"])
+    lines = copy.read_text().splitlines(keepends=True)
+    copy.write_text("".join([*lines[1:], lines[0]]))
+    message = f"{copy}: was changed since the run in {tmp_path}/out began: give another"
+    with pytest.raises(InputError, match=message):
+        train.main([*argv, "2"])
+
+
+def test_negatives_of_a_device_need_as_many_devices(data, tmp_path):
+    argv = arguments(data, tmp_path / "out", "--negative_cross_device", "false")
+    finish(start([*argv, "--early_exit_steps", "1"], devices=2))
+    said = finish(start(argv, devices=1), code=2)
+    assert f"error: {tmp_path}/out was begun on 2 devices, and with" in said
+
+
 def test_a_run_is_not_continued_with_other_settings(data, uninterrupted):
     argv = arguments(data, uninterrupted, "--learning_rate", "1e-4")
     with pytest.raises(InputError, match=r"holds a run with --learning_rate 0.001, now it is"):

@@ -47,8 +47,8 @@ class TrainData:
     """The rows to train on: an entry a listed file, rows numbered through all files.
 
     Attributes:
-        names, paths, tasks, sizes, recipes: one entry a listed file, after filters and sampling;
-            a task is the one that most rows name.
+        names, paths, contents, tasks, sizes, recipes: one entry a listed file, after filters and
+            sampling; a content is the file's hash, a task the one that most rows name.
     """
 
     def __init__(self, datasets: list[Dataset], data: DataConfig, pad_id: int, seed: int):
@@ -56,6 +56,7 @@ class TrainData:
         self._pad_id, self._seed = pad_id, seed
         self.names = [d.name for d in datasets]
         self.paths = [d.path for d in datasets]
+        self.contents = [d.store.content for d in datasets]
         self.tasks = [max(d.store.tasks, key=d.store.tasks.get) for d in datasets]
         self.sizes = [len(d.rows) for d in datasets]
         self.recipes = [d.recipe for d in datasets]

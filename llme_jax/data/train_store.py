@@ -52,9 +52,11 @@ class TrainStore:
         offsets, candidates, scores, lines, key_hash: see COLUMNS.
         rows: what the row filters look at.
         tasks: how many rows each task has ("" where a row names none).
+        content: hash of the file.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, content: str):
+        self.content = content
         self.queries, self.keys = TokenStore(folder / "queries"), TokenStore(folder / "keys")
         columns = {
             name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in COLUMNS
@@ -100,9 +102,10 @@ def open_store(
         InputError: the file has more invalid lines than `bad_rows` allows.
     """
     version = data.version if data.add_instruction else None
+    content = _content_hash(path, cache)
     key = digest(
         FORMAT,
-        _content_hash(path, cache),
+        content,
         tokenizer_name,
         COMMON_INSTRUCTIONS.get(version) or TASK_INSTRUCTIONS.get(version),
         data.query_max_length,
@@ -111,13 +114,13 @@ def open_store(
     )
     folder = cache / "train" / key
     if folder.is_dir():
-        store = TrainStore(folder)
+        store = TrainStore(folder, content)
         for line, reason in store.bad_rows:
             bad_rows.add(path, line, reason)
         return store
     with published(folder) as beside:
         _build(beside, path, data, tokenizer, bad_rows)
-    return TrainStore(folder)
+    return TrainStore(folder, content)
 
 
 class _InstructedRow(NamedTuple):

@@ -60,6 +60,11 @@ class Evaluator:
             config.data, encoder, tokenizer, self.corpus, self.eval_data, mesh
         )
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many passages and queries there are."""
+        return len(self.corpus), len(self.eval_data)
+
     def __call__(self, params, step: int | None = None) -> dict[str, float]:
         """Metrics of the encoder with these parameters, as {"mrr@10": 0.5, ...}.
 
