@@ -4,7 +4,9 @@ import importlib.util
 import logging
 import os
 import re
+import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from llme_jax.memory import exhausted
 logger = logging.getLogger("llme_jax")
 
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+WAIT = 300  # seconds in which the processes have to find each other
 LAST_WORDS = 5  # seconds in which the other processes can say what went wrong with them
 
 
@@ -72,8 +75,8 @@ def join(processes: ProcessConfig) -> None:
     the steps of SLURM and the hosts of a TPU pod find each other by themselves.
 
     Raises:
-        InputError: a flag is missing or no number.
-        RunError: the hosts of a TPU pod cannot find each other.
+        InputError: a flag is missing or wrong.
+        RunError: the processes cannot find each other.
     """
     named = {
         "coordinator_address": processes.coordinator_address,
@@ -83,30 +86,104 @@ def join(processes: ProcessConfig) -> None:
     for name, value in named.items():
         if value is None:
             named[name] = os.environ.get(f"JAX_{name.upper()}")
-    options = {}
     if any(value is not None for value in named.values()):
-        options = {**_checked(named), "cluster_detection_method": "deactivate"}
-        logger.info("joining %(num_processes)s processes at %(coordinator_address)s", named)
+        named = _checked(named)
+        address, count, number = named.values()
+        logger.info("process %d of %d, waiting for the others at %s", number, count, address)
+        if number == 0:
+            _check_port(address)
+        else:
+            _reach(address)
+        _initialize(
+            f"--coordinator_address {address}: the {count} processes cannot meet at process 0",
+            "give another port of its host",
+            cluster_detection_method="deactivate",
+            **named,
+        )
     elif all(name in os.environ for name in SLURM) and int(os.environ["SLURM_NTASKS"]) > 1:
-        options = _slurm_devices()
         logger.info("joining the %s tasks of this SLURM step", os.environ["SLURM_NTASKS"])
-    elif importlib.util.find_spec("libtpu") is None or _lonely_tpu():
-        return
+        _initialize(
+            "the tasks of this SLURM step cannot find each other",
+            "set JAX_COORDINATOR_PORT to a port that is free on its first node",
+            **_slurm_devices(),
+        )
+    elif importlib.util.find_spec("libtpu") is not None and not _lonely_tpu():
+        _initialize(
+            "the other hosts of this TPU cannot be found",
+            "name the processes with --coordinator_address, --num_processes and --process_id, or "
+            "set TPU_WORKER_HOSTNAMES=localhost if there is only this host",
+        )
+
+
+def _check_port(address: str) -> None:
+    """Whether process 0 can listen: where it cannot, jax raises an error or crashes, by chance."""
+    port = int(address.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()  # like jax: all addresses of this host
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        # The others wait at the end while process 0 measures and writes files.
-        jax.distributed.initialize(**options, shutdown_timeout_seconds=24 * 3600)
-    except ValueError:
-        if options:
-            raise
-        # libtpu is installed, but this is no TPU host: a single process.
-    except Exception as error:
-        if options:
-            raise
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
         raise RunError(
-            f"the other hosts of this TPU cannot be found ({error}): name the processes with "
-            "--coordinator_address, --num_processes and --process_id, or set "
-            "TPU_WORKER_HOSTNAMES=localhost if there is only this host"
-        ) from error
+            f"--coordinator_address {address}: process 0 cannot listen there "
+            f"({os.strerror(error.errno)}): give another port"
+        ) from None
+
+
+def _reach(address: str) -> None:
+    """Waits until process 0 listens: jax would wait in silence, and abort in the end.
+
+    A name that is not known is tried again as well: where hosts start together, the name service
+    may hear of process 0 after the others ask for it.
+    """
+    host, _, port = address.rpartition(":")
+    end, said = time.monotonic() + WAIT, None
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, UnicodeError) as error:  # the second one of a name that cannot be one
+            reason = getattr(error, "strerror", None) or str(error)
+        if time.monotonic() > end:
+            raise RunError(
+                f"--coordinator_address {address}: nobody listens there ({reason}): give HOST:PORT "
+                f"of process 0, which has to start within {WAIT} seconds of the others"
+            )
+        if reason != said:
+            logger.info("waiting for process 0 at %s (%s)", address, reason)
+            said = reason
+        time.sleep(1)
+
+
+def _initialize(failure: str, remedy: str, **options) -> None:
+    """`jax.distributed.initialize`, whose errors become one sentence out of these two parts."""
+    # At its own time limit jax aborts with the stack of its C++: ours comes first.
+    watch = threading.Timer(WAIT, _give_up, [failure])
+    watch.daemon = True
+    watch.start()
+    try:
+        jax.distributed.initialize(
+            **options,
+            initialization_timeout=WAIT + 60,
+            # The others wait at the end while process 0 measures and writes files.
+            shutdown_timeout_seconds=24 * 3600,
+        )
+    except Exception as error:
+        if isinstance(error, ValueError) and not options:
+            return  # libtpu is installed, but this is no TPU host: a single process
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{failure} ({reason}): {remedy}") from error
+    finally:
+        watch.cancel()
+
+
+def _give_up(failure: str) -> None:
+    print(
+        f"error: {failure} (not all of them came within {WAIT} seconds): start all of them with "
+        "the same settings; the log of one that is missing says why",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 def _checked(named: dict) -> dict:
@@ -123,9 +200,12 @@ def _checked(named: dict) -> dict:
             f"JAX_NUM_PROCESSES={named['num_processes']} JAX_PROCESS_ID={named['process_id']}: "
             "give whole numbers"
         ) from None
+    if count < 1:
+        raise InputError(f"--num_processes {count}: give 1 or more")
     if not 0 <= number < count:
         raise InputError(f"--process_id {number}: give 0 to {count - 1}, as --num_processes says")
-    if not re.fullmatch(r".+:\d+", named["coordinator_address"]):
+    match = re.fullmatch(r".+:(\d{1,5})", named["coordinator_address"])
+    if not match or not 1 <= int(match[1]) <= 65535:
         raise InputError(
             f"--coordinator_address {named['coordinator_address']}: give HOST:PORT of process 0"
         )
