@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax._src import distributed  # for what it knows of SIGTERM there is no public name
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -105,7 +106,7 @@ def train(config: Config) -> int:
     if known := best.resume(log.path, checkpoints.steps()):
         checkpoints.mark_best(known)  # a run that was killed may not have come to it
     export = partial(_export, config, encoder, tokenizer, data, mesh)
-    terminated = Terminated()
+    terminated = Terminated(start)
     if evaluator and settings.eval_on_start and start == 0:
         log.write_eval(0, evaluator(state.params, 0))
     eval_steps = settings.eval_steps or settings.save_steps
@@ -192,13 +193,23 @@ class BestMetric:
 
 
 class Terminated:
-    """Asked after every step whether SIGTERM has come, with one answer for all processes."""
+    """Asked after every step whether SIGTERM has come, with one answer for all processes.
 
-    def __init__(self):
+    Until it is made SIGTERM ends the process at once, as nothing is lost yet.
+
+    Args:
+        step: the last one that is done.
+    """
+
+    def __init__(self, step: int):
         self._received = False
-        # With several processes jax.distributed itself listens for SIGTERM.
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._receive)
+        else:
+            # jax takes SIGTERM and lets all leave after the step that follows the newest it knows.
+            jax.config.update("jax_enable_preemption_service", True)
+            distributed.global_state.initialize_preemption_sync_manager()
+            self(step)
 
     def _receive(self, *_):
         self._received = True

@@ -160,6 +160,8 @@ def _initialize(failure: str, remedy: str, **options) -> None:
     watch = threading.Timer(WAIT, _give_up, [failure])
     watch.daemon = True
     watch.start()
+    # It would take SIGTERM for itself from here on; only the training loop asks whether one came.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **options,

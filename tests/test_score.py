@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from time import sleep
 
 import numpy as np
 import pytest
@@ -201,6 +203,18 @@ def test_two_processes_share_the_work(arguments, tmp_path):
         scored(tmp_path), read_lines(tmp_path / "train.scored.alone.json"), strict=True
     ):
         np.testing.assert_allclose(a["teacher_scores"], b["teacher_scores"], atol=2e-6)
+
+
+def test_sigterm_ends_two_processes_at_once(arguments, tmp_path):
+    processes = start_together(arguments, 2, devices=2, command="score")
+    while not any(tmp_path.glob("train.scored.s.parts/*/manifest.json")):
+        sleep(0.005)
+        assert processes[0].poll() is None, processes[0].communicate()
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        assert process.wait(10) == -signal.SIGTERM  # which a shell calls 143
+    assert not (tmp_path / "train.scored.s.json").exists()
 
 
 def test_report_on_scores_that_are_there(tmp_path, capsys):
