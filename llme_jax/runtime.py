@@ -215,10 +215,13 @@ def _checked(named: dict) -> dict:
 
 
 def _slurm_devices() -> dict:
-    """JAX gives a task of SLURM one GPU; the only task of a node has all that are the node's."""
-    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    """jax gives a task of SLURM one GPU; the only task of a node has all that it sees.
+
+    They are not counted: SLURM does not always say how many there are, and no numbers, unlike no
+    list, let jax see all.
+    """
     alone = os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_STEP_NUM_NODES")
-    return {"local_device_ids": list(range(int(gpus) if alone and gpus.isdecimal() else 0)) or None}
+    return {"local_device_ids": [] if alone else None}
 
 
 def _lonely_tpu() -> bool:

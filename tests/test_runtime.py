@@ -78,9 +78,9 @@ def test_a_variable_that_is_no_number(joined, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "devices"),
     [
-        ({"SLURM_GPUS_ON_NODE": "8"}, [0, 1, 2, 3, 4, 5, 6, 7]),  # the node's only task has all
-        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS": "16"}, None),  # one GPU a task, as JAX does
-        ({}, None),
+        ({}, []),  # the node's only task has all that it sees, however many
+        ({"SLURM_GPUS_ON_NODE": "8"}, []),
+        ({"SLURM_GPUS_ON_NODE": "8", "SLURM_NTASKS": "16"}, None),  # one GPU a task, as jax does
     ],
 )
 def test_a_slurm_step_joins_by_itself(joined, monkeypatch, more, devices):
@@ -173,13 +173,15 @@ def test_process_0_and_its_name_may_come_later(monkeypatch, caplog):
 # A command that joins the others and does nothing; it waits for as many seconds as it is told.
 JOIN = """
 import jax
+from jax._src import xla_bridge
 from llme_jax import cli, runtime
 from llme_jax.config import ProcessConfig
 
 def main(argv):
     runtime.WAIT = int(argv[0])
     with runtime.started(ProcessConfig(), None, "FULL"):
-        print(jax.process_count(), "processes", flush=True)
+        visible = xla_bridge.CUDA_VISIBLE_DEVICES.value
+        print(jax.process_count(), "processes,", visible, "GPUs visible", flush=True)
 
 cli.run(main)
 """
@@ -213,3 +215,13 @@ def test_process_0_is_started_last():
             break
     first = join(port, 0, 60)
     assert "2 processes" in finish(second) and "2 processes" in finish(first)
+
+
+@pytest.mark.parametrize(("nodes", "visible"), [(2, "all"), (1, "0")])
+def test_the_gpus_of_a_slurm_task(nodes, visible):
+    """Whatever they are: what jax asks CUDA for. Each task believes to be the first of its node."""
+    more = {"SLURM_JOB_ID": str(free_port()), "SLURM_STEP_NODELIST": "localhost"}
+    more["SLURM_STEP_NUM_NODES"] = str(nodes)
+    steps = [{**STEP, **more, "SLURM_PROCID": str(i)} for i in range(2)]
+    for process in [start(["60"], 1, code=JOIN, **step) for step in steps]:
+        assert f"2 processes, {visible} GPUs visible" in finish(process)
