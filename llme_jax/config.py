@@ -6,7 +6,6 @@ each is also a flag (`--max_steps 2000`). Names and defaults are those of LLM-Em
 """
 
 from dataclasses import asdict, dataclass, field, fields
-from os.path import join
 from typing import Literal
 
 from llme_jax.errors import InputError
@@ -128,8 +127,8 @@ class LossConfig:
 
 
 @dataclass
-class EvalConfig:
-    """Evaluation by retrieval."""
+class MetricsConfig:
+    """What an evaluation measures, which decides what its rows have to hold."""
 
     _argument_group_name = "evaluation"
 
@@ -137,6 +136,12 @@ class EvalConfig:
         ["mrr", "recall", "ndcg"],
         f"Of {', '.join(METRICS)}; llme_jax.retrieve also writes {' and '.join(COLLATIONS)}.",
     )
+
+
+@dataclass
+class EvalConfig(MetricsConfig):
+    """Evaluation by retrieval."""
+
     cutoffs: list[int] = _setting([1, 5, 10, 100], "Ranks at which metrics are computed.")
     hits: int = _setting(200, "Keys retrieved for a query.")
     batch_size: int = _setting(1000, "Texts encoded, or queries searched, at a time.")
@@ -374,13 +379,8 @@ class DoctorConfig(Groups):
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    evaluation: MetricsConfig = field(default_factory=MetricsConfig)
     report: DoctorSettings = field(default_factory=DoctorSettings)
-
-
-def resolve_path(path: str, data_root: str) -> str:
-    """`llm-embedder:qa/nq/train.json` -> `{data_root}/qa/nq/train.json`; others unchanged."""
-    prefix = "llm-embedder:"
-    return join(data_root, path.removeprefix(prefix)) if path.startswith(prefix) else path
 
 
 def shrunk(config: Config, arg: str | None) -> Config:

@@ -116,6 +116,7 @@ def validate_doctor(config: DoctorConfig) -> None:
     """As `validate`, for llme_jax.data."""
     if not config.data.train_data:
         raise InputError("there is no file to look at: name training files, or a --config")
+    _one_of("--metrics", config.evaluation.metrics, METRICS)
     _check_numbers(config)
 
 

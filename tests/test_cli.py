@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from llme_jax import cli
-from llme_jax.config import Config, resolve_path
+from llme_jax.config import Config
+from llme_jax.data.sources import resolve_path
 from llme_jax.errors import InputError
 from llme_jax.validate import validate
 

@@ -9,6 +9,7 @@ import json
 import mmap
 from array import array
 from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from string import Formatter
 
@@ -130,11 +131,15 @@ class EvalData:
         self.task: str | None = None
         self.positives: list[list[int]] | None = [] if NEED_POSITIVES & set(metrics) else None
         self.answers: list[list[str]] | None = [] if "nq" in metrics else None
-        self._corpus_size, self._mining = corpus_size, "collate_neg" in metrics
-        self._lines: dict[int | str, int] = {}  # where a query_id was seen
-        _file_size(self.path, "--eval_data")
-        for number, row in read_lines(str(self.path), self._checked, BadRows()):
-            self._add(row, number)
+        rows = read_queries(self.path, metrics=metrics, corpus_size=corpus_size, bad_rows=BadRows())
+        for query_id, row in rows:
+            self.task = row.get("task")
+            self.query_ids.append(query_id)
+            self.texts.append(row["query"])
+            if self.positives is not None:
+                self.positives.append(list(dict.fromkeys(row["pos_index"])))
+            if self.answers is not None:
+                self.answers.append(row["answers"])
         if not self.texts:
             raise InputError(f"{self.path}: has no queries, give --eval_data a file that does")
         self.digest = digest_file(self.path)
@@ -142,45 +147,63 @@ class EvalData:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def _checked(self, row: dict) -> dict:
-        """The row, when it can be used; an InputError, to which file and line are added."""
-        query, query_id = row.get("query"), row.get("query_id")
-        if not isinstance(query, str):
-            raise InputError(f'query is {_shown(query)}: every row needs "query", a string')
-        if query_id is not None and type(query_id) not in (int, str):
-            raise InputError(f"query_id is {_shown(query_id)}: give an integer or a string")
-        if not isinstance(row.get("task"), str | None):
-            raise InputError(f"task is {_shown(row['task'])}: give a string, as in qa or tool")
-        if self.positives is not None or (self._mining and row.get("pos_index")):
-            _check_pos_index(row.get("pos_index"), self._corpus_size)
-        if self.answers is not None:
-            _check_answers(row.get("answers"))
-        return row
 
-    def _add(self, row: dict, number: int) -> None:
+def read_queries(
+    path: Path, *, metrics: Collection[str], corpus_size: int | None, bad_rows: BadRows
+) -> Iterator[tuple[int | str, dict]]:
+    """The rows of --eval_data that can be used, each behind its query_id.
+
+    Of the rows before, only the query_ids are remembered.
+
+    Args:
+        metrics: those to be computed; decides which fields every row has to have.
+        corpus_size: passages that `pos_index` may point to; None where that is not known.
+        bad_rows: decides whether a row that cannot be used is left out or an error.
+
+    Raises:
+        InputError: there is no such file, or it is empty.
+    """
+    _file_size(path, "--eval_data")
+    check = partial(_checked_query, metrics=set(metrics), corpus_size=corpus_size)
+    lines: dict[int | str, int] = {}  # where a query_id was seen
+    task = None
+    for number, row in read_lines(str(path), check, bad_rows):
         query_id = row.get("query_id")
-        query_id = len(self.texts) if query_id is None else query_id
-        if query_id in self._lines:
-            raise InputError(
-                f"{self.path}:{number}: query_id {_shown(query_id)} is that of line "
-                f"{self._lines[query_id]} too: give every row its own, or none to any row"
+        query_id = len(lines) if query_id is None else query_id
+        if query_id in lines:
+            reason = (
+                f"query_id {_shown(query_id)} is that of line {lines[query_id]} too: give every "
+                "row its own, or none to any row"
             )
-        if self.texts and row.get("task") != self.task:
-            raise InputError(
-                f"{self.path}:{number}: task is {_shown(row.get('task'))}, in the rows before it "
-                f"{_shown(self.task)}: evaluate one task at a time"
+            bad_rows.add(str(path), number, reason)
+        elif lines and row.get("task") != task:
+            reason = (
+                f"task is {_shown(row.get('task'))}, in the rows before it {_shown(task)}: "
+                "evaluate one task at a time"
             )
-        self._lines[query_id] = number
-        self.task = row.get("task")
-        self.query_ids.append(query_id)
-        self.texts.append(row["query"])
-        if self.positives is not None:
-            self.positives.append(list(dict.fromkeys(row["pos_index"])))
-        if self.answers is not None:
-            self.answers.append(row["answers"])
+            bad_rows.add(str(path), number, reason)
+        else:
+            lines[query_id], task = number, row.get("task")
+            yield query_id, row
 
 
-def _check_pos_index(positives, corpus_size: int) -> None:
+def _checked_query(row: dict, metrics: set[str], corpus_size: int | None) -> dict:
+    """The row, when it can be used; an InputError, to which file and line are added."""
+    query, query_id = row.get("query"), row.get("query_id")
+    if not isinstance(query, str):
+        raise InputError(f'query is {_shown(query)}: every row needs "query", a string')
+    if query_id is not None and type(query_id) not in (int, str):
+        raise InputError(f"query_id is {_shown(query_id)}: give an integer or a string")
+    if not isinstance(row.get("task"), str | None):
+        raise InputError(f"task is {_shown(row['task'])}: give a string, as in qa or tool")
+    if NEED_POSITIVES & metrics or ("collate_neg" in metrics and row.get("pos_index")):
+        _check_pos_index(row.get("pos_index"), corpus_size)
+    if "nq" in metrics:
+        _check_answers(row.get("answers"))
+    return row
+
+
+def _check_pos_index(positives, corpus_size: int | None) -> None:
     if not positives:
         raise InputError(
             "has no pos_index, which mrr, recall and ndcg need: add it, or ask for --metrics nq, "
@@ -189,9 +212,10 @@ def _check_pos_index(positives, corpus_size: int) -> None:
     if not isinstance(positives, list):
         raise InputError(f"pos_index is {_shown(positives)}: give a list of integers")
     for index in positives:
-        if type(index) is not int or not 0 <= index < corpus_size:
+        if type(index) is not int or index < 0 or (corpus_size and index >= corpus_size):
+            numbers = f"0 to {corpus_size - 1}" if corpus_size else "from 0"
             raise InputError(
-                f"pos_index has {_shown(index)}, passages are numbered 0 to {corpus_size - 1}: "
+                f"pos_index has {_shown(index)}, passages are numbered {numbers}: "
                 "give the --corpus that pos_index was made for"
             )
 

@@ -61,6 +61,20 @@ def make_dataset(
     return Dataset(name, path, store, rows, how, loss, _possible_loss(path, store, rows, loss))
 
 
+def check_one_recipe(datasets: list[Dataset]) -> None:
+    """Refuses datasets that cannot share a batch, because their recipes have different losses.
+
+    Raises:
+        InputError: names the first two that differ.
+    """
+    for other in datasets[1:]:
+        if other.configured != datasets[0].configured:
+            raise InputError(
+                f"--use_train_config gives {datasets[0].path} and {other.path} different losses, "
+                "which no mixed batch can have: give --inbatch_same_dataset epoch"
+            )
+
+
 def _with_recipe(
     path: str, store: TrainStore, data: DataConfig, loss: LossConfig
 ) -> tuple[DataConfig, LossConfig]:

@@ -1,24 +1,24 @@
 """Checks training files before anybody pays for a chip: what is in them, and what is wrong."""
 
 import json
-import os
 from array import array
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
 
-from llme_jax.config import DoctorConfig, EncoderConfig, TextConfig
+from llme_jax.config import DataConfig, DoctorConfig, EncoderConfig, LossConfig, TextConfig
 from llme_jax.data.arrays import published_file
-from llme_jax.data.corpus import Corpus
+from llme_jax.data.corpus import Corpus, read_queries
 from llme_jax.data.counts import Lines
+from llme_jax.data.dataset import check_one_recipe
 from llme_jax.data.doctor_facts import FileFacts, read_facts
 from llme_jax.data.doctor_findings import find
 from llme_jax.data.doctor_report import show
-from llme_jax.data.instructions import check_recipes
-from llme_jax.data.rows import expand_paths, read_lines
+from llme_jax.data.instructions import check_recipes, find_eval_instruction
+from llme_jax.data.rows import expand_paths
 from llme_jax.data.sources import local_file
 from llme_jax.data.tokens import plain_backend
 from llme_jax.errors import InputError
@@ -34,18 +34,21 @@ def examine(config: DoctorConfig) -> int:
     Raises:
         InputError: a file is missing, or there is no tokenizer to measure texts with.
     """
-    data, encoder, loss, doctor = config.groups()
+    data, encoder, loss, measured, doctor = config.groups()
     if data.use_train_config:
         check_recipes(data.version)
     paths = expand_paths(data.train_data, data.data_root, data.dataset_cache_dir)
     tokenizer = plain_backend(_find_tokenizer(encoder))
-    evaluation = _read_eval(data)
+    evaluation = _read_eval(data, measured.metrics)
     files, facts = [], []
     for path in dict.fromkeys(paths):
         facts.append(read_facts(path, data, tokenizer))
         files.append(facts[-1].summary(data, loss))
         files[-1]["eval"] = evaluation and evaluation.overlap(facts[-1])
     stops, remarks = find(files, evaluation and evaluation.bad, data.max_bad_rows)
+    stops += _different_losses(facts, data, loss)
+    if evaluation and evaluation.stops:
+        stops.append(evaluation.stops)
     report = {"files": files, "stops_training": stops, "remarks": remarks}
     text = json.dumps(report, indent=1, ensure_ascii=False)
     print(text if doctor.json == "-" else show(files, stops, remarks))
@@ -82,6 +85,7 @@ class EvalQueries:
         positives: int64[P], the text of each positive passage; empty without a corpus.
         owners: int64[P], whose query each positive is.
         bad: lines that are left out.
+        stops: what training would say of the file as a whole, if anything.
     """
 
     path: str
@@ -89,6 +93,7 @@ class EvalQueries:
     positives: ndarray
     owners: ndarray
     bad: Lines
+    stops: str | None
 
     def overlap(self, facts: FileFacts) -> dict:
         """How much of this a training file holds too."""
@@ -102,46 +107,55 @@ class EvalQueries:
         }
 
 
-def _read_eval(data: TextConfig) -> EvalQueries | None:
+def _different_losses(facts: list[FileFacts], data: DataConfig, loss: LossConfig) -> list[str]:
+    """What training would say of files that cannot share a batch."""
+    if data.inbatch_same_dataset is not None:
+        return []
+    datasets = []
+    for file in facts:
+        with suppress(InputError):  # has been found already
+            datasets.append(file.dataset(data, loss))
+    try:
+        check_one_recipe(datasets)
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def _read_eval(data: TextConfig, metrics: list[str]) -> EvalQueries | None:
     """The queries of --eval_data and, where there is a --corpus, their positives."""
     if data.eval_data is None:
         return None
     path = local_file(data.eval_data, data.data_root, data.dataset_cache_dir)
-    if not os.path.isfile(path):
-        raise InputError(f"--eval_data {path}: there is no such file, check it and --data_root")
     corpus = None
     if data.corpus:
         corpus_path = local_file(data.corpus, data.data_root, data.dataset_cache_dir)
         corpus = Corpus(corpus_path, data.key_template)
     queries, positives, owners = array("q"), array("q"), array("q")
-    convert = partial(_eval_row, corpus_size=len(corpus) if corpus else 0)
-    bad = Lines()
-    for _, (query, indices) in read_lines(path, convert, bad):
-        for i in indices:
+    bad, stops, size = Lines(), None, corpus and len(corpus)
+    rows = read_queries(Path(path), metrics=metrics, corpus_size=size, bad_rows=bad)
+    for _, row in rows:
+        for i in _positives(row, size or 0):
             positives.append(hash(corpus.text(i)))
             owners.append(len(queries))
-        queries.append(hash(query))
+        queries.append(hash(row["query"]))
     if not (queries or bad.count):
         raise InputError(f"{path}: has no queries, give --eval_data a file that does")
-    return EvalQueries(path, *(np.array(a, np.int64) for a in (queries, positives, owners)), bad)
+    if queries:
+        try:
+            find_eval_instruction(data, path, row.get("task"))
+        except InputError as error:
+            stops = str(error)
+    columns = (np.array(a, np.int64) for a in (queries, positives, owners))
+    return EvalQueries(path, *columns, bad, stops)
 
 
-def _eval_row(record: dict, corpus_size: int) -> tuple[str, list[int]]:
-    """A query and its positives, which only matter where there is a corpus."""
-    query, indices = record.get("query"), record.get("pos_index") or []
-    if not isinstance(query, str):
-        raise InputError('query is missing or no string: every row needs "query", a string')
-    if not corpus_size:
-        return query, []
+def _positives(row: dict, corpus_size: int) -> set[int]:
+    """Where a query's positives are in the corpus; metrics that need none do not check them."""
+    indices = row.get("pos_index")
     if not isinstance(indices, list):
-        raise InputError("pos_index is no list: give a list of integers")
-    for i in indices:
-        if type(i) is not int or not 0 <= i < corpus_size:
-            raise InputError(
-                f"pos_index has {i}, passages are numbered 0 to {corpus_size - 1}: give the "
-                "--corpus that pos_index was made for"
-            )
-    return query, list(dict.fromkeys(indices))
+        return set()
+    return {i for i in indices if type(i) is int and 0 <= i < corpus_size}
 
 
 def _plot(facts: list[FileFacts], data: TextConfig, png: Path) -> None:

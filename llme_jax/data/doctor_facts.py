@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from llme_jax.config import DataConfig, LossConfig
 from llme_jax.data.counts import HashSet, Lengths, Lines
-from llme_jax.data.dataset import make_dataset
+from llme_jax.data.dataset import Dataset, make_dataset
 from llme_jax.data.instructions import NO_INSTRUCTION, Instruction, find_instruction
 from llme_jax.data.rows import Row, parse_row, read_lines
 from llme_jax.data.select import RowSummary
@@ -93,15 +93,22 @@ class FileFacts:
         lines, *columns = (np.array(column) for column in self._numbers.values())
         return lines, RowSummary(*columns)
 
-    def trained_on(self, data: DataConfig, loss: LossConfig) -> tuple[int, str | None]:
-        """How many rows training would use, or 0 and what it would stop with."""
+    def dataset(self, data: DataConfig, loss: LossConfig) -> Dataset:
+        """What training would make of the file.
+
+        Raises:
+            InputError: what it would stop with.
+        """
         lines, rows = self.numbers()
         columns = _Columns(rows, lines, dict(self.tasks))
+        return make_dataset("", self.path, columns, data, loss, sample_seed=(0, 0))
+
+    def trained_on(self, data: DataConfig, loss: LossConfig) -> tuple[int, str | None]:
+        """How many rows training would use, or 0 and what it would stop with."""
         try:
-            dataset = make_dataset("", self.path, columns, data, loss, sample_seed=(0, 0))
+            return len(self.dataset(data, loss).rows), None
         except InputError as error:
             return 0, str(error)
-        return len(dataset.rows), None
 
     def summary(self, data: DataConfig, loss: LossConfig) -> dict:
         """All that is reported of the file, in plain numbers; None where nothing is known."""

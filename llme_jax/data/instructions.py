@@ -3,8 +3,10 @@
 Source: TASK_CONFIG in LLM-Embedder's `src/retrieval/data.py` (MIT).
 """
 
+from os import PathLike
 from typing import NamedTuple
 
+from llme_jax.config import TextConfig
 from llme_jax.errors import InputError
 
 
@@ -138,6 +140,23 @@ def find_instruction(version: str, task: str | None) -> Instruction:
     if version in COMMON_INSTRUCTIONS:
         return COMMON_INSTRUCTIONS[version]
     return _of_task(TASK_INSTRUCTIONS[version], version, task, "--add_instruction false")
+
+
+def find_eval_instruction(data: TextConfig, path: str | PathLike, task: str | None) -> Instruction:
+    """The one instruction of an evaluation, whose queries are all of one task.
+
+    Args:
+        path: of --eval_data.
+
+    Raises:
+        InputError: --version has none for the task; names the file.
+    """
+    if not data.add_instruction:
+        return NO_INSTRUCTION
+    try:
+        return find_instruction(data.version, task)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def check_recipes(version: str) -> None:

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.config import resolve_path
 from llme_jax.data.arrays import digest, published_file
 from llme_jax.data.tokens import cache_dir
 from llme_jax.errors import InputError
@@ -32,6 +31,12 @@ TOGETHER = 256  # examples read at a time; one by one takes five times as long
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 # What tells two versions of a file with the same size apart; each file system has its own.
 STAMPS = ("etag", "ETag", "mtime", "updated", "LastModified", "last_modified", "blob_id")
+
+
+def resolve_path(path: str, data_root: str) -> str:
+    """`llm-embedder:qa/nq/train.json` -> `{data_root}/qa/nq/train.json`; others unchanged."""
+    prefix = "llm-embedder:"
+    return os.path.join(data_root, path.removeprefix(prefix)) if path.startswith(prefix) else path
 
 
 def is_remote(name: str, data_root: str) -> bool:

@@ -10,7 +10,7 @@ from numpy import ndarray
 
 from llme_jax.config import DataConfig, LossConfig
 from llme_jax.data.batch import Batch, Blocks, Texts, fits, places
-from llme_jax.data.dataset import Dataset, make_dataset
+from llme_jax.data.dataset import Dataset, check_one_recipe, make_dataset
 from llme_jax.data.instructions import check_recipes
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.rows import BadRows, expand_paths
@@ -235,18 +235,8 @@ def prepare(
         sample_seed = (seed % 2**63, len(datasets))
         datasets.append(make_dataset(name, path, stores[path], data, loss, sample_seed))
     if data.inbatch_same_dataset is None:
-        _check_one_recipe(datasets)
+        check_one_recipe(datasets)
     return TrainData(datasets, data, tokenizer.pad_token_id or 0, seed)
-
-
-def _check_one_recipe(datasets: list[Dataset]) -> None:
-    first = datasets[0]
-    for other in datasets[1:]:
-        if other.configured != first.configured:
-            raise InputError(
-                f"--use_train_config gives {first.path} and {other.path} different losses, which "
-                "no mixed batch can have: give --inbatch_same_dataset epoch"
-            )
 
 
 def _padded(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from llme_jax.config import RetrievalConfig, TextConfig
 from llme_jax.data.arrays import digest
 from llme_jax.data.corpus import Corpus, EvalData
-from llme_jax.data.instructions import NO_INSTRUCTION, Instruction, find_instruction
+from llme_jax.data.instructions import find_eval_instruction
 from llme_jax.data.tokens import TokenStore, cache_dir, fingerprint, tokenize
 from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import DualEncoder
@@ -55,7 +55,7 @@ class DenseRetriever:
     ):
         self._config, self._encoder, self._mesh = config, encoder, mesh
         self._pad_id = tokenizer.pad_token_id
-        instruction = self._instruction(eval_data)
+        instruction = find_eval_instruction(config, eval_data.path, eval_data.task)
         self._queries, _ = self._tokens(
             tokenizer, "query", eval_data, eval_data.texts, instruction.query
         )
@@ -136,14 +136,6 @@ class DenseRetriever:
     def _search(self, encode, keys, hits: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         queries, metric = encode("query", self._queries), self._encoder.metric
         return search(queries, keys, hits, metric, batch_size=batch_size, mesh=self._mesh)
-
-    def _instruction(self, eval_data: EvalData) -> Instruction:
-        if not self._config.add_instruction:
-            return NO_INSTRUCTION
-        try:
-            return find_instruction(self._config.version, eval_data.task)
-        except InputError as error:
-            raise InputError(f"{eval_data.path}: {error}") from None
 
     def _tokens(
         self, tokenizer, field: str, source: Corpus | EvalData, texts: Iterable[str], prefix: str

@@ -1,4 +1,4 @@
-"""A tiny tokenizer and helpers that write training files."""
+"""A tiny tokenizer, helpers that write training files, and the data doctor."""
 
 import json
 
@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from llme_jax.config import DataConfig, LossConfig
+from llme_jax.data.__main__ import main
 from llme_jax.data.rows import BadRows
 from llme_jax.data.train_data import prepare
 
@@ -102,5 +103,35 @@ def prepared(tmp_path, tokenizer):
         loss = loss or LossConfig()
         bad_rows = bad_rows or BadRows(data.max_bad_rows)
         return prepare(data, loss, tokenizer, seed=seed, bad_rows=bad_rows)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, make_tokenizer) -> str:
+    folder = tmp_path_factory.mktemp("encoder")
+    make_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    return str(folder)
+
+
+@pytest.fixture
+def doctor(encoder, capsys):
+    """doctor("a.json --flag ..."): exit code, what was printed."""
+
+    def call(*argv: str) -> tuple[int, str]:
+        code = main([*argv, "--query_encoder", encoder])
+        return code, capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def found(doctor):
+    """found("a.json --flag ..."): exit code, what --json says."""
+
+    def call(*argv: str) -> tuple[int, dict]:
+        code, printed = doctor(*argv, "--json", "-")
+        return code, json.loads(printed)
 
     return call
