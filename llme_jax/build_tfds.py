@@ -15,6 +15,7 @@ from llme_jax.config import DATA_ROOT, DATA_ROOT_HELP
 from llme_jax.data.rows import expand_paths
 from llme_jax.data.sources import local_file
 from llme_jax.errors import InputError
+from llme_jax.storage import check_writable
 
 
 def main(argv: list[str]) -> int:
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
             f"--data_dir {given.data_dir or 'is missing'}: give a local folder, and copy it to the "
             "bucket when it is built"
         )
+    check_writable("--data_dir", given.data_dir)
     train_data = expand_paths(given.train_data, given.data_root)
     eval_data, corpus = (
         name and local_file(name, given.data_root) for name in (given.eval_data, given.corpus)

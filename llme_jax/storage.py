@@ -1,4 +1,4 @@
-"""The folder of a run, on a disk or in a bucket.
+"""Where results go: the folder of a run, on a disk or in a bucket; what can be written to.
 
 In a bucket (`gs://`) nothing can be renamed, linked or appended to, and an object is there as a
 whole or not at all. What the two have in common is `pathlib`'s interface, which `etils.epath` gives
@@ -7,11 +7,12 @@ to both.
 
 import importlib.util
 import logging
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from llme_jax.errors import InputError
 
@@ -56,19 +57,59 @@ def one_sentence(name: str | Path) -> Iterator[None]:
         ) from error
 
 
-def check_writable(folder: Path) -> None:
-    """Finds out before any long work whether a folder of a bucket can be written to.
+def check_writable(
+    flag: str, path: str | Path, *, is_file: bool = False, remedy: str = "give another path"
+) -> None:
+    """Finds out before any long work whether something can be written; leaves nothing behind.
+
+    A local folder need not be there: the nearest one above it is tried, in which it would be made.
+
+    Args:
+        flag: what named the path.
+        path: a folder, on a disk or in a bucket; or a local file that is replaced as a whole.
 
     Raises:
         InputError: it cannot.
     """
+    if in_bucket(path):
+        _check_bucket(flag, path)
+        return
+    folder = Path(path).expanduser().absolute()
+    if is_file:
+        if os.path.isdir(folder):
+            raise InputError(f"{flag} {path}: is a folder, give a file")
+        folder = folder.parent
+    there = next(f for f in (folder, *folder.parents) if os.path.lexists(f))
+    if not os.path.isdir(there):
+        raise InputError(f"{flag} {path}: {there} is no folder, {remedy}")
+    try:  # permissions alone say little: of root, of read-only disks, of /proc
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{flag} {path}: nothing can be written in {there} ({error.strerror}): {remedy}"
+        ) from None
+
+
+def _check_bucket(flag: str, folder: Path) -> None:
     probe = folder / f".writable-{uuid.uuid4().hex[:8]}"
-    with one_sentence(f"--output_dir {folder}"):
+    with one_sentence(f"{flag} {folder}"):
         try:
             probe.write_text("")
         except FileNotFoundError:
-            raise InputError(f"--output_dir {folder}: there is no such bucket") from None
+            raise InputError(f"{flag} {folder}: there is no such bucket") from None
         probe.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What a disk refuses while something is made there becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}): change its folder, or give another one"
+        ) from error
 
 
 def upload(folder: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llme_jax.storage import in_bucket, temporary_folder
+from llme_jax.storage import in_bucket, temporary_folder, writing
 
 BUFFERED = 1 << 16  # values kept as Python numbers until they are written together
 
@@ -63,9 +63,9 @@ def published(folder: Path) -> Iterator[Path]:
     What a killed process leaves behind has another name and is never read. When two processes
     build the same folder, the first one to finish wins.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    beside.mkdir()
+    with writing(folder):
+        beside.mkdir(parents=True)
     try:
         yield beside
         try:
@@ -90,8 +90,10 @@ def published_file(path: Path) -> Iterator[Path]:
             yield beside
             path.write_bytes(beside.read_bytes())
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
     try:
         yield beside
         os.replace(beside, path)

@@ -23,6 +23,7 @@ from llme_jax.data.sources import local_file
 from llme_jax.data.tokens import plain_backend
 from llme_jax.errors import InputError
 from llme_jax.models.tokenizer import load_tokenizer
+from llme_jax.storage import check_writable
 
 
 def examine(config: DoctorConfig) -> int:
@@ -37,6 +38,10 @@ def examine(config: DoctorConfig) -> int:
     data, encoder, loss, measured, doctor = config.groups()
     if data.use_train_config:
         check_recipes(data.version)
+    written = {"--json": doctor.json if doctor.json != "-" else None, "--plot": doctor.plot}
+    for flag, path in written.items():
+        if path:
+            check_writable(flag, path, is_file=True)
     paths = expand_paths(data.train_data, data.data_root, data.dataset_cache_dir)
     tokenizer = plain_backend(_find_tokenizer(encoder))
     evaluation = _read_eval(data, measured.metrics)
@@ -53,10 +58,10 @@ def examine(config: DoctorConfig) -> int:
     text = json.dumps(report, indent=1, ensure_ascii=False)
     print(text if doctor.json == "-" else show(files, stops, remarks))
     if doctor.json not in (None, "-"):
-        with published_file(Path(doctor.json)) as beside:
+        with published_file(Path(doctor.json).expanduser()) as beside:
             beside.write_text(text + "\n", encoding="utf-8")
     if doctor.plot:
-        _plot(facts, data, Path(doctor.plot))
+        _plot(facts, data, Path(doctor.plot).expanduser())
     return 1 if stops else 0
 
 

@@ -20,9 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from llme_jax.data.arrays import digest, published_file
-from llme_jax.data.tokens import cache_dir
+from llme_jax.data.tokens import cache_dir, check_cache
 from llme_jax.errors import InputError
-from llme_jax.storage import one_sentence
+from llme_jax.storage import one_sentence, writing
 
 BUILDER = "llm_embedder"  # datasets of llme_jax.build_tfds
 EXTRA = "extra"  # in those: a JSON object with the fields that no column holds
@@ -63,11 +63,13 @@ def local_files(name: str, data_root: str, dataset_cache_dir: str | None = None)
         InputError: there is no such file, dataset or split, or a package is not installed; says
             what there is and what to do.
     """
+    if not is_remote(name, data_root):
+        return [resolve_path(name, data_root)]
+    check_cache(dataset_cache_dir)
     sources = cache_dir(dataset_cache_dir) / "sources"
     if name.startswith("tfds:"):
         return [str(_tfds_file(name, data_root, sources))]
-    path = resolve_path(name, data_root)
-    return _downloaded(path, sources) if "://" in path else [path]
+    return _downloaded(resolve_path(name, data_root), sources)
 
 
 def _downloaded(url: str, sources: Path) -> list[str]:
@@ -212,8 +214,10 @@ def _materialise(name: str, dataset: _Dataset, split: str, file: Path) -> None:
     except ImportError:
         raise InputError(f"{name}: needs TFDS: pip install 'llme_jax[tfds]'") from None
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=file.parent) as temporary:
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = TemporaryDirectory(dir=file.parent)
+    with beside as temporary:
         folder = dataset.folder
         remote = "file" not in dataset.fs.protocol
         if remote:  # ArrayRecord reads local files only

@@ -25,6 +25,7 @@ from llme_jax.lm.teacher_report import report_on
 from llme_jax.models.causal_lm import load_causal_lm, open_causal_lm
 from llme_jax.retrieval.results import save_path, whole_file
 from llme_jax.sharding import make_mesh
+from llme_jax.storage import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,11 @@ def score(config: ScoreConfig) -> int:
     """Returns the exit code."""
     settings, model, _ = config.groups()
     path = Path(local_file(settings.eval_data, settings.data_root)).expanduser()
+    remote = is_remote(settings.eval_data, settings.data_root)
+    beside = Path.cwd() if remote and not settings.report else path.parent
+    if jax.process_index() == 0 and beside.is_dir():
+        how = "start this in another folder" if remote else "copy the file to another folder"
+        check_writable("--eval_data", beside, remedy=f"results go there, {how}")
     if settings.report:
         return report_on(path) if jax.process_index() == 0 else 0
     # Each process scores its share with its own devices: nothing waits for another host.
@@ -61,8 +67,6 @@ def score(config: ScoreConfig) -> int:
             f"{lm.max_length} tokens, give {lm.max_length} or less"
         )
     data = ScoringData(path, TEMPLATES)
-    remote = is_remote(settings.eval_data, settings.data_root)
-    beside = Path.cwd() if remote else path.parent
     out = save_path(beside, path, "scored", settings.save_name)
     most = 1 if settings.answer_reduction == "first" else None
     pairs = data.candidates * (np.minimum(data.answers, 1) if most else data.answers)

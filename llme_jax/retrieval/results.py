@@ -1,6 +1,7 @@
 """Retrieved keys on disk: result files, metrics files, the log of all evaluations."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from numpy import ndarray
 
 from llme_jax.data.arrays import published_file
 from llme_jax.errors import InputError
+from llme_jax.storage import check_writable
 
 
 def save_path(folder: Path, eval_data: Path, kind: str, save_name: str | None) -> Path:
@@ -92,6 +94,26 @@ def read_result(
 def write_metrics(path: Path, metrics: dict[str, float]) -> None:
     with whole_file(path) as file:
         file.write(json.dumps(metrics, indent=2) + "\n")
+
+
+def check_log(path: str | None) -> None:
+    """Finds out before any long work whether `append_log` will work; leaves nothing behind.
+
+    Raises:
+        InputError: it will not.
+    """
+    if not path:
+        return
+    file = Path(path).expanduser()
+    if not os.path.lexists(file):
+        check_writable("--log_path", path, is_file=True)
+        return
+    try:
+        file.open("a").close()
+    except OSError as error:
+        raise InputError(
+            f"--log_path {path}: cannot be written to ({error.strerror}): give another file"
+        ) from None
 
 
 def append_log(

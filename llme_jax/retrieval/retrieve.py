@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from llme_jax import sharding
-from llme_jax.config import RetrieveConfig
+from llme_jax.config import COLLATIONS, RetrieveConfig
 from llme_jax.data.corpus import Corpus, EvalData
-from llme_jax.data.sources import is_remote
+from llme_jax.data.sources import is_remote, resolve_path
+from llme_jax.data.tokens import check_cache
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.retrieval.bm25 import lucene_search
 from llme_jax.retrieval.collate import Ranking, collate_key, collate_neg
@@ -17,11 +18,13 @@ from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.evaluate import measure, open_data
 from llme_jax.retrieval.results import (
     append_log,
+    check_log,
     read_result,
     save_path,
     write_metrics,
     write_result,
 )
+from llme_jax.storage import check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ logger = logging.getLogger(__name__)
 def retrieve(config: RetrieveConfig) -> int:
     """Returns the exit code."""
     settings, how = config.evaluation, config.retrieval
+    _check_outputs(config)
     loaded = None
     if how.retrieval_method == "dense" and not how.load_result:
         loaded = load_dual_encoder(config.encoder)  # its errors come before a large corpus is read
@@ -56,8 +60,7 @@ def retrieve(config: RetrieveConfig) -> int:
         print(_table(metrics))
         logger.info("metrics: %s", path)
 
-    to_output = how.save_to_output or is_remote(config.data.eval_data, config.data.data_root)
-    beside = output_dir if to_output else eval_data.path.parent
+    beside = output_dir if _collates_to_output(config) else eval_data.path.parent
     if "collate_key" in settings.metrics:
         path = save_path(beside, eval_data.path, "key", settings.save_name)
         collate_key(path, eval_data.path, corpus, ranking)
@@ -68,6 +71,38 @@ def retrieve(config: RetrieveConfig) -> int:
         print(collate_neg(path, eval_data.path, corpus, rankings, config.mining))
         print(f"negatives: {path}")
     return 0
+
+
+def _collates_to_output(config: RetrieveConfig) -> bool:
+    remote = is_remote(config.data.eval_data, config.data.data_root)
+    return config.retrieval.save_to_output or remote
+
+
+def _check_outputs(config: RetrieveConfig) -> None:
+    """Finds out before any long work whether the results can be written.
+
+    Raises:
+        InputError: some cannot.
+    """
+    data, settings, how = config.data, config.evaluation, config.retrieval
+    method = None if how.load_result else how.retrieval_method
+    if method in ("dense", "bm25"):
+        check_cache(data.dataset_cache_dir)
+    if method == "dense":  # every process writes embeddings
+        check_writable("--output_dir", how.output_dir)
+    if jax.process_index() != 0:
+        return
+    metrics = set(settings.metrics)
+    measures, collates = metrics - {*COLLATIONS}, metrics & {*COLLATIONS}
+    to_output = _collates_to_output(config)
+    if measures or (method and settings.save_result) or (collates and to_output):
+        check_writable("--output_dir", how.output_dir)
+    beside = Path(resolve_path(data.eval_data, data.data_root)).parent
+    if collates and not to_output and beside.is_dir():
+        remedy = "collated rows go there, give --save_to_output"
+        check_writable("--eval_data", beside, remedy=remedy)
+    if measures:
+        check_log(settings.log_path)
 
 
 def _search(
