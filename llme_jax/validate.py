@@ -1,5 +1,7 @@
 """Settings that cannot work are refused here, before any file is read."""
 
+import os
+
 from llme_jax.config import (
     COLLATIONS,
     METRICS,
@@ -43,6 +45,7 @@ LEAST = {  # the smallest value that makes sense
     "relative_margin": 0,
 }
 ABOVE_ZERO = ("cos_temperature", "teacher_temperature", "student_temperature", "learning_rate")
+LOCAL = ("dataset_cache_dir", "model_cache_dir", "log_path", "json", "plot")  # never in a bucket
 
 
 def validate(config: Config) -> None:
@@ -55,6 +58,7 @@ def validate(config: Config) -> None:
     _one_of("--metrics", ev.metrics, METRICS)
     _check_encoder(encoder)
     _check_numbers(config)
+    _check_paths(config)
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
         raise InputError("nothing to train: give --max_steps or --num_train_epochs above 0")
     if loss.contrastive_weight <= 0 and loss.distill_weight <= 0 and not data.use_train_config:
@@ -81,6 +85,7 @@ def validate_retrieval(config: RetrieveConfig) -> None:
     _one_of("--metrics", ev.metrics, (*METRICS, *COLLATIONS))
     _check_encoder(encoder)
     _check_numbers(config)
+    _check_paths(config)
     if in_bucket(retrieval.output_dir):
         raise InputError(
             f"--output_dir {retrieval.output_dir}: give a local folder, where embeddings can be "
@@ -105,6 +110,7 @@ def validate_scoring(config: ScoreConfig) -> None:
     if scoring.eval_data is None:
         raise InputError("--eval_data is missing: give a JSON-lines file")
     _check_numbers(config)
+    _check_paths(config)
     _check_dtype("--lm_dtype", lm.lm_dtype)
     if lm.lm_batch_size != "auto" and not (
         lm.lm_batch_size.isdecimal() and int(lm.lm_batch_size) > 0
@@ -118,6 +124,7 @@ def validate_doctor(config: DoctorConfig) -> None:
         raise InputError("there is no file to look at: name training files, or a --config")
     _one_of("--metrics", config.evaluation.metrics, METRICS)
     _check_numbers(config)
+    _check_paths(config)
 
 
 def _check_numbers(config: Groups) -> None:
@@ -129,6 +136,16 @@ def _check_numbers(config: Groups) -> None:
             raise InputError(f"--{name} {value}: give a value above 0")
     if (first := min(values.get("cutoffs", [1]), default=1)) < 1:
         raise InputError(f"--cutoffs {first}: ranks start at 1")
+
+
+def _check_paths(config: Groups) -> None:
+    named = {f"--{name}": value for name, value in config.flat().items() if name in LOCAL}
+    named["LLME_JAX_CACHE"] = os.environ.get("LLME_JAX_CACHE")
+    for name, path in named.items():
+        if path and in_bucket(path):
+            raise InputError(
+                f"{name} {path}: give a path of this machine, it cannot be in a bucket"
+            )
 
 
 def _check_encoder(encoder: EncoderConfig) -> None:

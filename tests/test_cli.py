@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from llme_jax import cli
-from llme_jax.config import Config
+from llme_jax.config import Config, DoctorConfig, RetrieveConfig, ScoreConfig
 from llme_jax.data.sources import resolve_path
 from llme_jax.errors import InputError
-from llme_jax.validate import validate
+from llme_jax.validate import validate, validate_doctor, validate_retrieval, validate_scoring
 
 
 def parse(line: str) -> Config:
@@ -119,3 +119,27 @@ def test_help_is_quick_grouped_and_says_what_each_flag_means():
         assert f"--{name}" in done.stdout
     # It takes about 2 seconds alone; the bound leaves room for a machine that is also busy.
     assert seconds < 10
+
+
+COMMANDS = {
+    "train": (validate, Config, ""),
+    "retrieve": (validate_retrieval, RetrieveConfig, "--eval_data a.json --corpus c.json"),
+    "score": (validate_scoring, ScoreConfig, "--eval_data a.json"),
+    "data": (validate_doctor, DoctorConfig, "--train_data a.json"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_has_to_be_local_is_in_no_bucket(command, monkeypatch):
+    check, settings, words = COMMANDS[command]
+    check(cli.parse(words.split(), command, "", settings))
+    flags = {"dataset_cache_dir", "model_cache_dir", "log_path", "json", "plot"}
+    flags &= {*settings().flat()}
+    for flag in flags:
+        given = f"{words} --{flag} gs://b/x".split()
+        with pytest.raises(InputError, match=f"^--{flag} gs://b/x: give a path of this machine"):
+            check(cli.parse(given, command, "", settings))
+    assert flags
+    monkeypatch.setenv("LLME_JAX_CACHE", "gs://b/x")
+    with pytest.raises(InputError, match=r"^LLME_JAX_CACHE gs://b/x: give a path of this machine"):
+        check(cli.parse(words.split(), command, "", settings))
