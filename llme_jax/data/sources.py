@@ -207,7 +207,7 @@ def _materialise(name: str, dataset: _Dataset, split: str, file: Path) -> None:
     """Writes the examples of a split, in order, as JSON lines.
 
     Raises:
-        InputError: there is no such split, or it cannot be read without TensorFlow.
+        InputError: there is no such split, it is empty, or it cannot be read without TensorFlow.
     """
     try:
         import tensorflow_datasets as tfds
@@ -231,7 +231,7 @@ def _materialise(name: str, dataset: _Dataset, split: str, file: Path) -> None:
 
 
 def _shards(name: str, folder: str, builder, split: str) -> list[str]:
-    """The names of a split's files, when it is there and can be read without TensorFlow."""
+    """The names of a split's files, when it has rows and can be read without TensorFlow."""
     formats = [f.value for f in builder.info.available_file_formats()]
     if "array_record" not in formats:
         raise InputError(
@@ -239,13 +239,16 @@ def _shards(name: str, folder: str, builder, split: str) -> list[str]:
             "--file_format array_record"
         )
     try:
-        return list(builder.info.splits[split].filenames)
+        of_split = builder.info.splits[split]
     except (KeyError, ValueError):
         splits = list(builder.info.splits)
         raise InputError(
             f"{name}: {folder} has no split {split}, give {' or '.join(splits)}, or a part as in "
             f"{splits[0]}[:1000]"
         ) from None
+    if not of_split.num_examples:
+        raise InputError(f"{name}: there are no rows in {split}: give a part that has some")
+    return list(of_split.filenames)
 
 
 def _write(name: str, builder, split: str, file: Path) -> None:

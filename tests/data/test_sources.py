@@ -293,6 +293,8 @@ def test_local_names_stay():
         ),
         ("tfds:llm_embedder/nq:dev", r"no split dev, give train, or a part as in train\[:1000\]"),
         ("tfds:llm_embedder/nq:train[", r"no split train\["),
+        ("tfds:llm_embedder/nq:train[:0]", r"there are no rows in train\[:0\]: give a part"),
+        ("tfds:llm_embedder/nq:train[:1%]", r"there are no rows in train\[:1%\]: give a part"),
         ("gs://of/none.json", "there is no such file"),
         ("gs://of/*.json", "no file matches"),
         ("gs://of/folder", r"is a folder, give gs://of/folder/\*.json"),
