@@ -46,6 +46,7 @@ LEAST = {  # the smallest value that makes sense
 }
 ABOVE_ZERO = ("cos_temperature", "teacher_temperature", "student_temperature", "learning_rate")
 LOCAL = ("dataset_cache_dir", "model_cache_dir", "log_path", "json", "plot")  # never in a bucket
+SEEDS = range(-(2**63), 2**63)  # of 64 bits, as jax takes them
 
 
 def validate(config: Config) -> None:
@@ -134,6 +135,8 @@ def _check_numbers(config: Groups) -> None:
             raise InputError(f"--{name} {value}: give {LEAST[name]} or more")
         if name in ABOVE_ZERO and not value > 0:
             raise InputError(f"--{name} {value}: give a value above 0")
+    if (seed := values.get("seed", 0)) not in SEEDS:
+        raise InputError(f"--seed {seed}: give {SEEDS[0]} to {SEEDS[-1]}")
     if (first := min(values.get("cutoffs", [1]), default=1)) < 1:
         raise InputError(f"--cutoffs {first}: ranks start at 1")
 

@@ -83,6 +83,8 @@ def test_mistakes_are_one_sentence(line, message):
         ("--pooling_method dense", "give exactly one of cls and mean"),
         ("--dtype fp16", "--dtype fp16: use bf16"),
         ("--train_group_size 1", "--train_group_size 1: give 2 or more"),
+        (f"--seed {2**63}", f"--seed {2**63}: give {-(2**63)} to {2**63 - 1}"),
+        ("--seed -99999999999999999999", "--seed -99999999999999999999: give "),
         ("--save_steps 0", "--save_steps 0: give 1 or more"),
         ("--cos_temperature 0", "--cos_temperature 0.0: give a value above 0"),
         ("--contrastive_weight 0 --distill_weight 0", "are both 0"),

@@ -208,7 +208,7 @@ def test_nothing_is_retrieved_on_request(arguments, tmp_path):
 def test_beside_the_data_by_default(data, arguments, tmp_path):
     copy = write_lines(tmp_path / "dev.json", read_lines(data / "train.json"))
     words = [word for word in arguments if word != "--save_to_output"]
-    method = ["--retrieval_method", "random", "--hits", "100"]  # more than the corpus has
+    method = "--retrieval_method random --seed -1 --hits 100".split()  # more than the corpus has
     retrieve.main([*words, "--eval_data", str(copy), *method, "--metrics", "collate_neg"])
     assert len(read_lines(tmp_path / "dev.neg.json")[0]["neg"]) == 59
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"dev.result.json"}

@@ -45,7 +45,7 @@ def build_index(keys: Rows, factory: str, metric: Literal["cos", "ip", "l2"], se
     """
     index = empty_index(keys.shape[1], factory, metric)
     if not index.is_trained:
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed % 2**63)
         chosen = np.sort(rng.choice(len(keys), min(len(keys), TRAINED_ON), replace=False))
         _tried(factory, lambda: index.train(np.concatenate([keys[i : i + 1] for i in chosen])))
     with tqdm(total=len(keys), desc=f"Building {factory}", unit=" keys", leave=False) as bar:

@@ -118,7 +118,7 @@ def _search(
     if how.retrieval_method == "no":
         return np.full((shape[0], 1), -np.inf, np.float32), np.full((shape[0], 1), -1, np.int32)
     if how.retrieval_method == "random":
-        rng = np.random.default_rng(how.seed)
+        rng = np.random.default_rng(how.seed % 2**63)
         ids = [rng.choice(len(corpus), shape[1], replace=False) for _ in range(shape[0])]
         return np.tile(-np.arange(shape[1], dtype=np.float32), (shape[0], 1)), np.array(
             ids, np.int32
