@@ -167,7 +167,7 @@ def make_step(
     def update(state: TrainState, values, parts, grads):
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = StepMetrics(values.mean(), optax.global_norm(grads), parts, values)
+        metrics = StepMetrics(values.mean(), optax.tree.norm(grads), parts, values)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     out = None if shardings is None else (shardings, None)

@@ -193,6 +193,7 @@ def test_with_fsdp_weights_travel_and_texts_do_not(tmp_path):
     assert exchanged(64) < 1.01 * exchanged(16)
 
 
+@pytest.mark.filterwarnings("error:optax")
 def test_gradient_accumulation_is_the_mean_of_its_batches(folder):
     encoder, params, _ = load(folder)
     optimizer = make_optimizer(TrainConfig(lr_scheduler_type="constant", learning_rate=1e-3), 10)
