@@ -59,7 +59,7 @@ def train(config: Config) -> int:
     bad_rows = BadRows(config.data.max_bad_rows)
     data = prepare(config.data, config.loss, tokenizer, seed=settings.seed, bad_rows=bad_rows)
     folder.check_data(data)
-    plan = Plan(tuple(data.sizes), global_batch, config.data.inbatch_same_dataset, settings.seed)
+    plan = data.plan(global_batch)
     data.settle_widths(plan, mesh.size)
     evaluator = Evaluator(config, tokenizer, encoder, mesh) if config.data.eval_data else None
 

@@ -1,6 +1,5 @@
 """The plan: which rows make the batch of a step, a pure function of (sizes, seed, step)."""
 
-import logging
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
-
-logger = logging.getLogger(__name__)
 
 
 class PlannedBatch(NamedTuple):
@@ -44,15 +41,6 @@ class Plan:
     batch_size: int
     method: str | None
     seed: int
-
-    def __post_init__(self):
-        for i, size in enumerate(self._sizes):
-            if size < self.batch_size:
-                what = "the data" if self.method is None else f"dataset {i + 1}"
-                logger.warning(
-                    "%s has %d rows, less than a batch of %d: its rows are repeated to fill one",
-                    *(what, size, self.batch_size),
-                )
 
     @property
     def _sizes(self) -> tuple[int, ...]:

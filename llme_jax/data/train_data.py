@@ -1,5 +1,6 @@
 """Training data: files -> stores -> rows that survive the filters -> batches of token ids."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from llme_jax.data.select import select_keys
 from llme_jax.data.tokens import bucket, cache_dir, fingerprint
 from llme_jax.data.train_store import TrainStore, open_store
 from llme_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 SAMPLED_BATCHES = 32  # how many of each file decide the widths of blocks
 
@@ -78,6 +81,20 @@ class TrainData:
         if dataset is None or len(set(self.tasks)) == 1:
             return None
         return self.tasks[dataset] or self.names[dataset]
+
+    def plan(self, batch_size: int) -> Plan:
+        """Which rows make which batch; warns of what does not fill one."""
+        method = self._data.inbatch_same_dataset
+        filling = [*zip(self.names, self.sizes, strict=True)]
+        if method is None:
+            filling = [("the data", sum(self.sizes))]
+        for name, size in filling:
+            if size < batch_size:
+                logger.warning(
+                    "%s has %d rows, less than a batch of %d: its rows are repeated to fill one",
+                    *(name, size, batch_size),
+                )
+        return Plan(tuple(self.sizes), batch_size, method, self._seed)
 
     def describe(self, planned: PlannedBatch) -> list[str]:
         """Where each row of a batch comes from, as in "train.json:17"."""

@@ -1,6 +1,5 @@
 """The plan's properties: coverage, purity, one dataset a batch, proportions."""
 
-import logging
 from collections import Counter
 from itertools import pairwise
 
@@ -121,20 +120,16 @@ def test_epoch_random_draws_in_proportion_to_what_remains():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_small_dataset_is_repeated_with_a_warning(method, caplog):
+def test_a_small_dataset_is_repeated(method):
     sizes = (3,) if method is None else (3, 50)
-    with caplog.at_level(logging.WARNING):
-        plan = Plan(sizes, 8, method, seed=0)
-    name = "the data" if method is None else "dataset 1"
-    assert f"{name} has 3 rows, less than a batch of 8" in caplog.text
+    plan = Plan(sizes, 8, method, seed=0)
     small = [b for b in (plan(step) for step in range(200)) if b.dataset in (None, 0)]
     for planned in small:
         assert sorted(Counter(planned.rows.tolist()).values()) == [2, 3, 3]
 
 
-def test_small_files_in_a_mixed_plan_need_no_warning(caplog):
-    plan = Plan((3, 50), 8, None, seed=0)
-    assert not caplog.text and plan.steps_per_epoch == 6
+def test_small_datasets_fill_batches_together():
+    assert Plan((3, 50), 8, None, seed=0).steps_per_epoch == 6
 
 
 def test_ten_million_rows():

@@ -123,6 +123,18 @@ def test_names_sizes_and_repeats(write_rows, prepared):
         assert len(data.assemble(plan(step)).query.place) == 4
 
 
+@pytest.mark.parametrize("method", [None, "epoch", "random"])
+def test_files_that_fill_no_batch_are_named(write_rows, prepared, caplog, method):
+    files = [write_rows(f"{n}/t.json", make_rows(size)) for n, size in (("nq", 9), ("chat", 3))]
+    data = prepared([*files, files[1]], inbatch_same_dataset=method, seed=5)
+    assert data.plan(8) == Plan((9, 3, 3), 8, method, seed=5)
+    data.plan(16)
+    words = "has {} rows, less than a batch of {}: its rows are repeated to fill one"
+    small = [("chat", 3, 8), ("chat_1", 3, 8), ("nq", 9, 16), ("chat", 3, 16), ("chat_1", 3, 16)]
+    expected = [("the data", 15, 16)] if method is None else small
+    assert caplog.messages == [f"{name} {words.format(*of)}" for name, *of in expected]
+
+
 def test_key_texts_are_stored_once(write_rows, prepared, monkeypatch):
     rows = [{"query": f"q{i}", "pos": ["p"], "neg": ["n", f"n{i % 3}"]} for i in range(30)]
     path = write_rows("t.json", rows)
