@@ -107,8 +107,8 @@ class Preview:
         for flags, memory in fitting:
             say(f"  {flags}: {memory / GIB:.2f} GiB")
         if not fitting:
-            flags, memory = least
-            say(f"  none of the settings that were tried, {flags} takes {memory / GIB:.2f} GiB")
+            said = f", {least[0]} takes {least[1] / GIB:.2f} GiB" if least else ""
+            say(f"  none of the settings that were tried{said}")
         return 1
 
     def _survey(self, plan: Plan) -> Survey:
@@ -166,7 +166,7 @@ class Preview:
 
     def _fitting(
         self, largest: Program, limit: float
-    ) -> tuple[list[tuple[str, float]], tuple[str, float]]:
+    ) -> tuple[list[tuple[str, float]], tuple[str, float] | None]:
         """Flags with which the largest step fits, and its memory; and what takes least of all.
 
         Of each setting it is the mildest change; all together are tried when none is enough.
@@ -207,7 +207,7 @@ class Preview:
         if not fitting:
             both = remat | ({"fsdp": spread[-1]} if spread else {})
             fitting = mildest([changed(**both, sub_batch_size=size) for size in chunks])
-        return fitting, min(tried.items(), key=lambda one: one[1], default=("", 0))
+        return fitting, min(tried.items(), key=lambda one: one[1], default=None)
 
     def _smaller(self, rows: int) -> float:
         """Bytes of a device with batches of so many queries a device."""

@@ -59,7 +59,7 @@ PROMISED = {
     ],
     "recipes": [
         "data/outputs/llm-embedder/checkpoint-*/encoder",
-        "data/results/nq/test.metrics.json",
+        "data/results/nq/llm-embedder/test.metrics.json",
         "kl/checkpoint-*/encoder",
         "stable/checkpoint-*/encoder",
         "train.neg.mixed.json",
