@@ -1,6 +1,6 @@
 """One model for three tasks against three models: scoring, training with recipes, evaluation.
 
-    python benchmarks/multitask.py         # about two hours of 2 CPU cores
+    python benchmarks/multitask.py         # half an hour of 2 CPU cores a seed
 
 - tool: the quickstart's requests and functions (Berkeley Function Calling Leaderboard, Apache-2.0);
 - chat: the leaderboard's memory questions, whose evidence is one turn of long conversations (the
@@ -49,7 +49,7 @@ TRAIN = (
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("data/multitask"))
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     args = parser.parse_args()
     folder = args.folder
