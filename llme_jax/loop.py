@@ -18,7 +18,7 @@ from llme_jax import sharding
 from llme_jax.agreement import check_agreement
 from llme_jax.checkpoint import Checkpoints
 from llme_jax.config import Config
-from llme_jax.data.instructions import NO_INSTRUCTION, find_instruction
+from llme_jax.data.instructions import instruction_of
 from llme_jax.data.plan import Plan
 from llme_jax.data.prefetch import prefetch
 from llme_jax.data.rows import BadRows
@@ -244,12 +244,7 @@ def _export(config: Config, encoder, tokenizer, data: TrainData, mesh, params):
 def _prompts(config: Config, tasks: list[str]) -> dict[str, str]:
     """The texts put in front, by the names that sentence-transformers knows, `query` and
     `document`; of several tasks these are the first one's, and each has its own (`qa-query`)."""
-    instructions = [
-        find_instruction(config.data.version, task or None)
-        if config.data.add_instruction
-        else NO_INSTRUCTION
-        for task in tasks
-    ]
+    instructions = [instruction_of(config.data, task or None) for task in tasks]
     prompts = dict(zip(("query", "document"), instructions[0], strict=True))
     if len(set(instructions)) > 1:
         for task, instruction in zip(tasks, instructions, strict=True):
@@ -259,13 +254,13 @@ def _prompts(config: Config, tasks: list[str]) -> dict[str, str]:
 
 def _describe(data: TrainData, plan: Plan, mesh, steps_per_epoch: int, max_steps: int):
     """Says what is trained on: each file's share, and what an epoch leaves out of it."""
-    batches, size = plan.batches_per_epoch(), plan.batch_size
+    batches, shares, size = plan.batches_per_epoch(), plan.shares(), plan.batch_size
     for i, rows in enumerate(data.sizes):
         said = f"{data.names[i]} ({data.tasks[i] or 'no task'}), {rows} rows"
         if batches is None:
             said += f", {rows / sum(data.sizes):.1%} of all"
         else:
-            said += f", {batches[i] / sum(batches):.1%} of the batches"
+            said += f", {shares[i]:.1%} of the batches"
             if left := max(0, rows - batches[i] * size):
                 said += f", {left} rows left out of every epoch"
         logger.info("train data: %s", said)

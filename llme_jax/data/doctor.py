@@ -114,7 +114,7 @@ class EvalQueries:
 
 def _different_losses(facts: list[FileFacts], data: DataConfig, loss: LossConfig) -> list[str]:
     """What training would say of files that cannot share a batch."""
-    if data.inbatch_same_dataset is not None:
+    if data.inbatch_same_dataset is not None or not data.use_train_config:
         return []
     datasets = []
     for file in facts:

@@ -13,7 +13,7 @@ from numpy import ndarray
 from llme_jax.config import DataConfig, LossConfig
 from llme_jax.data.counts import HashSet, Lengths, Lines
 from llme_jax.data.dataset import Dataset, make_dataset
-from llme_jax.data.instructions import NO_INSTRUCTION, Instruction, find_instruction
+from llme_jax.data.instructions import Instruction, instruction_of
 from llme_jax.data.rows import Row, parse_row, read_lines
 from llme_jax.data.select import RowSummary
 from llme_jax.data.tokens import CHUNK_CHARACTERS, CHUNK_TEXTS
@@ -169,9 +169,7 @@ def read_facts(path: str, data: DataConfig, tokenizer) -> FileFacts:
 
     def convert(record: dict) -> tuple[Row, Instruction]:
         row = parse_row(record)
-        if not data.add_instruction:
-            return row, NO_INSTRUCTION
-        return row, find_instruction(data.version, row.task)
+        return row, instruction_of(data, row.task)
 
     facts = FileFacts(path)
     texts = _Texts(facts, tokenizer)

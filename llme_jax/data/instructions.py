@@ -142,6 +142,15 @@ def find_instruction(version: str, task: str | None) -> Instruction:
     return _of_task(TASK_INSTRUCTIONS[version], version, task, "--add_instruction false")
 
 
+def instruction_of(data: TextConfig, task: str | None) -> Instruction:
+    """What is put before texts of a task: what --version has for it, if --add_instruction says so.
+
+    Raises:
+        InputError: the version has no instruction for the task; the caller adds file and line.
+    """
+    return find_instruction(data.version, task) if data.add_instruction else NO_INSTRUCTION
+
+
 def find_eval_instruction(data: TextConfig, path: str | PathLike, task: str | None) -> Instruction:
     """The one instruction of an evaluation, whose queries are all of one task.
 
@@ -151,10 +160,8 @@ def find_eval_instruction(data: TextConfig, path: str | PathLike, task: str | No
     Raises:
         InputError: --version has none for the task; names the file.
     """
-    if not data.add_instruction:
-        return NO_INSTRUCTION
     try:
-        return find_instruction(data.version, task)
+        return instruction_of(data, task)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

@@ -60,9 +60,7 @@ class Plan:
 
     def shares(self) -> list[float]:
         """How much of all batches each dataset has; a single 1 where they are mixed."""
-        counts = (
-            self._sizes if self.method == "random" else _batch_counts(self._sizes, self.batch_size)
-        )
+        counts = self.batches_per_epoch() or self._sizes
         return [count / sum(counts) for count in counts]
 
     def samples(self, count: int) -> Iterator[tuple[float, PlannedBatch]]:

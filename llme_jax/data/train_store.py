@@ -17,10 +17,9 @@ from llme_jax.config import DataConfig
 from llme_jax.data.arrays import ArrayWriter, digest, published, published_file
 from llme_jax.data.instructions import (
     COMMON_INSTRUCTIONS,
-    NO_INSTRUCTION,
     TASK_INSTRUCTIONS,
     Instruction,
-    find_instruction,
+    instruction_of,
 )
 from llme_jax.data.rows import BadRows, Row, parse_row, read_lines
 from llme_jax.data.select import Candidates, RowSummary
@@ -133,9 +132,7 @@ def _build(folder: Path, path: str, data: DataConfig, tokenizer, bad_rows: BadRo
 
     def convert(record: dict) -> _InstructedRow:
         row = parse_row(record)
-        if not data.add_instruction:
-            return _InstructedRow(row, NO_INSTRUCTION)
-        return _InstructedRow(row, find_instruction(data.version, row.task))
+        return _InstructedRow(row, instruction_of(data, row.task))
 
     known_bad = len(bad_rows.found)
     with ExitStack() as stack:

@@ -88,15 +88,15 @@ def _check_outputs(config: RetrieveConfig) -> None:
     method = None if how.load_result else how.retrieval_method
     if method in ("dense", "bm25"):
         check_cache(data.dataset_cache_dir)
-    if method == "dense":  # every process writes embeddings
-        check_writable("--output_dir", how.output_dir)
-    if jax.process_index() != 0:
-        return
+    first = jax.process_index() == 0
     metrics = set(settings.metrics)
     measures, collates = metrics - {*COLLATIONS}, metrics & {*COLLATIONS}
     to_output = _collates_to_output(config)
-    if measures or (method and settings.save_result) or (collates and to_output):
+    results = measures or (method and settings.save_result) or (collates and to_output)
+    if method == "dense" or (first and results):  # every process writes embeddings
         check_writable("--output_dir", how.output_dir)
+    if not first:
+        return
     beside = Path(resolve_path(data.eval_data, data.data_root)).parent
     if collates and not to_output and beside.is_dir():
         remedy = "collated rows go there, give --save_to_output"
