@@ -22,9 +22,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from side_by_side import add_model, alternate, device_name, make_parser, peak_flops, save_model
 
-from llme_jax import sharding
 from llme_jax.config import EncoderConfig
 from llme_jax.data.tokens import TokenStore, TokenWriter
+from llme_jax.devices import sharding
 from llme_jax.models.bert import BertConfig
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.retrieval.encode import encode, place

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from side_by_side import make_parser
 
-from llme_jax import quickstart
 from llme_jax.data.tokens import cache_dir
+from llme_jax.quickstart import data as quickstart
 
 PACKAGE = "botocore==1.44.5"
 RANDOM_NEGATIVES = 30

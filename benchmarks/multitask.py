@@ -26,8 +26,9 @@ from pathlib import Path
 
 from side_by_side import make_parser
 
-from llme_jax import quickstart, quickstart_teacher
 from llme_jax.data.tokens import cache_dir
+from llme_jax.quickstart import data as quickstart
+from llme_jax.quickstart import teacher as quickstart_teacher
 
 DEBIAN = {
     "perl-doc": "usr/share/perl/*/pod/perlfaq[1-9].pod",

@@ -23,15 +23,15 @@ import torch
 import transformers
 from side_by_side import alternate, device_name, make_parser, peak_flops
 
-from llme_jax.data.by_length import batches_by_length, choose_widths
 from llme_jax.data.tokens import TokenStore
+from llme_jax.data.widths import batches_by_length, choose_widths
+from llme_jax.devices.sharding import make_mesh
 from llme_jax.lm.likelihood import TOKENS, Scorer
 from llme_jax.lm.prompts import Prompts
-from llme_jax.lm.score import WIDTHS
+from llme_jax.lm.scoring import WIDTHS
 from llme_jax.models.causal_lm import load_causal_lm
 from llme_jax.models.llama import CausalLM, LlamaConfig
 from llme_jax.models.platform import compute_dtype
-from llme_jax.sharding import make_mesh
 
 SHAPES = {
     "smollm2-135m": {

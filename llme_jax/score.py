@@ -7,9 +7,8 @@ The scores are the teacher_scores that llme_jax.train distils. The same command 
 where it was stopped.
 """
 
-from llme_jax import cli
-from llme_jax.config import ScoreConfig
-from llme_jax.validate import validate_scoring
+from llme_jax.config import ScoreConfig, cli
+from llme_jax.config.validate import validate_scoring
 
 WHEN_FULL = "give a lower --lm_batch_size, or --tensor N to spread the model over N devices"
 
@@ -19,8 +18,8 @@ def main(argv: list[str]) -> int:
     validate_scoring(config)
 
     # Only now, so that --help and a misspelt flag are answered before jax is loaded.
-    from llme_jax.lm.score import score
-    from llme_jax.runtime import started
+    from llme_jax.devices.runtime import started
+    from llme_jax.lm.scoring import score
 
     with started(config.processes, None, WHEN_FULL):
         return score(config)

@@ -6,8 +6,8 @@
 The same command again continues where the run was stopped.
 """
 
-from llme_jax import cli
-from llme_jax.validate import validate
+from llme_jax.config import cli
+from llme_jax.config.validate import validate
 
 WHEN_FULL = (
     "the same command with --plan says which of --sub_batch_size, --gradient_checkpointing, "
@@ -20,8 +20,8 @@ def main(argv: list[str]) -> int:
     validate(config)
 
     # Only now, so that --help and a misspelt flag are answered before jax is loaded.
-    from llme_jax.loop import train
-    from llme_jax.runtime import started
+    from llme_jax.devices.runtime import started
+    from llme_jax.training.loop import train
 
     with started(config.processes, config.data.dataset_cache_dir, WHEN_FULL):
         return train(config)

@@ -1,6 +1,7 @@
 """Tests run on 8 virtual CPU devices; shapes in annotations are checked while they run."""
 
 import atexit
+import json
 import os
 import shutil
 import tempfile
@@ -14,9 +15,61 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="programs-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
+import pytest
 from jaxtyping import install_import_hook
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 install_import_hook(
-    ["llme_jax.models", "llme_jax.losses", "llme_jax.retrieval.metrics"], "beartype.beartype"
+    ["llme_jax.models", "llme_jax.training.losses", "llme_jax.retrieval.metrics"],
+    "beartype.beartype",
 )
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer():
+    from tiny import letter_tokenizer  # only now: what it imports has to pass the hook
+
+    return letter_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer(make_tokenizer):
+    return make_tokenizer()
+
+
+@pytest.fixture
+def write_rows(tmp_path):
+    """write_rows(name, rows): a JSON-lines file; strings are written as they are."""
+
+    def write(name: str, rows: list) -> str:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def prepared(tmp_path, tokenizer):
+    """prepared(paths, loss, **data settings): TrainData with its cache in the test's folder."""
+
+    def call(paths, loss=None, *, seed=0, tokenizer=tokenizer, bad_rows=None, **settings):
+        from llme_jax.config import DataConfig, LossConfig
+        from llme_jax.data.rows import BadRows
+        from llme_jax.data.train_data import prepare
+
+        paths = [paths] if isinstance(paths, str) else paths
+        defaults = {
+            "train_group_size": 3,
+            "query_max_length": 16,
+            "key_max_length": 24,
+            "dataset_cache_dir": str(tmp_path / "cache"),
+        }
+        data = DataConfig(train_data=paths, **(defaults | settings))
+        loss = loss or LossConfig()
+        bad_rows = bad_rows or BadRows(data.max_bad_rows)
+        return prepare(data, loss, tokenizer, seed=seed, bad_rows=bad_rows)
+
+    return call

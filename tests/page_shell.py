@@ -126,12 +126,12 @@ class Shell:
         more = []
         if not (flag(words, "--data_root") or "").startswith("gs://"):
             more += ["--data_root", str(self.root)]
-        models = dict.fromkeys(("train", "retrieve", "data"), "bert-1") | {"score": "llama"}
+        models = dict.fromkeys(("train", "retrieve", "doctor"), "bert-1") | {"score": "llama"}
         if command in models:
             name = "--model_name_or_path" if command == "score" else "--query_encoder"
             if not Path(cwd, flag(words, name) or "-").is_dir():
                 more += [name, str(self.root / models[command])]
-        if command in ("train", "retrieve", "data"):
+        if command in ("train", "retrieve", "doctor"):
             more += SMALL.split()
         if (out := flag(words, "--output_dir") or "").startswith("gs://"):
             # Orbax needs more than a folder to find gs://; test_storage.py has it.
@@ -148,8 +148,8 @@ class Shell:
             contextlib.redirect_stdout(out),
         ):
             try:
-                # python -m llme_jax.data is llme_jax/data/__main__.py
-                name = f"{module}.__main__" if module == "llme_jax.data" else module
+                # python -m llme_jax.doctor is llme_jax/data/__main__.py
+                name = f"{module}.__main__" if module == "llme_jax.doctor" else module
                 code = importlib.import_module(name).main(words)
             except (InputError, RunError) as error:
                 code = 2

@@ -19,14 +19,14 @@ from guide import COMMANDS, launched, write_data_root
 from page_shell import Shell
 from transformers import BertModel
 
-from llme_jax import cli, quickstart
 from llme_jax.config import Config as TrainingConfig
-from llme_jax.config import DoctorConfig, RetrieveConfig, ScoreConfig
+from llme_jax.config import DoctorConfig, RetrieveConfig, ScoreConfig, cli
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import RECIPES
 from llme_jax.data.rows import BadRows, parse_row, parse_scoring_row, read_lines
 from llme_jax.errors import InputError
 from llme_jax.lm.prompts import TEMPLATES
+from llme_jax.quickstart import data as quickstart
 from llme_jax.retrieval.results import read_result
 
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}

@@ -1,16 +1,17 @@
-"""The README tells the truth: its map names every file, its commands are those that CI runs."""
+"""README and map tell the truth: every file is named, the commands are those that CI runs."""
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 MAPPED = ("llme_jax", "configs", "scripts", "benchmarks", "docs", "tests")
 
 
 def files_in_map() -> set[str]:
-    """Paths of the tree in the README: names indented by two spaces a folder, then a phrase."""
-    tree = README.split("## Map")[1].split("```")[1]
+    """Paths of the tree in docs/architecture.md: names, two spaces a folder, and a phrase."""
+    tree = ARCHITECTURE.split("## Map")[1].split("```")[1]
     found, parents = set(), []
     for line in tree.strip("\n").splitlines():
         match = re.fullmatch(r"( *)(\S+/|\S+  +\S.*)", line)

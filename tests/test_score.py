@@ -17,7 +17,7 @@ from tiny import read_lines, write_lines
 
 from llme_jax import score
 from llme_jax.errors import InputError
-from llme_jax.lm import score as scoring
+from llme_jax.lm import scoring
 
 QA = "Knowledge: {}\n\nQuestion: {}\n\nAnswer: "
 BEFORE_ANSWER = {  # written out, for the loop to be independent of the templates
@@ -146,7 +146,7 @@ def test_devices_batches_and_order_change_nothing(arguments, rows, tmp_path):
 KILLED = """
 import os, sys
 from llme_jax import score
-from llme_jax.lm import score as scoring
+from llme_jax.lm import scoring
 scoring.PART = {"cpu": 4}
 replace, made = os.replace, []
 def kill(a, b):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
@@ -18,6 +18,7 @@ from transformers import (
 from llme_jax.data.batch import Batch, cut_texts, plain_texts
 
 WORDS = [f"w{i}" for i in range(200)]
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "query", "passage", ":", "represent", "this"]
 
 
 def save_bert(
@@ -76,6 +77,23 @@ def save_llama(folder: Path, *, ends: bool = False, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def letter_tokenizer(extra_words: int = 0) -> PreTrainedTokenizerFast:
+    """WordPiece over single letters, digits and a few words, [CLS] text [SEP]."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *LETTERS, *"0123456789"]
+    pieces += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz0123456789"]
+    pieces += [f"word{i}" for i in range(extra_words)]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    # As in some published tokenizers: padding and truncation are on, and must not matter.
+    backend.enable_padding(length=40)
+    backend.enable_truncation(40)
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, sep_token="[SEP]", **special)
 
 
 def random_batch(

@@ -16,9 +16,9 @@ from string import Formatter
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.arrays import digest_file
 from llme_jax.data.rows import BadRows, read_lines
 from llme_jax.errors import InputError
+from llme_jax.files.atomic import digest_file
 
 
 class Corpus:

@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from llme_jax.data.arrays import published_file
 from llme_jax.data.sources import local_files
 from llme_jax.errors import InputError
+from llme_jax.files.atomic import published_file
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llme_jax.data.arrays import digest_file
 from llme_jax.data.rows import BadRows, ScoringRow, parse_scoring_row, read_lines
 from llme_jax.errors import InputError
+from llme_jax.files.atomic import digest_file
 
 
 class ScoringData:

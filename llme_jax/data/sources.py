@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.arrays import digest, published_file
 from llme_jax.data.tokens import cache_dir, check_cache
 from llme_jax.errors import InputError
-from llme_jax.storage import one_sentence, writing
+from llme_jax.files.atomic import digest, published_file
+from llme_jax.files.storage import one_sentence, writing
 
 BUILDER = "llm_embedder"  # datasets of llme_jax.build_tfds
 EXTRA = "extra"  # in those: a JSON object with the fields that no column holds

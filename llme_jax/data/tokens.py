@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.arrays import ArrayWriter, published
 from llme_jax.errors import InputError
-from llme_jax.storage import check_writable
+from llme_jax.files.atomic import ArrayWriter, published
+from llme_jax.files.storage import check_writable
 
 # One call of the tokenizer sees so many texts and characters at most, which bounds its memory.
 CHUNK_TEXTS = 4096

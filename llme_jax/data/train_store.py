@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from llme_jax.config import DataConfig
-from llme_jax.data.arrays import ArrayWriter, digest, published, published_file
 from llme_jax.data.instructions import (
     COMMON_INSTRUCTIONS,
     TASK_INSTRUCTIONS,
@@ -24,6 +23,7 @@ from llme_jax.data.instructions import (
 from llme_jax.data.rows import BadRows, Row, parse_row, read_lines
 from llme_jax.data.select import Candidates, RowSummary
 from llme_jax.data.tokens import TokenStore, TokenWriter
+from llme_jax.files.atomic import ArrayWriter, digest, published, published_file
 
 FORMAT = 1  # goes up when the files below change their meaning
 REMEMBERED_TEXTS = 2_000_000  # keys among which a repeated text is found, about 250 MB

@@ -10,12 +10,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from llme_jax.data.by_length import batches_by_length, fitting
+from llme_jax.data.widths import batches_by_length, fitting
+from llme_jax.devices.memory import Needs, needs
+from llme_jax.devices.sharding import batch_sharding, to_mesh
 from llme_jax.errors import InputError
 from llme_jax.lm.prompts import Prompts
-from llme_jax.memory import Needs, needs
 from llme_jax.models.llama import CausalLM
-from llme_jax.sharding import batch_sharding, to_mesh
 
 # Tokens on a device at a time: enough to keep it busy. Few on CPU, where that stays in the cache.
 TOKENS = {"cpu": 1 << 11, "gpu": 1 << 15, "tpu": 1 << 15}

@@ -6,11 +6,11 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh
 
+from llme_jax.devices.sharding import LM_RULES, state_sharding
 from llme_jax.models.llama import CausalLM, LlamaConfig
 from llme_jax.models.platform import compute_dtype
 from llme_jax.models.tokenizer import load_tokenizer
 from llme_jax.models.weights import find_model, load_params_to
-from llme_jax.sharding import LM_RULES, state_sharding
 
 
 def open_causal_lm(

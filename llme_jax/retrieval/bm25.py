@@ -16,10 +16,10 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from llme_jax.config import RetrievalConfig, TextConfig
-from llme_jax.data.arrays import digest, published
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.tokens import cache_dir
 from llme_jax.errors import InputError
+from llme_jax.files.atomic import digest, published
 
 logger = logging.getLogger(__name__)
 

@@ -9,19 +9,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llme_jax.config import RetrievalConfig, TextConfig
-from llme_jax.data.arrays import digest
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import find_eval_instruction
 from llme_jax.data.tokens import TokenStore, cache_dir, fingerprint, tokenize
 from llme_jax.errors import InputError
+from llme_jax.files.atomic import digest
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.retrieval.embeddings import (
-    encode_to_disk,
-    everywhere,
-    fingerprint_params,
-    forget,
-)
+from llme_jax.retrieval.embeddings import encode_to_disk, everywhere, fingerprint_params, forget
 from llme_jax.retrieval.encode import encode, place
+from llme_jax.retrieval.exact import search
 from llme_jax.retrieval.faiss_index import (
     build_index,
     empty_index,
@@ -30,7 +26,6 @@ from llme_jax.retrieval.faiss_index import (
     save_index,
     search_index,
 )
-from llme_jax.retrieval.index import search
 
 
 class DenseRetriever:

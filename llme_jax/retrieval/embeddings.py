@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llme_jax.data.arrays import digest, published_file
 from llme_jax.data.tokens import TokenStore
 from llme_jax.errors import InputError
+from llme_jax.files.atomic import digest, published_file
 
 logger = logging.getLogger(__name__)
 

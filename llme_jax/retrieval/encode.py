@@ -10,10 +10,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from llme_jax.data.by_length import batches_by_length
 from llme_jax.data.tokens import TokenStore, bucket
+from llme_jax.data.widths import batches_by_length
+from llme_jax.devices.sharding import batch_sharding, make_mesh, replicated, to_mesh, whole
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.sharding import batch_sharding, make_mesh, replicated, to_mesh, whole
 
 # Tokens a device encodes at a time at most: enough to keep it busy, little enough for its memory.
 # Small on CPU, where that saves padding and stays in the cache: with 16384, MiniLM took twice as

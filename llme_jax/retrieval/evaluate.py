@@ -7,11 +7,11 @@ from jax.sharding import Mesh
 from llme_jax.config import Config, EvalConfig, TextConfig
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.sources import local_file
+from llme_jax.files.storage import open_folder
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.metrics import answer_recall, ranking_metrics
 from llme_jax.retrieval.results import append_log, save_path, write_result
-from llme_jax.storage import open_folder
 
 
 def open_data(config: TextConfig, metrics: list[str]) -> tuple[Corpus, EvalData]:

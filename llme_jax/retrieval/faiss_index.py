@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.arrays import published_file
 from llme_jax.errors import InputError
-from llme_jax.retrieval.index import Rows
+from llme_jax.files.atomic import published_file
+from llme_jax.retrieval.exact import Rows
 
 TRAINED_ON = 1 << 18  # keys at most; k-means itself takes 256 a centroid
 ADDED = 1 << 16  # keys at a time

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from numpy import ndarray
 
-from llme_jax.data.arrays import published_file
 from llme_jax.errors import InputError
-from llme_jax.storage import check_writable
+from llme_jax.files.atomic import published_file
+from llme_jax.files.storage import check_writable
 
 
 def save_path(folder: Path, eval_data: Path, kind: str, save_name: str | None) -> Path:

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from samples import assert_same, make_rows, plan_rows
 
 from llme_jax import build_tfds
 from llme_jax.config import LMConfig, RetrieveConfig, ScoreConfig, TextConfig
 from llme_jax.data import tfds_builder
-from llme_jax.data.arrays import digest_file
 from llme_jax.data.rows import expand_paths
 from llme_jax.data.scoring import ScoringData
 from llme_jax.data.sources import is_remote, local_file, local_files
 from llme_jax.errors import InputError
-from llme_jax.lm import score as scoring
+from llme_jax.files.atomic import digest_file
+from llme_jax.lm import scoring
 from llme_jax.lm.prompts import TEMPLATES
 from llme_jax.retrieval.evaluate import open_data
-from llme_jax.retrieval.retrieve import retrieve
-from tests.data.samples import assert_same, make_rows, plan_rows
+from llme_jax.retrieval.run import retrieve
 
 CORPUS = [{"title": f"t{i}", "text": f"passage {i} é\x00", "id": i} for i in range(9)]
 QUERIES = [

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from llme_jax.data import arrays, tokens
+from llme_jax.data import tokens
 from llme_jax.data.tokens import TokenStore, bucket, cache_dir, fingerprint, tokenize
 from llme_jax.errors import InputError
+from llme_jax.files import atomic as arrays
 
 TEXTS = ["", "a b c", "hello world " * 30, "Ä ü ß 東京 ???", "abc " * 5, "x" * 200]
 

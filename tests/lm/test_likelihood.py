@@ -4,9 +4,9 @@ import jax
 import pytest
 import tiny
 
+from llme_jax.devices.sharding import make_mesh
 from llme_jax.lm.likelihood import analyse
 from llme_jax.models.causal_lm import load_causal_lm, open_causal_lm, sharded_shapes
-from llme_jax.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")

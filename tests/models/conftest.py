@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from llme_jax import quickstart
 from llme_jax.data.tokens import cache_dir
+from llme_jax.quickstart import data as quickstart
 
 
 @pytest.fixture(scope="session")

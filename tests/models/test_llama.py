@@ -10,12 +10,12 @@ import torch
 import transformers
 
 from llme_jax.data.tokens import cache_dir
+from llme_jax.devices.sharding import batch_sharding, make_mesh, replicated, to_mesh
 from llme_jax.errors import InputError
 from llme_jax.models.causal_lm import load_causal_lm
 from llme_jax.models.llama import CausalLM, LlamaConfig
 from llme_jax.models.tokenizer import load_tokenizer
-from llme_jax.quickstart_teacher import prepare_teacher
-from llme_jax.sharding import batch_sharding, make_mesh, replicated, to_mesh
+from llme_jax.quickstart.teacher import prepare_teacher
 
 BASE = {
     "vocab_size": 96,

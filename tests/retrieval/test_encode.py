@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from llme_jax.data.tokens import TokenStore
+from llme_jax.devices.sharding import batch_sharding, make_mesh, state_sharding, to_mesh
 from llme_jax.retrieval import encode as encode_module
 from llme_jax.retrieval.encode import encode
-from llme_jax.sharding import batch_sharding, make_mesh, state_sharding, to_mesh
 
 VOCABULARY, WIDTH = 50, 16
 

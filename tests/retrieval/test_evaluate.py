@@ -11,11 +11,11 @@ from tiny import WORDS, save_bert
 from transformers import AutoTokenizer, BertModel
 
 from llme_jax.config import Config
+from llme_jax.devices.sharding import make_mesh, state_sharding, to_mesh
 from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.retrieval import evaluate
 from llme_jax.retrieval.evaluate import Evaluator
-from llme_jax.sharding import make_mesh, state_sharding, to_mesh
 
 
 def write(path, rows):

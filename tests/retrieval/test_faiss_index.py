@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.retrieval import faiss_index
+from llme_jax.retrieval.exact import search
 from llme_jax.retrieval.faiss_index import build_index, open_index, save_index, search_index
-from llme_jax.retrieval.index import search
-from llme_jax.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The devices: the mesh, their memory, the processes that share them."""

@@ -1,0 +1,1 @@
+"""A jitted function over many texts, and results on disk as they come."""

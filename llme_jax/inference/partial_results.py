@@ -1,0 +1,80 @@
+"""Scores as they come: parts of a file's rows on disk, so that a killed run continues."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from llme_jax.files.atomic import published_file
+
+
+class PartialScores:
+    """Scores of all pairs of n rows; the parts that are finished are files of one folder.
+
+    With several processes all hold the same scores, and the files are those of process 0.
+
+    Args:
+        folder: `{first row}-{row after the last}.npy`, float32[pairs], each there or not at all.
+        pairs: int[n], pairs of every row.
+
+    Attributes:
+        scores: float32[all pairs], in the order of the rows; NaN where there is none yet.
+        found: pairs that were finished before.
+    """
+
+    def __init__(self, folder: Path, pairs: np.ndarray):
+        self._folder = folder
+        self._first = np.cumsum([0, *pairs])
+        self._done = pairs == 0
+        self.scores = np.full(self._first[-1], np.nan, np.float32)
+        if jax.process_index() == 0:
+            for path in sorted(folder.glob("[0-9]*-[0-9]*.npy")):
+                start, stop = map(int, path.stem.split("-"))
+                self._set(start, stop, np.load(path))
+        if jax.process_count() > 1:
+            state = self._done, self.scores
+            self._done, self.scores = multihost_utils.broadcast_one_to_all(state)
+            self._done, self.scores = np.array(self._done, bool), np.array(self.scores)
+        self.found = int(pairs[self._done].sum())
+
+    def missing(self, size: int) -> list[tuple[int, int]]:
+        """Ranges (start, stop) of rows without scores, of about `size` pairs each."""
+        ranges, start = [], None
+        for row, done in enumerate([*self._done, True]):
+            if start is not None and (done or self._first[row + 1] - self._first[start] > size):
+                ranges.append((start, row))
+                start = None
+            if start is None and not done:
+                start = row
+        return ranges
+
+    def add(self, ranges: Sequence[tuple[int, int]], scores: np.ndarray | None) -> None:
+        """Keeps the scores of finished parts; with several processes all call this together.
+
+        Args:
+            ranges: one a process, in order of the processes; the last of them may have none.
+            scores: of this process' range.
+        """
+        sizes = [int(self._first[stop] - self._first[start]) for start, stop in ranges]
+        parts = [scores]
+        if jax.process_count() > 1:
+            mine = np.zeros(max(sizes), np.float32)
+            if scores is not None:
+                mine[: len(scores)] = scores
+            parts = multihost_utils.process_allgather(mine)
+        for (start, stop), size, part in zip(ranges, sizes, parts, strict=False):
+            part = np.asarray(part[:size])
+            self._set(start, stop, part)
+            if jax.process_index() == 0:
+                path = self._folder / f"{start:012d}-{stop:012d}.npy"
+                with published_file(path) as beside, beside.open("wb") as file:
+                    np.save(file, part)
+
+    def of_row(self, row: int) -> np.ndarray:
+        return self.scores[self._first[row] : self._first[row + 1]]
+
+    def _set(self, start: int, stop: int, scores: np.ndarray) -> None:
+        self.scores[self._first[start] : self._first[stop]] = scores
+        self._done[start:stop] = True

@@ -1,0 +1,193 @@
+"""One scoring, from settings to files: tokenise, score, reduce, write, report."""
+
+import json
+import logging
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from llme_jax.config import ScoreConfig
+from llme_jax.data.prefetch import prefetch
+from llme_jax.data.scoring import ScoringData
+from llme_jax.data.sources import is_remote, local_file
+from llme_jax.data.tokens import fingerprint
+from llme_jax.data.widths import choose_widths
+from llme_jax.devices.sharding import make_mesh
+from llme_jax.errors import InputError
+from llme_jax.files.atomic import digest, digest_file, published_file
+from llme_jax.files.storage import check_writable
+from llme_jax.inference.partial_results import PartialScores
+from llme_jax.lm.likelihood import Scorer
+from llme_jax.lm.prompts import TEMPLATES, Pair, PromptMaker, Prompts
+from llme_jax.lm.teacher_report import report_on
+from llme_jax.models.causal_lm import load_causal_lm, open_causal_lm
+from llme_jax.retrieval.results import save_path, whole_file
+
+logger = logging.getLogger(__name__)
+
+# Pairs of one part: what a kill can cost. Large enough that lengths within it fill whole batches.
+PART = {"cpu": 1 << 8, "gpu": 1 << 14, "tpu": 1 << 14}
+SAMPLE = 1 << 10  # prompts whose lengths decide the widths of batches
+# Widths of batches, each of which is compiled: 16 leave 8% of padding where lengths are spread as
+# those of passages are, 32 leave 5%, which pays where scoring takes hours.
+WIDTHS, MANY_WIDTHS, MANY_PAIRS = 16, 32, 100_000
+TOKEN_LISTS = ("score_inputs", "context_inputs", "query_inputs", "answer_inputs")
+
+REDUCTIONS = {
+    "first": lambda scores: scores[:, 0],
+    "max": lambda scores: scores.max(1),
+    "mean": lambda scores: scores.mean(1),
+    "logsumexp": lambda scores: np.logaddexp.reduce(scores, axis=1),
+}
+
+
+def score(config: ScoreConfig) -> int:
+    """Returns the exit code."""
+    settings, model, _ = config.groups()
+    path = Path(local_file(settings.eval_data, settings.data_root)).expanduser()
+    remote = is_remote(settings.eval_data, settings.data_root)
+    beside = Path.cwd() if remote and not settings.report else path.parent
+    if jax.process_index() == 0 and beside.is_dir():
+        how = "start this in another folder" if remote else "copy the file to another folder"
+        check_writable("--eval_data", beside, remedy=f"results go there, {how}")
+    if settings.report:
+        return report_on(path) if jax.process_index() == 0 else 0
+    # Each process scores its share with its own devices: nothing waits for another host.
+    mesh = make_mesh(model.fsdp, model.tensor, devices=jax.local_devices())
+    lm, folder, tokenizer = open_causal_lm(
+        model.model_name_or_path, dtype=model.lm_dtype, cache_dir=model.model_cache_dir
+    )
+    if model.context_max_length > lm.max_length:
+        raise InputError(
+            f"--context_max_length {model.context_max_length}: {model.model_name_or_path} reads "
+            f"{lm.max_length} tokens, give {lm.max_length} or less"
+        )
+    data = ScoringData(path, TEMPLATES)
+    out = save_path(beside, path, "scored", settings.save_name)
+    most = 1 if settings.answer_reduction == "first" else None
+    pairs = data.candidates * (np.minimum(data.answers, 1) if most else data.answers)
+    partial = PartialScores(_parts_folder(out, data, folder, lm, tokenizer, config), pairs)
+    missing = partial.missing(PART[jax.default_backend()] * jax.local_device_count())
+    if partial.found:
+        logger.info("%d of %d pairs are scored already", partial.found, len(partial.scores))
+    if missing and settings.load_score:
+        raise InputError(
+            f"--load_score: {len(partial.scores) - partial.found} of {len(partial.scores)} pairs "
+            "have no score yet; run without it to score them"
+        )
+    if missing:
+        limits = model.key_max_length, model.context_max_length
+        prompts = PromptMaker(tokenizer, key_max_length=limits[0], context_max_length=limits[1])
+        sample = _sample(data, most, prompts)
+        count = MANY_WIDTHS if len(partial.scores) > MANY_PAIRS else WIDTHS
+        widths = choose_widths(sample.store.lengths, limits[1], count)
+        rows = None if model.lm_batch_size == "auto" else int(model.lm_batch_size)
+        scorer = Scorer(lm, load_causal_lm(lm, folder, mesh), mesh, widths, rows)
+
+        def tokenized(ranges) -> Iterator[Prompts]:
+            for part in data.parts(ranges):
+                yield prompts(_pairs(part, most), path)
+
+        _score_parts(scorer, tokenized, partial, missing)
+    if jax.process_index() != 0:
+        return 0
+    _write(out, data, partial, settings.answer_reduction)
+    print(f"scores: {out}")
+    return report_on(out)
+
+
+def _score_parts(scorer: Scorer, tokenized, partial: PartialScores, missing: list) -> None:
+    """Scores what is missing, part by part; each process takes every n-th of them.
+
+    Args:
+        tokenized: the prompts of ranges of rows, one after the other.
+    """
+    processes, process = jax.process_count(), jax.process_index()
+    rounds = [missing[i : i + processes] for i in range(0, len(missing), processes)]
+    mine = [ranges[process] for ranges in rounds if process < len(ranges)]
+    # The tokenizer works on the next part while the devices work on this one.
+    prompts = prefetch(tokenized(mine), depth=1)
+    with tqdm(
+        total=len(partial.scores),
+        initial=partial.found,
+        desc="Scoring",
+        unit=" pairs",
+        smoothing=0.05,
+        disable=process != 0,
+    ) as bar:
+        tokens = 0
+
+        def done(pairs: int, more: int) -> None:
+            nonlocal tokens
+            tokens += more * processes
+            rate = tokens / max(bar.format_dict["elapsed"], 1e-3)
+            bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+            bar.update(min(pairs * processes, bar.total - bar.n))
+
+        for ranges in rounds:
+            scores = scorer(next(prompts), done) if process < len(ranges) else None
+            partial.add(ranges, scores)
+
+
+def _pairs(part: list, most: int | None) -> list[Pair]:
+    """Every candidate of the rows with every answer, or with the first `most` of them."""
+    return [
+        Pair(row, key, answer, line)
+        for line, row in part
+        for key, answer in product(range(len(row.keys)), range(len(row.answers[:most])))
+    ]
+
+
+def _sample(data: ScoringData, most: int | None, prompts: PromptMaker) -> Prompts:
+    """About SAMPLE prompts from all over the file, the same in every run."""
+    step = -(-len(data) // SAMPLE)
+    rows = [(row, row + 1) for row in range(0, len(data), step)]
+    pairs = [pair for part in data.parts(rows) for pair in _pairs(part, most)]
+    return prompts(pairs[:: max(1, len(pairs) // SAMPLE)], data.path)
+
+
+def _parts_folder(out: Path, data, folder: Path, lm, tokenizer, config: ScoreConfig) -> Path:
+    """Where unfinished scores are kept: a folder for each set of things that they depend on."""
+    settings, model, _ = config.groups()
+    describe = {
+        "data": data.digest,
+        "weights": _fingerprint(folder),
+        "model": repr(lm),
+        "tokenizer": fingerprint(tokenizer),
+        "templates": digest(sorted(TEMPLATES.items())),
+        "key_max_length": model.key_max_length,
+        "context_max_length": model.context_max_length,
+        "answers": "first" if settings.answer_reduction == "first" else "all",
+    }
+    parts = out.with_suffix(".parts") / digest(sorted(describe.items()))
+    if jax.process_index() == 0:
+        with published_file(parts / "manifest.json") as beside:
+            beside.write_text(json.dumps(describe, indent=2) + "\n")
+    return parts
+
+
+def _fingerprint(folder: Path) -> str:
+    """A name for the weights, from every bit of their files."""
+    files = sorted([*folder.glob("model*.safetensors"), *folder.glob("*.bin")])
+    bar = tqdm(files, desc="Hashing weights", unit=" files", leave=False)
+    return digest([digest_file(path) for path in bar])
+
+
+def _write(out: Path, data: ScoringData, partial: PartialScores, reduction: str) -> None:
+    """Every row in order, with `teacher_scores` for each of its candidates."""
+    rows = tqdm(data.records(), total=len(data), desc=f"Writing {out.name}", unit=" rows")
+    with whole_file(out) as file:
+        for i, record in enumerate(rows):
+            scores = partial.of_row(i)
+            if len(scores):
+                scores = REDUCTIONS[reduction](scores.reshape(data.candidates[i], -1))
+            # The shortest decimals that are the same fp32 number.
+            record["teacher_scores"] = [float(str(score)) for score in scores]
+            if record["task"] == "lrlm":
+                for name in TOKEN_LISTS:
+                    record.pop(name, None)
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

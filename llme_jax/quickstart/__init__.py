@@ -1,0 +1,1 @@
+"""The quickstart's models and data, out of PyPI packages."""

@@ -1,0 +1,149 @@
+"""One retrieval, from settings to files: find, save, measure, collate."""
+
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from llme_jax.config import COLLATIONS, RetrieveConfig
+from llme_jax.data.corpus import Corpus, EvalData
+from llme_jax.data.sources import is_remote, resolve_path
+from llme_jax.data.tokens import check_cache
+from llme_jax.devices import sharding
+from llme_jax.files.storage import check_writable
+from llme_jax.models.dual_encoder import load_dual_encoder
+from llme_jax.retrieval.bm25 import lucene_search
+from llme_jax.retrieval.dense import DenseRetriever
+from llme_jax.retrieval.evaluate import measure, open_data
+from llme_jax.retrieval.mining import Ranking, collate_key, collate_neg
+from llme_jax.retrieval.results import (
+    append_log,
+    check_log,
+    read_result,
+    save_path,
+    write_metrics,
+    write_result,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def retrieve(config: RetrieveConfig) -> int:
+    """Returns the exit code."""
+    settings, how = config.evaluation, config.retrieval
+    _check_outputs(config)
+    loaded = None
+    if how.retrieval_method == "dense" and not how.load_result:
+        loaded = load_dual_encoder(config.encoder)  # its errors come before a large corpus is read
+        loaded[0].check_lengths(config.data.query_max_length, config.data.key_max_length)
+    corpus, eval_data = open_data(config.data, settings.metrics)
+    output_dir = Path(how.output_dir)
+    fused = [_read(path, corpus, eval_data) for path in config.mining.fuse or []]
+    result = save_path(output_dir, eval_data.path, "result", settings.save_name)
+    name = settings.save_name or how.retrieval_method
+    if how.load_result:
+        ranking = _read(result, corpus, eval_data, name)
+    else:
+        ranking = Ranking(name, *_search(config, corpus, eval_data, loaded))
+    if jax.process_index() != 0:
+        return 0
+
+    if settings.save_result and not how.load_result:
+        write_result(result, eval_data.query_ids, ranking.ids, ranking.scores)
+        logger.info("hits: %s", result)
+    metrics = measure(settings, corpus, eval_data, ranking.ids)
+    if metrics:
+        path = save_path(output_dir, eval_data.path, "metrics", settings.save_name)
+        write_metrics(path, metrics)
+        append_log(settings.log_path, metrics, config.flat())
+        print(_table(metrics))
+        logger.info("metrics: %s", path)
+
+    beside = output_dir if _collates_to_output(config) else eval_data.path.parent
+    if "collate_key" in settings.metrics:
+        path = save_path(beside, eval_data.path, "key", settings.save_name)
+        collate_key(path, eval_data.path, corpus, ranking)
+        print(f"keys:      {path}")
+    if "collate_neg" in settings.metrics:
+        path = save_path(beside, eval_data.path, "neg", settings.save_name)
+        rankings = [ranking, *fused]
+        print(collate_neg(path, eval_data.path, corpus, rankings, config.mining))
+        print(f"negatives: {path}")
+    return 0
+
+
+def _collates_to_output(config: RetrieveConfig) -> bool:
+    remote = is_remote(config.data.eval_data, config.data.data_root)
+    return config.retrieval.save_to_output or remote
+
+
+def _check_outputs(config: RetrieveConfig) -> None:
+    """Finds out before any long work whether the results can be written.
+
+    Raises:
+        InputError: some cannot.
+    """
+    data, settings, how = config.data, config.evaluation, config.retrieval
+    method = None if how.load_result else how.retrieval_method
+    if method in ("dense", "bm25"):
+        check_cache(data.dataset_cache_dir)
+    first = jax.process_index() == 0
+    metrics = set(settings.metrics)
+    measures, collates = metrics - {*COLLATIONS}, metrics & {*COLLATIONS}
+    to_output = _collates_to_output(config)
+    results = measures or (method and settings.save_result) or (collates and to_output)
+    if method == "dense" or (first and results):  # every process writes embeddings
+        check_writable("--output_dir", how.output_dir)
+    if not first:
+        return
+    beside = Path(resolve_path(data.eval_data, data.data_root)).parent
+    if collates and not to_output and beside.is_dir():
+        remedy = "collated rows go there, give --save_to_output"
+        check_writable("--eval_data", beside, remedy=remedy)
+    if measures:
+        check_log(settings.log_path)
+
+
+def _search(
+    config: RetrieveConfig, corpus: Corpus, eval_data: EvalData, loaded: tuple | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and ids [Q, hits] of the method that is wanted.
+
+    Args:
+        loaded: what `load_dual_encoder` gave, for dense retrieval.
+    """
+    settings, how = config.evaluation, config.retrieval
+    shape = len(eval_data), min(settings.hits, len(corpus))
+    if how.retrieval_method == "no":
+        return np.full((shape[0], 1), -np.inf, np.float32), np.full((shape[0], 1), -1, np.int32)
+    if how.retrieval_method == "random":
+        rng = np.random.default_rng(how.seed % 2**63)
+        ids = [rng.choice(len(corpus), shape[1], replace=False) for _ in range(shape[0])]
+        return np.tile(-np.arange(shape[1], dtype=np.float32), (shape[0], 1)), np.array(
+            ids, np.int32
+        )
+    if how.retrieval_method == "bm25":
+        return lucene_search(corpus, eval_data.texts, settings.hits, how, config.data)
+    encoder, params, tokenizer = loaded
+    mesh = sharding.make_mesh()
+    search = DenseRetriever(config.data, encoder, tokenizer, corpus, eval_data, mesh)
+    return search.from_disk(params, how, hits=settings.hits, batch_size=settings.batch_size)
+
+
+def _read(path: str | Path, corpus: Corpus, eval_data: EvalData, name: str | None = None):
+    scores, ids = read_result(Path(path), eval_data.query_ids, len(corpus))
+    return Ranking(name or Path(path).name.removesuffix(".json"), scores, ids)
+
+
+def _table(metrics: dict[str, float]) -> str:
+    """Metrics in rows, cutoffs in columns."""
+    names = list(dict.fromkeys(name.split("@")[0] for name in metrics))
+    cutoffs = sorted({int(name.split("@")[1]) for name in metrics})
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"{f'@{k}':>9}" for k in cutoffs)]
+    for name in names:
+        values = (metrics.get(f"{name}@{k}") for k in cutoffs)
+        cells = (f"{value:9.4f}" if value is not None else " " * 9 for value in values)
+        lines.append(name.ljust(width) + "".join(cells).rstrip())
+    return "\n".join(lines)

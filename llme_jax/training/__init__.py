@@ -1,0 +1,1 @@
+"""Training: the task that is trained, the step, the loop, what a run writes."""

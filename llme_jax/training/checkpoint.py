@@ -1,0 +1,165 @@
+"""Checkpoints of a run: what it resumes from, and the encoder that users take away.
+
+    {output_dir}/checkpoint-{step}/encoder    a Hugging Face folder
+    {output_dir}/checkpoint-{step}/state      step, parameters, optimizer state (Orbax)
+    {output_dir}/best                         link to the best checkpoint
+
+Both parts are written in the background, beside their place, and renamed when they are whole;
+a checkpoint counts once both are there. In a bucket each is followed by an object that says that it
+is whole, and `best` is a file with the checkpoint's name. Only this module imports orbax.
+"""
+
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from llme_jax.errors import InputError
+from llme_jax.files.storage import MARKER, in_bucket, temporary_folder, upload
+from llme_jax.training.step import TrainState
+
+COMMITTED = "state/commit_success.txt"  # Orbax writes it last, where it cannot rename
+
+
+class Checkpoints:
+    """The checkpoints of one output folder."""
+
+    def __init__(self, output_dir: Path, limit: int | None = None):
+        """
+        Args:
+            limit: how many to keep, the newest ones; the best is kept besides.
+        """
+        self.folder = output_dir if in_bucket(output_dir) else Path(output_dir).absolute()
+        self.limit = limit
+        self._orbax = ocp.StandardCheckpointer()
+        self._export: threading.Thread | None = None
+        self._export_error: BaseException | None = None
+        self._pending_best: int | None = None
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        found = []
+        for path in self.folder.glob("checkpoint-*"):
+            match = re.fullmatch(r"checkpoint-(\d+)", path.name)
+            if match and self._is_whole(path):
+                found.append(int(match[1]))
+        return sorted(found)
+
+    def _is_whole(self, path: Path) -> bool:
+        if in_bucket(path):
+            return (path / COMMITTED).exists() and (path / MARKER).exists()
+        return (path / "state").is_dir() and any(path.glob("*encoder"))
+
+    def latest(self) -> int | None:
+        return max(self.steps(), default=None)
+
+    def best(self) -> int | None:
+        """The step that `best` points to."""
+        link = self.folder / "best"
+        if not link.exists():
+            return None
+        name = link.read_text() if in_bucket(link) else link.resolve().name
+        return int(name.removeprefix("checkpoint-"))
+
+    def save(self, state: TrainState, step: int, export: Callable[[Path], None]) -> None:
+        """Starts saving; returns when the values are safe to change.
+
+        Args:
+            export: writes the encoder's folder into the folder it is given, on process 0. It must
+                hold copies of the parameters, since it runs in the background.
+        """
+        self.wait()
+        path = self.path(step)
+        path.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            self._export = threading.Thread(target=self._run_export, args=(export, path))
+            self._export.start()
+        self._orbax.save(path / "state", state, force=True)
+
+    def _run_export(self, export, path):
+        try:
+            if in_bucket(path):
+                with temporary_folder() as folder:
+                    export(Path(folder))
+                    upload(Path(folder), path)
+            else:
+                export(path)
+        except BaseException as error:  # handed to the main thread by wait()
+            self._export_error = error
+
+    def wait(self) -> None:
+        """Returns once the checkpoint being written is whole, and old ones are gone."""
+        self._orbax.wait_until_finished()
+        if self._export is not None:
+            self._export.join()
+            self._export = None
+        if self._export_error is not None:
+            raise self._export_error
+        if jax.process_index() == 0:
+            if self._pending_best is not None:
+                self._link_best(self._pending_best)
+            self._delete_old()
+        self._pending_best = None
+
+    def mark_best(self, step: int) -> None:
+        """Points `best` to the checkpoint of `step` as soon as that is whole."""
+        self._pending_best = step
+
+    def _link_best(self, step: int) -> None:
+        if in_bucket(self.folder):
+            (self.folder / "best").write_text(self.path(step).name)
+            return
+        beside = self.folder / "best.new"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(self.path(step).name)
+        os.replace(beside, self.folder / "best")
+
+    def _delete_old(self) -> None:
+        if self.limit is None:
+            return
+        for step in self.steps()[: -self.limit]:
+            if step == self.best():
+                continue
+            # What makes it whole leaves first: a half-deleted checkpoint must not look like one.
+            path = self.path(step)
+            if in_bucket(path):
+                (path / MARKER).unlink()
+                path.rmtree()
+            else:
+                os.rename(path / "state", path / "state.deleted")
+                shutil.rmtree(path)
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of a checkpoint, placed as `like` says.
+
+        Args:
+            like: ShapeDtypeStructs with shardings, of any mesh.
+
+        Raises:
+            InputError: when the checkpoint holds another model.
+        """
+        path = self.path(step) / "state"
+        saved = self._orbax.metadata(path).item_metadata.tree
+        found = {_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(saved)}
+        wanted = {_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(like)}
+        different = sorted(k for k in found | wanted if found.get(k) != wanted.get(k))
+        if different:
+            name = different[0]
+            raise InputError(
+                f"{path} holds another model: {name} is {found.get(name, 'absent')} there and "
+                f"{wanted.get(name, 'absent')} in this run; give another --output_dir"
+            )
+        return self._orbax.restore(path, like)
+
+
+def _name(path) -> str:
+    # Orbax names the fields of a tuple by position or attribute; compare them as plain words.
+    return "/".join(re.sub(r"[\[\].']", "", str(key)) for key in path)

@@ -1,0 +1,293 @@
+"""What a run will take, found without training (`--plan`): memory, operations, padding, programs.
+
+The step is compiled for the devices that are there, and XLA says what it needs of each.
+"""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import jax
+import numpy as np
+from numpy import ndarray
+
+from llme_jax.config import LossConfig, TrainConfig
+from llme_jax.data.batch import Batch, Texts
+from llme_jax.data.plan import Plan, PlannedBatch
+from llme_jax.data.train_data import SAMPLED_BATCHES, TrainData
+from llme_jax.devices import sharding
+from llme_jax.devices.memory import needs
+from llme_jax.models.dual_encoder import DualEncoder
+from llme_jax.training.step import TrainState, make_step
+from llme_jax.training.telemetry import count, describe_shapes
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+
+
+@dataclass
+class Program:
+    """A step for batches of the same shapes and the same losses."""
+
+    batch: Batch  # one of them, of all hosts
+    recipe: LossConfig
+    planned: PlannedBatch
+    share: float = 0.0  # of all batches
+
+    @property
+    def slots(self) -> int:
+        return count(self.batch, processes=1).slots
+
+
+@dataclass
+class Survey:
+    """What batches are like; numbers are of a mean batch, operations of its forward pass."""
+
+    programs: dict[tuple, Program] = field(default_factory=dict)
+    tokens: float = 0.0
+    slots: float = 0.0  # tokens and padding
+    flops: float = 0.0  # of tokens
+    slot_flops: float = 0.0
+
+    @property
+    def largest(self) -> Program:
+        """The one that takes the most memory, as nearly all of it is activations of slots."""
+        return max(self.programs.values(), key=lambda program: program.slots)
+
+
+@dataclass
+class Preview:
+    """Finds and prints what a run will take.
+
+    Args:
+        encoder: as it is to be trained.
+        optimizer, abstract: of the state; nothing of it is in memory.
+        plan: which rows make a batch; `data.settle_widths` has seen it.
+    """
+
+    settings: TrainConfig
+    encoder: DualEncoder
+    optimizer: object
+    abstract: TrainState
+    data: TrainData
+    plan: Plan
+    mesh: object
+
+    def show(self) -> int:
+        """Prints it, on process 0.
+
+        Returns:
+            The exit code: 1 when the run does not fit into the devices' memory.
+        """
+        say = print if jax.process_index() == 0 else lambda *_: None
+        survey = self._survey(self.plan)
+        say(self._describe(survey))
+        largest = survey.largest
+        memory = self._needed(largest)
+        say(f"memory             {memory / GIB:.2f} GiB of a device in the largest of these")
+        longest = self._longest(largest)
+        if longest.slots > largest.slots:
+            largest, memory = longest, self._needed(longest)
+            say(
+                f"                   {memory / GIB:.2f} GiB if a batch has longer texts than these:"
+            )
+            say(f"  {describe_shapes(largest.batch)}")
+        limit = self._limit()
+        if limit is None:
+            say("no limit is known here: --device_memory GIB compares with that of a device")
+            return 0
+        if memory <= limit:
+            say(f"it fits: a device has {limit / GIB:.2f} GiB")
+            return 0
+        say(f"it does not fit: a device has {limit / GIB:.2f} GiB; it would with")
+        fitting, least = self._fitting(largest, limit)
+        for flags, memory in fitting:
+            say(f"  {flags}: {memory / GIB:.2f} GiB")
+        if not fitting:
+            said = f", {least[0]} takes {least[1] / GIB:.2f} GiB" if least else ""
+            say(f"  none of the settings that were tried{said}")
+        return 1
+
+    def _survey(self, plan: Plan) -> Survey:
+        survey, params = Survey(), self.abstract.params
+        for share, planned in plan.samples(SAMPLED_BATCHES):
+            batch = self.data.assemble(planned, self.mesh.size)
+            recipe = self.data.recipe(planned.dataset)
+            key = (str(jax.tree.map(np.shape, batch)), recipe)
+            survey.programs.setdefault(key, Program(batch, recipe, planned)).share += share
+            counts = count(batch, processes=1)
+            survey.tokens += share * counts.tokens
+            survey.slots += share * counts.slots
+            real, padded = real_lengths(batch), padded_lengths(batch)
+            survey.flops += share * forward_flops(self.encoder, params, *real)
+            survey.slot_flops += share * forward_flops(self.encoder, params, *padded)
+        return survey
+
+    def _longest(self, program: Program) -> Program:
+        """The program of rare batches, whose texts are longer than those that were looked at."""
+        batch = self.data.assemble(program.planned, self.mesh.size, fitting=False)
+        return replace(program, batch=batch, share=0.0)
+
+    def _needed(self, program: Program) -> float:
+        logger.info("compiling %s", describe_shapes(program.batch))
+        return self._memory(program.batch, program.recipe, self.settings)
+
+    def _limit(self) -> float | None:
+        """Bytes of a device, where that is known."""
+        if self.settings.device_memory is not None:
+            return self.settings.device_memory * GIB
+        stats = self.mesh.local_devices[0].memory_stats() or {}
+        return stats.get("bytes_limit")
+
+    def _memory(self, batch: Batch, recipe: LossConfig, settings: TrainConfig) -> float:
+        """Bytes of a device while a step runs, as XLA plans them."""
+        encoder = replace(self.encoder, remat=settings.gradient_checkpointing)
+        mesh = sharding.make_mesh(settings.fsdp)
+        shardings = sharding.state_sharding(mesh, self.abstract)
+        step = make_step(
+            encoder,
+            self.optimizer,
+            devices=mesh.size,
+            chunk=settings.sub_batch_size,
+            seed=settings.seed,
+            shardings=shardings,
+        )
+        state = jax.tree.map(_placed, self.abstract, shardings)
+        of_batch = sharding.batch_sharding(mesh)
+        structs = jax.tree.map(lambda x: _placed(x, of_batch), batch)
+        several = settings.gradient_accumulation_steps > 1
+        memory = needs(step.lower(state, structs, recipe, several)).total
+        if several:  # what is not part of that program: the optimizer's state, the gradients' sum
+            memory += _bytes(state.opt_state) + _bytes(state.params)
+        return memory
+
+    def _fitting(
+        self, largest: Program, limit: float
+    ) -> tuple[list[tuple[str, float]], tuple[str, float] | None]:
+        """Flags with which the largest step fits, and its memory; and what takes least of all.
+
+        Of each setting it is the mildest change; all together are tried when none is enough.
+        """
+        settings, devices = self.settings, self.mesh.size
+        tried: dict[str, float] = {}
+
+        def fits(flags: str, memory: Callable[[], float]) -> bool:
+            logger.info("trying %s", flags)
+            tried[flags] = memory()
+            return tried[flags] <= limit
+
+        def mildest(changes: list[tuple[str, Callable[[], float]]]) -> list[tuple[str, float]]:
+            """Of changes that take less and less memory, by bisection: compiling takes long."""
+            if not changes or not fits(*changes[-1]):
+                return []
+            at = bisect_left(changes[:-1], True, key=lambda change: fits(*change))
+            return [(flags := changes[at][0], tried[flags])]
+
+        def changed(**changes) -> tuple[str, Callable[[], float]]:
+            flags = " ".join(f"--{name} {value}".lower() for name, value in changes.items())
+            other = replace(settings, **changes)
+            return flags, lambda: self._memory(largest.batch, largest.recipe, other)
+
+        remat = {} if settings.gradient_checkpointing else {"gradient_checkpointing": True}
+        texts = len(largest.batch.key.place) // devices
+        chunks = [*_halves(min(texts, settings.sub_batch_size or texts))]
+        spread = [n for n in range(settings.fsdp + 1, devices + 1) if devices % n == 0]
+        rows = [*_halves(self.plan.batch_size // devices)]
+        fitting = [
+            *mildest([changed(**remat)] if remat else []),
+            *mildest([changed(sub_batch_size=size) for size in chunks]),
+            *mildest([changed(fsdp=n) for n in spread]),
+            *mildest(
+                [(f"--per_device_train_batch_size {n}", partial(self._smaller, n)) for n in rows]
+            ),
+        ]
+        if not fitting:
+            both = remat | ({"fsdp": spread[-1]} if spread else {})
+            fitting = mildest([changed(**both, sub_batch_size=size) for size in chunks])
+        return fitting, min(tried.items(), key=lambda one: one[1], default=None)
+
+    def _smaller(self, rows: int) -> float:
+        """Bytes of a device with batches of so many queries a device."""
+        plan = replace(self.plan, batch_size=rows * self.mesh.size)
+        self.data.settle_widths(plan, self.mesh.size)
+        longest = self._longest(self._survey(plan).largest)
+        return self._memory(longest.batch, longest.recipe, self.settings)
+
+    def _describe(self, survey: Survey) -> str:
+        again = self.settings.gradient_checkpointing or self.settings.sub_batch_size is not None
+        passes = 4 if again else 3  # forward, twice that backward, forward once more
+        per_step = passes * self.settings.gradient_accumulation_steps / 1e12
+        parameters = sum(x.size for x in jax.tree.leaves(self.abstract.params))
+        shardings = sharding.state_sharding(self.mesh, self.abstract)
+        state = _bytes(jax.tree.map(_placed, self.abstract, shardings))
+        lines = [
+            f"parameters         {parameters:,}; with the optimizer's state {state / GIB:.2f} GiB "
+            f"on each of {self.mesh.size} devices",
+            f"operations a step  {per_step * survey.flops:.3g} TFLOP on all devices, "
+            f"{per_step * survey.slot_flops:.3g} with padding",
+            f"padding            {1 - survey.tokens / survey.slots:.1%} of what is computed",
+            f"programs           {len(survey.programs)}, for so many of the batches:",
+        ]
+        for program in sorted(survey.programs.values(), key=lambda program: -program.share):
+            lines.append(f"  {program.share:6.1%}: {describe_shapes(program.batch)}")
+        return "\n".join(lines)
+
+
+def _halves(number: int) -> Iterator[int]:
+    """Half of a number, half of that, ... down to 1."""
+    while number > 1:
+        number //= 2
+        yield number
+
+
+def _placed(x, place) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
+def _bytes(tree) -> int:
+    """Of a device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
+
+
+def real_lengths(batch: Batch) -> tuple[ndarray, ndarray]:
+    """Tokens of every query and every key."""
+    return tuple(np.concatenate(texts.lengths) for texts in (batch.query, batch.key))
+
+
+def padded_lengths(batch: Batch) -> tuple[ndarray, ndarray]:
+    """The same with padding."""
+
+    def widths(texts: Texts) -> ndarray:
+        return np.concatenate([np.full(len(ids), ids.shape[1]) for ids in texts.ids])
+
+    return widths(batch.query), widths(batch.key)
+
+
+def forward_flops(
+    encoder: DualEncoder, params: dict, query_lengths: ndarray, key_lengths: ndarray
+) -> float:
+    """Operations of the encoders' matrix products, an addition and a multiplication counted apart.
+
+    2 for each weight of a linear layer and token, 4 D for each pair of tokens of a text and layer.
+
+    Args:
+        params: arrays or ShapeDtypeStructs.
+        query_lengths, key_lengths: tokens of every text.
+    """
+    total = 0.0
+    for name, config, lengths in (
+        ("query", encoder.query_config, query_lengths),
+        ("key", encoder.key_config, key_lengths),
+    ):
+        leaves = jax.tree_util.tree_leaves_with_path(
+            params["encoder" if encoder.tied else f"{name}_encoder"]
+        )
+        linear = sum(x.size for path, x in leaves if "kernel" in sharding.path_name(path))
+        tokens = np.asarray(lengths, float)
+        attention = 4 * config.hidden_size * config.num_hidden_layers
+        total += 2 * linear * tokens.sum() + attention * (tokens**2).sum()
+    return total

@@ -1,0 +1,118 @@
+"""What the processes of a run have to have in common, found out before they start together.
+
+Each plans every batch and holds every parameter by itself, so that nothing else would stop two of
+them from training on different files, or from writing to different folders.
+"""
+
+import time
+import uuid
+from hashlib import blake2b
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import (
+    broadcast_one_to_all,
+    process_allgather,
+    sync_global_devices,
+)
+
+from llme_jax.config import Config
+from llme_jax.data.tokens import fingerprint
+from llme_jax.data.train_data import TrainData
+from llme_jax.errors import InputError
+from llme_jax.files.atomic import digest
+from llme_jax.retrieval.evaluate import Evaluator
+
+# Settings that may differ from host to host.
+OF_A_HOST = {
+    *("data_root", "dataset_cache_dir", "model_cache_dir", "log_path"),
+    *("coordinator_address", "process_id"),
+}
+PATIENCE = 10  # seconds until a file that another host wrote is seen on a shared disk
+
+
+def check_agreement(
+    config: Config,
+    tokenizer,
+    data: TrainData,
+    evaluator: Evaluator | None,
+    folder: Path,
+    start: int | None,
+    params: dict,
+) -> None:
+    """Makes sure that all processes are about to do the same, and share the output folder.
+
+    Args:
+        start: the step of the checkpoint that is continued from.
+        params: on the host; they count when there is no checkpoint.
+
+    Raises:
+        InputError: in all processes; names the first thing that differs.
+    """
+    settings = {f"--{k}": v for k, v in config.flat().items() if k not in OF_A_HOST}
+    check_same(settings | {"the number of files of --train_data": len(data.paths)})
+    check_shared(folder)
+    files = dict(zip(data.names, zip(data.sizes, data.contents, strict=True), strict=True))
+    check_same(
+        {f"--train_data, file {name}": what for name, what in files.items()}
+        | {
+            "--corpus or --eval_data, its size": evaluator and evaluator.sizes,
+            "the checkpoint to continue from": start,
+            "--query_encoder, its tokenizer": fingerprint(tokenizer),
+            "--query_encoder, its weights": _hash_of(params) if start is None else None,
+        }
+    )
+
+
+def check_same(facts: dict[str, object]) -> None:
+    """Compares what each process knows, as many facts in the same order in all of them.
+
+    Raises:
+        InputError: in all processes; names the first fact that differs.
+    """
+    mine = np.array([int(digest(value)[:7], 16) for value in facts.values()], np.int32)
+    for (name, value), numbers in zip(facts.items(), process_allgather(mine).T, strict=True):
+        others = np.flatnonzero(numbers != numbers[0])
+        if len(others):
+            raise InputError(
+                f"{name}: differs between process 0 and process {others[0]}, in this one, "
+                f"{jax.process_index()}, it is {value}: give all hosts the same command and files"
+            )
+
+
+def check_shared(folder: Path) -> None:
+    """Makes sure that all processes see what process 0 writes to a folder.
+
+    Raises:
+        InputError: in all processes, when one does not.
+    """
+    token = broadcast_one_to_all(np.int32(uuid.uuid4().int % 2**31))
+    probe = folder / f".shared-{token}"
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+    sync_global_devices("probe written")
+    seen = process_allgather(np.array([_appears(probe)]))
+    if jax.process_index() == 0:
+        probe.unlink()
+    if not seen.all():
+        raise InputError(
+            f"--output_dir {folder}: process {int(np.argmin(seen))} does not see what process 0 "
+            "writes there: give a folder that all hosts share, or gs://bucket/folder"
+        )
+
+
+def _appears(path: Path) -> bool:
+    for _ in range(10 * PATIENCE):
+        if path.exists():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _hash_of(params: dict) -> str:
+    content = blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(params):
+        content.update(np.ascontiguousarray(leaf).data)
+    return content.hexdigest()

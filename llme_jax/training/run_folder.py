@@ -1,0 +1,115 @@
+"""What a run writes down about itself, and whether a later command continues that run."""
+
+import json
+import math
+import platform
+from importlib.metadata import version
+
+import jax
+
+from llme_jax.config import Config
+from llme_jax.data.train_data import TrainData
+from llme_jax.errors import InputError
+from llme_jax.files.atomic import published_file
+from llme_jax.files.storage import check_writable, open_folder
+
+# Settings that may differ when a run is continued: they do not change what is trained, or, like
+# the number of devices, only by rounding. The global batch is kept, see `global_batch`.
+CHANGEABLE = {
+    *("output_dir", "data_root", "dataset_cache_dir", "model_cache_dir", "max_bad_rows"),
+    *("eval_data", "corpus", "key_template", "metrics", "cutoffs", "hits", "batch_size"),
+    *("save_result", "save_name", "log_path", "eval_steps", "eval_on_start"),
+    *("per_device_train_batch_size", "sub_batch_size", "gradient_checkpointing", "fsdp"),
+    *("save_steps", "save_total_limit", "metric_for_best_model", "early_exit_steps"),
+    *("logging_steps", "report_to", "plan", "device_memory"),
+    *("coordinator_address", "num_processes", "process_id"),
+}
+
+
+class RunFolder:
+    """`run.json` in the output folder: settings, data sizes, batch, versions."""
+
+    def __init__(self, output_dir: str):
+        self.path = open_folder(output_dir)
+        check_writable("--output_dir", self.path)
+        self._file = self.path / "run.json"
+        self.previous = json.loads(self._file.read_text()) if self._file.exists() else None
+
+    def global_batch(self, config: Config, devices: int) -> int:
+        """Queries in one batch over all devices: that of the run being continued, if any.
+
+        Raises:
+            InputError: when it cannot be divided among the devices there are now.
+        """
+        if self.previous is None:
+            return config.training.per_device_train_batch_size * devices
+        before, size = math.prod(self.previous["mesh"].values()), self.previous["global_batch"]
+        if devices != before and not config.loss.negative_cross_device:
+            raise InputError(
+                f"{self.path} was begun on {before} devices, and with --negative_cross_device "
+                f"false {devices} would train something else: use {before}, or another "
+                "--output_dir"
+            )
+        if size % devices:
+            raise InputError(
+                f"{self.path} was begun with batches of {size} queries, which {devices} devices "
+                "cannot share evenly: use a number of devices that divides it, or another "
+                "--output_dir"
+            )
+        return size
+
+    def check_settings(self, config: Config) -> None:
+        """Refuses to continue a run with settings that train something else.
+
+        Raises:
+            InputError: names the first setting that changed, with both values.
+        """
+        now = json.loads(json.dumps(config.flat()))
+        for name, before in (self.previous or {}).get("settings", {}).items():
+            if name not in CHANGEABLE and now.get(name) != before:
+                raise InputError(
+                    f"{self.path} holds a run with --{name} {before}, now it is {now.get(name)}: "
+                    "give another --output_dir, or the old value to continue"
+                )
+
+    def check_data(self, data: TrainData) -> None:
+        """Refuses to continue a run on other rows, or on files that were changed.
+
+        Raises:
+            InputError: names what is different.
+        """
+        if self.previous is None:
+            return
+        before, now = self.previous["rows"], data.sizes
+        if before != now:
+            raise InputError(
+                f"{self.path} holds a run on {sum(before)} training rows, now there are "
+                f"{sum(now)}: the data changed, give another --output_dir"
+            )
+        for path, was, content in zip(
+            data.paths, self.previous["contents"], data.contents, strict=True
+        ):
+            if content != was:
+                raise InputError(
+                    f"{path}: was changed since the run in {self.path} began: give another "
+                    "--output_dir, or the old file to continue"
+                )
+
+    def write(self, config: Config, data: TrainData, global_batch: int, mesh) -> None:
+        """Records the run, on process 0."""
+        if jax.process_index() != 0:
+            return
+        record = {
+            "settings": config.flat(),
+            "rows": data.sizes,
+            "contents": data.contents,
+            "global_batch": global_batch,
+            "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+            "mesh": dict(mesh.shape),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("jax", "flax", "optax", "transformers")},
+            },
+        }
+        with published_file(self._file) as beside:
+            beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")

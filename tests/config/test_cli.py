@@ -1,0 +1,146 @@
+"""The command line: what is parsed, what is refused, and in which words."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llme_jax.config import Config, DoctorConfig, RetrieveConfig, ScoreConfig, cli
+from llme_jax.config.validate import validate, validate_doctor, validate_retrieval, validate_scoring
+from llme_jax.data.sources import resolve_path
+from llme_jax.errors import InputError
+
+
+def parse(line: str) -> Config:
+    return cli.parse(line.split(), "train", "")
+
+
+def test_flags_are_the_words_of_the_reference():
+    config = parse(
+        "--train_data a.json b.json --metrics mrr ndcg --add_instruction false --stable_distill "
+        "--key_template {text} --max_steps 2000 --teacher_scores_margin 0.1"
+    )
+    assert config.data.train_data == ["a.json", "b.json"]
+    assert config.evaluation.metrics == ["mrr", "ndcg"]
+    assert config.data.add_instruction is False
+    assert config.loss.stable_distill is True
+    assert config.data.key_template == "{text}"
+    assert config.training.max_steps == 2000
+    assert config.data.teacher_scores_margin == 0.1
+    assert config.training.learning_rate == Config().training.learning_rate
+
+
+def test_flags_override_the_experiment():
+    config = parse("--config qa.py --max_steps 7")
+    assert config.training.max_steps == 7
+    assert config.data.query_max_length == 32  # from qa.py
+    assert config.data.train_data == ["llm-embedder:qa/nq/train.json"]
+    assert parse("--config qa.py:runlocal").training.max_steps < 10
+
+
+def test_a_config_is_found_as_given_then_in_configs(tmp_path, monkeypatch):
+    mine = "from llme_jax.config import Config\ndef get_config(arg):\n    c = Config()\n"
+    (tmp_path / "mine.py").write_text(mine + "    c.training.seed = 1\n    return c\n")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/qa.py").write_text(mine + "    c.training.seed = 2\n    return c\n")
+    monkeypatch.chdir(tmp_path)
+    assert parse(f"--config {tmp_path}/mine.py").training.seed == 1
+    assert parse("--config mine.py").training.seed == 1
+    assert parse("--config qa.py").training.seed == 2  # ./configs before the installed ones
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--max_stepz 3", "unknown flag --max_stepz: did you mean --max_steps?"),
+        ("--max_steps many", "--max_steps: invalid int value: 'many'"),
+        (
+            "--config qu.py",
+            "--config qu.py: no such file here or in ./configs; did you mean qa.py?",
+        ),
+        ("--config qa.py:tiny", "--config ...:tiny: the only argument is runlocal"),
+        ("--deepspeed x.json", "--deepspeed has no meaning here: use --fsdp N"),
+        ("--fp16 false", "--fp16 has no meaning here: use --dtype bf16"),
+        ("stray", "'stray' belongs to no flag"),
+        ("--select_positive best", "--select_positive: invalid choice: 'best'"),
+    ],
+)
+def test_mistakes_are_one_sentence(line, message):
+    with pytest.raises(InputError) as error:
+        parse(line)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--metrics mrr map", "--metrics map: choose from mrr, recall, ndcg, nq"),
+        ("--pooling_method max", "--pooling_method max: choose from cls, mean, dense"),
+        ("--pooling_method dense", "give exactly one of cls and mean"),
+        ("--dtype fp16", "--dtype fp16: use bf16"),
+        ("--train_group_size 1", "--train_group_size 1: give 2 or more"),
+        (f"--seed {2**63}", f"--seed {2**63}: give {-(2**63)} to {2**63 - 1}"),
+        ("--seed -99999999999999999999", "--seed -99999999999999999999: give "),
+        ("--save_steps 0", "--save_steps 0: give 1 or more"),
+        ("--cos_temperature 0", "--cos_temperature 0.0: give a value above 0"),
+        ("--contrastive_weight 0 --distill_weight 0", "are both 0"),
+        ("--eval_data x.json", "--eval_data needs --corpus"),
+        ("--metric_for_best_model map@3", "choose from mrr@1, mrr@5,"),
+        ("--cutoffs 0 10", "--cutoffs 0: ranks start at 1"),
+        ("--max_steps 0 --num_train_epochs 0", "nothing to train"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(line, message):
+    with pytest.raises(InputError) as error:
+        validate(parse(line))
+    assert message in str(error.value)
+
+
+def test_paths_relative_to_the_data_root():
+    assert resolve_path("llm-embedder:qa/nq/train.json", "/d") == "/d/qa/nq/train.json"
+    assert resolve_path("qa/train.json", "/d") == "qa/train.json"
+
+
+def test_help_is_quick_grouped_and_says_what_each_flag_means():
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "llme_jax.train", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    seconds = time.perf_counter() - started
+    assert done.returncode == 0
+    for group in ("data", "encoder", "loss", "evaluation", "training"):
+        assert f"\n{group}:\n" in done.stdout
+    for name in Config().flat():
+        assert f"--{name}" in done.stdout
+    # It takes about 2 seconds alone; the bound leaves room for a machine that is also busy.
+    assert seconds < 10
+
+
+COMMANDS = {
+    "train": (validate, Config, ""),
+    "retrieve": (validate_retrieval, RetrieveConfig, "--eval_data a.json --corpus c.json"),
+    "score": (validate_scoring, ScoreConfig, "--eval_data a.json"),
+    "data": (validate_doctor, DoctorConfig, "--train_data a.json"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_has_to_be_local_is_in_no_bucket(command, monkeypatch):
+    check, settings, words = COMMANDS[command]
+    check(cli.parse(words.split(), command, "", settings))
+    flags = {"dataset_cache_dir", "model_cache_dir", "log_path", "json", "plot"}
+    flags &= {*settings().flat()}
+    for flag in flags:
+        given = f"{words} --{flag} gs://b/x".split()
+        with pytest.raises(InputError, match=f"^--{flag} gs://b/x: give a path of this machine"):
+            check(cli.parse(given, command, "", settings))
+    assert flags
+    monkeypatch.setenv("LLME_JAX_CACHE", "gs://b/x")
+    with pytest.raises(InputError, match=r"^LLME_JAX_CACHE gs://b/x: give a path of this machine"):
+        check(cli.parse(words.split(), command, "", settings))

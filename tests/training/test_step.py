@@ -1,0 +1,330 @@
+"""The train step: the same on any number of devices, GradCache, a trajectory against torch."""
+
+import re
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from transformers import AutoModel
+
+from llme_jax.config import EncoderConfig, LossConfig, TrainConfig
+from llme_jax.devices import sharding
+from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
+from llme_jax.training.optim import make_optimizer, schedule
+from llme_jax.training.step import batch_loss, init_state, make_step
+
+CONTRASTIVE = LossConfig(contrastive_weight=1.0, distill_weight=0.0, cos_temperature=0.1)
+RECIPES = {
+    "contrastive": CONTRASTIVE,
+    "kl": replace(CONTRASTIVE, contrastive_weight=0.0, distill_weight=1.0),
+    "stable": replace(CONTRASTIVE, distill_weight=0.7, stable_distill=True),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save_bert(tmp_path_factory.mktemp("models") / "bert")
+
+
+@pytest.fixture(scope="module")
+def on_one_device(folder):
+    """Loss and gradient of each recipe for one batch, plainly computed."""
+    encoder, params, _ = load(folder)
+    batch = tiny.random_batch(16, 4)
+    return {
+        name: loss_and_gradient(encoder, params, batch, recipe, devices=1)
+        for name, recipe in RECIPES.items()
+    }
+
+
+def load(folder, **settings):
+    return load_dual_encoder(EncoderConfig(query_encoder=str(folder), dtype="fp32", **settings))
+
+
+def loss_and_gradient(encoder, params, batch, recipe, *, devices, fsdp=1, chunk=None, key=None):
+    mesh = sharding.make_mesh(fsdp, devices=jax.devices()[:devices])
+    on_mesh = sharding.to_mesh(params, sharding.state_sharding(mesh, params))
+    inputs = sharding.batch_to_mesh(mesh, batch)
+
+    @jax.jit
+    def run(params, batch):
+        return jax.value_and_grad(batch_loss, has_aux=True)(
+            params, batch, key, encoder=encoder, loss=recipe, devices=devices, chunk=chunk
+        )
+
+    (value, _), grads = run(on_mesh, inputs)
+    return float(value), jax.tree.map(np.asarray, grads)
+
+
+def assert_same_gradient(got, want, relative):
+    """Each parameter's largest difference, relative to the largest gradient of all."""
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(want))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        assert np.abs(a - b).max() <= relative * largest, sharding.path_name(path)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(("devices", "fsdp"), [(2, 1), (8, 1), (8, 4)])
+def test_loss_and_gradient_do_not_depend_on_the_devices(
+    folder, on_one_device, recipe, devices, fsdp
+):
+    encoder, params, _ = load(folder)
+    batch, want = tiny.random_batch(16, 4), on_one_device[recipe]
+    got = loss_and_gradient(encoder, params, batch, RECIPES[recipe], devices=devices, fsdp=fsdp)
+    # fp32 sums in another order; the largest differences seen are 2e-7 and 2e-6.
+    assert got[0] == pytest.approx(want[0], rel=1e-6)
+    assert_same_gradient(got[1], want[1], 1e-5)
+
+
+def test_dropout_does_not_depend_on_the_devices(tmp_path):
+    encoder, params, _ = load(tiny.save_bert(tmp_path / "bert", dropout=0.3))
+    batch, key = tiny.random_batch(16, 4, key_length=40), jax.random.key(3)
+    without = loss_and_gradient(encoder, params, batch, CONTRASTIVE, devices=1)
+    want = loss_and_gradient(encoder, params, batch, CONTRASTIVE, devices=1, key=key)
+    assert abs(want[0] - without[0]) > 0.01  # something was dropped
+    in_blocks = {devices: tiny.in_blocks(batch, devices) for devices in (1, 2)}
+    assert all(len(cut.key.ids) > 1 for cut in in_blocks.values())
+    for inputs, how in (
+        (batch, {"devices": 8}),
+        (in_blocks[2], {"devices": 2}),  # nor on blocks
+        (in_blocks[1], {"devices": 1, "chunk": 3}),  # nor on sub-batches
+    ):
+        got = loss_and_gradient(encoder, params, inputs, CONTRASTIVE, key=key, **how)
+        assert got[0] == pytest.approx(want[0], rel=1e-6)
+        assert_same_gradient(got[1], want[1], 1e-5)
+
+
+@pytest.mark.parametrize(("devices", "chunk"), [(1, 4), (1, 7), (8, 1), (8, 3)])
+def test_sub_batches_give_the_gradient_of_the_whole_batch(folder, on_one_device, chunk, devices):
+    encoder, params, _ = load(folder)
+    batch, want = tiny.random_batch(16, 4), on_one_device["stable"]
+    got = loss_and_gradient(encoder, params, batch, RECIPES["stable"], devices=devices, chunk=chunk)
+    assert got[0] == pytest.approx(want[0], rel=1e-6)
+    assert_same_gradient(got[1], want[1], 1e-5)
+
+
+def test_sub_batches_take_less_memory(folder):
+    encoder, params, _ = load(folder)
+    batch = jax.tree.map(jnp.asarray, tiny.random_batch(64, 8))
+
+    def bytes_needed(chunk):
+        def value(params):
+            return batch_loss(
+                params, batch, None, encoder=encoder, loss=CONTRASTIVE, devices=1, chunk=chunk
+            )[0]
+
+        return jax.jit(jax.grad(value)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_needed(16) < bytes_needed(None) / 4
+
+
+def test_without_negatives_across_devices_each_device_is_a_batch(folder):
+    encoder, params, _ = load(folder)
+    batch, rows = tiny.random_batch(16, 4), 4
+    recipe = replace(CONTRASTIVE, negative_cross_device=False)
+    got = loss_and_gradient(encoder, params, batch, recipe, devices=4)
+    parts = []
+    for device in range(4):
+        part = jax.tree.map(
+            lambda x, d=device: x[d * rows * len(x) // 16 : (d + 1) * rows * len(x) // 16], batch
+        )
+        query, key = (
+            tiny.plain_texts(*texts.ids, *texts.lengths) for texts in (part.query, part.key)
+        )
+        part = part._replace(query=query, key=key)
+        parts.append(loss_and_gradient(encoder, params, part, CONTRASTIVE, devices=1))
+    assert got[0] == pytest.approx(np.mean([value for value, _ in parts]), rel=1e-6)
+    mean = jax.tree.map(lambda *g: np.mean(g, axis=0), *(grads for _, grads in parts))
+    assert_same_gradient(got[1], mean, 1e-5)
+
+
+def test_fsdp_spreads_parameters_and_moments(folder):
+    _, params, _ = load(folder)
+    mesh = sharding.make_mesh(4)
+    optimizer = make_optimizer(TrainConfig(), 10)
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    shardings = sharding.state_sharding(mesh, abstract)
+    state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
+    kernels = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        name = sharding.path_name(path)
+        if name.endswith("kernel"):
+            kernels += 1
+            assert leaf.addressable_shards[0].data.size * 4 == leaf.size, name
+    assert kernels == 3 * 2 * 6  # parameter and two moments, 2 layers of 6 linear maps
+
+
+def test_with_fsdp_weights_travel_and_texts_do_not(tmp_path):
+    """What the devices exchange does not grow with the texts.
+
+    It is the weights, and the gradients of queries and of keys, which XLA adds up first elsewhere
+    than on CPU.
+    """
+    encoder, params, _ = load(tiny.save_bert(tmp_path / "bert", width=256))
+    optimizer = make_optimizer(TrainConfig(), 10)
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    mesh = sharding.make_mesh(8)
+    shardings = sharding.state_sharding(mesh, abstract)
+    step = make_step(encoder, optimizer, devices=8, chunk=None, seed=0, shardings=shardings)
+
+    def place(x, s):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+
+    def exchanged(length: int) -> int:
+        batch = tiny.random_batch(16, 4, key_length=length)
+        batch = jax.tree.map(lambda x: place(x, sharding.batch_sharding(mesh)), batch)
+        program = step.lower(jax.tree.map(place, abstract, shardings), batch, CONTRASTIVE, False)
+        return sum(
+            4 * int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
+            for line in program.compile().as_text().splitlines()
+            if (match := re.search(r" = (.*) (all-\w+|reduce-scatter|collective-permute)\(", line))
+            for shape in re.findall(r"\w\[([\d,]*)\]", match[1])
+        )
+
+    size = 4 * sum(x.size for x in jax.tree.leaves(params))
+    assert 2 * size < exchanged(16) < 3.1 * size
+    assert exchanged(64) < 1.01 * exchanged(16)
+
+
+@pytest.mark.filterwarnings("error:optax")
+def test_gradient_accumulation_is_the_mean_of_its_batches(folder):
+    encoder, params, _ = load(folder)
+    optimizer = make_optimizer(TrainConfig(lr_scheduler_type="constant", learning_rate=1e-3), 10)
+    batches = [tiny.random_batch(8, 4, seed=i) for i in range(3)]
+    recipes = list(RECIPES.values())  # each batch has its own
+    step = make_step(encoder, optimizer, devices=1, chunk=None, seed=0)
+
+    def first_step(batches, recipes):
+        return step(init_state(jax.tree.map(jnp.array, params), optimizer), batches, recipes)
+
+    state, metrics = first_step(batches, recipes)
+    each = [
+        loss_and_gradient(encoder, params, batch, recipe, devices=1)
+        for batch, recipe in zip(batches, recipes, strict=True)
+    ]
+    mean = jax.tree.map(lambda *g: np.mean(g, axis=0), *(grads for _, grads in each))
+    assert float(metrics.loss) == pytest.approx(np.mean([value for value, _ in each]), rel=1e-6)
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in jax.tree.leaves(mean)))
+    assert float(metrics.grad_norm) == pytest.approx(norm, rel=1e-5)
+    assert int(state.step) == 1
+    # A part counts where it is one of the loss: the recipes are contrastive, distillation or both.
+    alone = [first_step([b], [r])[1].parts for b, r in zip(batches, recipes, strict=True)]
+    assert [len(parts) for parts in alone] == [1, 1, 2]
+    for name in ("contrastive", "distill"):
+        those = [float(parts[name]) for parts in alone if name in parts]
+        assert float(metrics.parts[name]) == pytest.approx(np.mean(those), rel=1e-6)
+
+
+def torch_reference_step(model, batch, recipe):
+    def embed(ids, lengths):
+        mask = torch.tensor(np.arange(ids.shape[1]) < lengths[:, None]).long()
+        hidden = model(torch.tensor(ids).long(), attention_mask=mask).last_hidden_state
+        return F.normalize(hidden[:, 0], dim=-1)
+
+    query = embed(*batch.query.ids, *batch.query.lengths)
+    key = embed(*batch.key.ids, *batch.key.lengths)
+    scores = query @ key.T / recipe.cos_temperature
+    count, group = batch.teacher_scores.shape
+    target = torch.arange(count) * group
+    contrastive = F.cross_entropy(scores, target)
+    if recipe.distill_weight == 0:
+        return contrastive
+    own = scores.gather(1, target[:, None] + torch.arange(group))
+    teacher = F.softmax(torch.tensor(batch.teacher_scores), -1)
+    rows = torch.tensor(batch.has_scores)
+    kl = F.kl_div(F.log_softmax(own, -1)[rows], teacher[rows], reduction="batchmean")
+    return recipe.contrastive_weight * contrastive + recipe.distill_weight * kl
+
+
+def test_thirty_steps_follow_torch(folder, tmp_path):
+    """Loss, gradient norm and final weights of our step and of a plain torch loop."""
+    encoder, params, tokenizer = load(folder)
+    steps = 30
+    settings = TrainConfig(learning_rate=1e-3, warmup_ratio=0.1)
+    recipes = [
+        replace(CONTRASTIVE, mask_false_negatives=False),
+        replace(
+            CONTRASTIVE, contrastive_weight=0.3, distill_weight=0.7, mask_false_negatives=False
+        ),
+    ]
+    batches = [tiny.random_batch(8, 4, seed=i) for i in range(steps)]
+
+    optimizer = make_optimizer(settings, steps)
+    step = make_step(encoder, optimizer, devices=1, chunk=None, seed=0)
+    state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
+    ours = []
+    for i, batch in enumerate(batches):
+        state, metrics = step(state, [batch], [recipes[i % 2]])
+        ours.append((float(metrics.loss), float(metrics.grad_norm)))
+
+    model = AutoModel.from_pretrained(folder, add_pooling_layer=False).train()
+    decay, plain = [], []
+    for name, parameter in model.named_parameters():
+        (plain if name.endswith("bias") or "LayerNorm" in name else decay).append(parameter)
+    adamw = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+        lr=settings.learning_rate,
+    )
+    warmup = 3
+    linear = torch.optim.lr_scheduler.LambdaLR(
+        adamw, lambda n: n / warmup if n < warmup else (steps - n) / (steps - warmup)
+    )
+    theirs = []
+    for i, batch in enumerate(batches):
+        loss = torch_reference_step(model, batch, recipes[i % 2])
+        adamw.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adamw.step()
+        linear.step()
+        theirs.append((float(loss), float(norm)))
+
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert ours[-1][0] < ours[0][0]
+    host = jax.tree.map(np.asarray, state.params)
+    save_dual_encoder(
+        tmp_path,
+        encoder,
+        host,
+        tokenizer,
+        query_max_length=16,
+        key_max_length=16,
+        prompts={},
+    )
+    trained = AutoModel.from_pretrained(tmp_path / "encoder", add_pooling_layer=False)
+    start = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+    moved = 0
+    for (name, a), b, c in zip(
+        trained.named_parameters(), model.parameters(), start.parameters(), strict=True
+    ):
+        if name.endswith("self.key.bias"):
+            continue  # its true gradient is 0, AdamW scales up what rounding leaves of it
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max(), name
+        moved = max(moved, float((a - c).abs().max()))
+    assert moved > 0.005  # 100 times the tolerance on a weight of 0.5
+
+
+def test_schedules():
+    linear = schedule(TrainConfig(learning_rate=1.0, warmup_ratio=0.1), 25)  # 3 steps of warm-up
+    rates = [float(linear(n)) for n in range(26)]
+    assert rates[:4] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert rates[14] == pytest.approx(11 / 22)
+    assert rates[25] == 0
+    constant = TrainConfig(learning_rate=2.0, lr_scheduler_type="constant")
+    assert float(schedule(constant, 10)(0)) == 2.0
+    warm = replace(constant, lr_scheduler_type="constant_with_warmup", warmup_ratio=0.5)
+    assert [float(schedule(warm, 4)(n)) for n in range(4)] == [0, 1, 2, 2]
+    cosine = replace(constant, lr_scheduler_type="cosine", warmup_ratio=0.0)
+    assert float(schedule(cosine, 10)(5)) == pytest.approx(1.0)
+
+
+def test_a_mesh_that_cannot_be_divided_is_refused():
+    with pytest.raises(ValueError, match="--fsdp 3: 3 does not divide the 8 devices"):
+        sharding.make_mesh(3)
