@@ -10,7 +10,8 @@ with the bucket that DIR was copied to.
 import argparse
 import os
 
-from llme_jax.config import DATA_ROOT, DATA_ROOT_HELP, cli
+from llme_jax.config import cli
+from llme_jax.config.data import DATA_ROOT, DATA_ROOT_HELP
 from llme_jax.data.rows import expand_paths
 from llme_jax.data.sources import local_file
 from llme_jax.errors import InputError

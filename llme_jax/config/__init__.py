@@ -1,3 +1,35 @@
-"""Settings: declared once, read from an experiment file and flags, checked before any work."""
+"""Settings: declared once, read from an experiment file and flags, checked when they are set."""
 
-from llme_jax.config.commands import *  # noqa: F403
+from llme_jax.config.commands import (
+    Config,
+    DoctorConfig,
+    ProcessConfig,
+    RetrieveConfig,
+    ScoreConfig,
+    shrunk,
+)
+from llme_jax.config.data import DataConfig, TextConfig
+from llme_jax.config.lm import LMConfig, ScoringConfig
+from llme_jax.config.model import EncoderConfig
+from llme_jax.config.retrieval import EvalConfig, MetricsConfig, MiningConfig, RetrievalConfig
+from llme_jax.config.training import LossConfig, TrainConfig
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "DoctorConfig",
+    "EncoderConfig",
+    "EvalConfig",
+    "LMConfig",
+    "LossConfig",
+    "MetricsConfig",
+    "MiningConfig",
+    "ProcessConfig",
+    "RetrievalConfig",
+    "RetrieveConfig",
+    "ScoreConfig",
+    "ScoringConfig",
+    "TextConfig",
+    "TrainConfig",
+    "shrunk",
+]

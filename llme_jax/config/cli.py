@@ -5,10 +5,13 @@ import difflib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable
+from dataclasses import Field, fields
 from pathlib import Path
 
-from llme_jax.config import Config, Groups
+from llme_jax.config.commands import Config
+from llme_jax.config.setting import Group, Groups, Setting, SettingError, depth, kind_of
 from llme_jax.errors import InputError, RunError
 
 # Flags of the reference (or of the Hugging Face trainer) that mean nothing here.
@@ -40,23 +43,17 @@ def parse(
     """The settings of a run: defaults, then the file of `--config`, then the other flags.
 
     Args:
-        settings: the command's groups; of an experiment file it takes what it knows.
+        settings: the command's groups; of what an experiment file sets it takes what it knows.
 
     Raises:
-        InputError: an unknown flag, a value of the wrong type, a config that cannot be found.
+        InputError: an unknown flag, a value that a setting refuses, a config that cannot be found
+            or does not work.
     """
-    # Light as it is, importing it takes a second: not at the top, where tests and configs pay.
-    from transformers.hf_argparser import HfArgumentParser
-
-    class Parser(HfArgumentParser):
-        def error(self, message):
-            # argparse names both spellings, `argument --max_steps/--max-steps: ...`.
-            raise InputError(re.sub(r"^argument (--\w+)\S*:", r"\1:", message))
-
     experiment, argv = _take_config(argv)
     config = settings()
+    if experiment:
+        config.take_over(load_config(experiment))
     parser = Parser(
-        [type(group) for group in config.groups()],
         prog=f"python -m llme_jax.{command}",
         usage="%(prog)s [--config FILE.py[:ARG]] [--flag value ...]",
         description=description,
@@ -69,41 +66,79 @@ def parse(
         help="Experiment file: as given, in ./configs, or one of the installed ones "
         f"({', '.join(installed_configs())}); ARG is handed to its get_config.",
     )
-    for action in parser._actions:
-        if action.option_strings[0].startswith("--no_"):  # `--x false` says the same
-            action.help = argparse.SUPPRESS
-    known = config.flat()
-    if experiment:
-        known |= {k: v for k, v in load_config(experiment).flat().items() if k in known}
-    parser.set_defaults(**known)
-    *groups, _, unknown = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
+    for group in config.groups():
+        _add_group(parser, group)
+    given, unknown = parser.parse_known_args(argv)
     if unknown:
         raise InputError(_unknown_flag(unknown[0], config))
-    return settings(*groups)
+    for group, f, _ in config.declared():
+        setattr(group, f.name, getattr(given, f.name))
+    return config
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """One spelling of each flag, what kind of value it takes, its default when it has one."""
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        # argparse names both spellings, `argument --max_steps/--max-steps: ...`.
+        raise InputError(re.sub(r"^argument (--\w+)\S*:", r"\1:", message))
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One spelling of each flag, and what kind of value it takes."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=36, width=100)
 
     def _format_action_invocation(self, action):
-        if action.nargs == 0 or action.choices or action.metavar:
-            kind = self._format_args(action, "")
+        kind = "" if action.nargs == 0 else action.metavar
+        spelling = max(action.option_strings, key=len)  # the first of those as long: underscores
+        return f"{spelling} {kind}".rstrip()
+
+
+def _add_group(parser: argparse.ArgumentParser, group: Group) -> None:
+    """A flag for each setting; those that the group has of its own come first."""
+    shown = parser.add_argument_group(group.title)
+    for f in sorted(fields(group), key=lambda f: -depth(group, f.name)):
+        name, kind, value = f.name, kind_of(f.type), getattr(group, f.name)
+        how = {"default": value, "metavar": _values(f), "help": _help(f, value)}
+        if kind.base is bool:
+            how |= {"type": _truth, "nargs": "?", "const": True}
         else:
-            kind = {"string_to_bool": "true|false"}.get(action.type.__name__, action.type.__name__)
-            kind += " ..." if action.nargs == "+" else ""
-        return f"{max(action.option_strings, key=_underscores)} {kind}".rstrip()
+            how |= {"type": kind.base, "nargs": "+" if kind.is_list else None}
+        if kind.literals:
+            how["choices"] = kind.literals
+        shown.add_argument(*_spellings(name), **how)
+        if value is True:  # `--name false` says the same
+            no = {"action": "store_false", "dest": name, "default": True}
+            shown.add_argument(*_spellings(f"no_{name}"), **no, help=argparse.SUPPRESS)
 
-    def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
+
+def _spellings(name: str) -> list[str]:
+    return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
-def _underscores(option: str) -> tuple[int, int]:
-    return option.count("_"), len(option)
+def _truth(word: str) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if word.lower() not in words:
+        raise argparse.ArgumentTypeError(f"'{word}' is neither true nor false")
+    return words[word.lower()]
+
+
+def _values(f: Field) -> str:
+    """What a setting takes, as `--help` shows it."""
+    kind, declared = kind_of(f.type), f.metadata["setting"]
+    names = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false"}
+    choices = kind.literals or declared.choices
+    shown = "|".join(choices) if choices else declared.unit or names[kind.base]
+    return f"{shown} ..." if kind.is_list else shown
+
+
+def _help(f: Field, value) -> str:
+    declared: Setting = f.metadata["setting"]
+    said = declared.help
+    if value is not None:
+        shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        said += f" (default: {shown.lower() if isinstance(value, bool) else shown})"
+    return said.replace("%", "%%")
 
 
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -137,7 +172,11 @@ def installed_configs() -> list[str]:
 
 
 def load_config(experiment: str) -> Config:
-    """Runs `get_config(arg)` of the experiment file named by `FILE.py` or `FILE.py:ARG`."""
+    """Runs `get_config(arg)` of the experiment file named by `FILE.py` or `FILE.py:ARG`.
+
+    Raises:
+        InputError: there is no such file, or it does not give a Config; names its line.
+    """
     name, _, arg = experiment.partition(":")
     candidates = [Path(name), *(folder / name for folder in config_folders())]
     path = next((path for path in candidates if path.is_file()), None)
@@ -149,13 +188,39 @@ def load_config(experiment: str) -> Config:
         raise InputError(f"--config {name}: no such file here or in ./configs; {hint}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"{path}: has no get_config(arg), write one that returns a Config")
-    config = module.get_config(arg or None)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"{path}: has no get_config(arg), write one that returns a Config")
+        config = module.get_config(arg or None)
+    except SettingError as error:
+        raise InputError(f"{path}:{_line(error, path)}: {error}") from None
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(
+            f"{path}:{_line(error, path)}: {reason}{_nearest(error)}: correct the experiment file"
+        ) from error
     if not isinstance(config, Config):
         raise InputError(f"{path}: get_config has to return a llme_jax.config.Config")
     return config
+
+
+def _line(error: Exception, path: Path) -> int:
+    """Where in an experiment file an error comes from."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno for f in reversed(frames) if f.filename == str(path)), 1)
+
+
+def _nearest(error: Exception) -> str:
+    """For a name that does not exist, the one that was meant."""
+    if not isinstance(error, AttributeError) or error.name is None:
+        return ""
+    close = difflib.get_close_matches(error.name, dir(error.obj), n=1)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:

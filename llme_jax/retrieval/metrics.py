@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from llme_jax.config import NQ_CUTOFFS
+from llme_jax.config.retrieval import NQ_CUTOFFS
 
 
 def ranking_metrics(

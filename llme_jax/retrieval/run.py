@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from llme_jax.config import COLLATIONS, RetrieveConfig
+from llme_jax.config import RetrieveConfig
+from llme_jax.config.retrieval import COLLATIONS
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.sources import is_remote, resolve_path
 from llme_jax.data.tokens import check_cache

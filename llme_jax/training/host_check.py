@@ -24,11 +24,6 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest
 from llme_jax.retrieval.evaluate import Evaluator
 
-# Settings that may differ from host to host.
-OF_A_HOST = {
-    *("data_root", "dataset_cache_dir", "model_cache_dir", "log_path"),
-    *("coordinator_address", "process_id"),
-}
 PATIENCE = 10  # seconds until a file that another host wrote is seen on a shared disk
 
 
@@ -50,7 +45,8 @@ def check_agreement(
     Raises:
         InputError: in all processes; names the first thing that differs.
     """
-    settings = {f"--{k}": v for k, v in config.flat().items() if k not in OF_A_HOST}
+    per_host = config.names("per_host")
+    settings = {f"--{k}": v for k, v in config.flat().items() if k not in per_host}
     check_same(settings | {"the number of files of --train_data": len(data.paths)})
     check_shared(folder)
     files = dict(zip(data.names, zip(data.sizes, data.contents, strict=True), strict=True))

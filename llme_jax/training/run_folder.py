@@ -13,18 +13,6 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import published_file
 from llme_jax.files.storage import check_writable, open_folder
 
-# Settings that may differ when a run is continued: they do not change what is trained, or, like
-# the number of devices, only by rounding. The global batch is kept, see `global_batch`.
-CHANGEABLE = {
-    *("output_dir", "data_root", "dataset_cache_dir", "model_cache_dir", "max_bad_rows"),
-    *("eval_data", "corpus", "key_template", "metrics", "cutoffs", "hits", "batch_size"),
-    *("save_result", "save_name", "log_path", "eval_steps", "eval_on_start"),
-    *("per_device_train_batch_size", "sub_batch_size", "gradient_checkpointing", "fsdp"),
-    *("save_steps", "save_total_limit", "metric_for_best_model", "early_exit_steps"),
-    *("logging_steps", "report_to", "plan", "device_memory"),
-    *("coordinator_address", "num_processes", "process_id"),
-}
-
 
 class RunFolder:
     """`run.json` in the output folder: settings, data sizes, batch, versions."""
@@ -64,9 +52,9 @@ class RunFolder:
         Raises:
             InputError: names the first setting that changed, with both values.
         """
-        now = json.loads(json.dumps(config.flat()))
+        now, may_change = json.loads(json.dumps(config.flat())), config.names("may_change")
         for name, before in (self.previous or {}).get("settings", {}).items():
-            if name not in CHANGEABLE and now.get(name) != before:
+            if name not in may_change and now.get(name) != before:
                 raise InputError(
                     f"{self.path} holds a run with --{name} {before}, now it is {now.get(name)}: "
                     "give another --output_dir, or the old value to continue"

@@ -126,7 +126,7 @@ COMMANDS = {
     "train": (validate, Config, ""),
     "retrieve": (validate_retrieval, RetrieveConfig, "--eval_data a.json --corpus c.json"),
     "score": (validate_scoring, ScoreConfig, "--eval_data a.json"),
-    "data": (validate_doctor, DoctorConfig, "--train_data a.json"),
+    "doctor": (validate_doctor, DoctorConfig, "--train_data a.json"),
 }
 
 

@@ -1,0 +1,109 @@
+"""Settings of data: where files are, how texts become tokens, which rows are trained on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llme_jax.config.setting import Group, setting
+
+DATA_ROOT = "/data/llm-embedder"
+DATA_ROOT_HELP = "Folder that paths beginning with 'llm-embedder:' are relative to."
+SOURCES_HELP = "tfds:NAME/CONFIG:SPLIT or gs://bucket/file"
+
+
+@dataclass
+class SourceConfig(Group):
+    """Where data files are."""
+
+    title = "data"
+
+    data_root: str = setting(
+        DATA_ROOT, DATA_ROOT_HELP, unit="FOLDER", may_change=True, per_host=True
+    )
+
+
+@dataclass
+class TextConfig(SourceConfig):
+    """What is retrieved from what, and how texts become tokens."""
+
+    eval_data: str | None = setting(
+        None,
+        f"JSON-lines file with the queries to evaluate on; also {SOURCES_HELP}.",
+        unit="FILE",
+        may_change=True,
+    )
+    corpus: str | None = setting(
+        None,
+        f"JSON-lines file with the passages to search; also {SOURCES_HELP}.",
+        unit="FILE",
+        may_change=True,
+    )
+    key_template: str = setting(
+        "{title} {text}",
+        "How the fields of a corpus line become the text of one key.",
+        unit="TEMPLATE",
+        may_change=True,
+    )
+    version: Literal["bge", "llm-embedder", "e5", "instructor"] = setting(
+        "bge", "The table of instructions and of training recipes to use."
+    )
+    add_instruction: bool = setting(True, "Put the task's instruction before queries and keys.")
+    query_max_length: int = setting(
+        256, "Longest query, special tokens included; the rest is cut off.", unit="TOKENS", least=1
+    )
+    key_max_length: int = setting(
+        256, "Longest key, special tokens included; the rest is cut off.", unit="TOKENS", least=1
+    )
+    truncation_side: Literal["right", "left"] = setting("right", "The side that is cut off.")
+    dataset_cache_dir: str | None = setting(
+        None,
+        "Where tokenised data is kept [$LLME_JAX_CACHE, else ~/.cache/llme_jax].",
+        unit="FOLDER",
+        local=True,
+        may_change=True,
+        per_host=True,
+    )
+
+
+@dataclass
+class DataConfig(TextConfig):
+    """Which rows to train on, and which keys to take from them."""
+
+    train_data: list[str] | None = setting(
+        None, f"JSON-lines files or globs to train on; also {SOURCES_HELP}.", unit="FILE"
+    )
+    train_group_size: int = setting(
+        8, "Keys a query is trained with: 1 positive, the others negatives.", unit="KEYS", least=2
+    )
+    select_positive: Literal["first", "random", "teacher", "teacher-pos"] = setting(
+        "first",
+        "Which key becomes the positive; teacher: the best-scored of pos + neg, teacher-pos: the "
+        "best-scored of pos.",
+    )
+    select_negative: Literal["random", "first", "teacher+", "teacher-"] = setting(
+        "random", "Which negatives are taken; teacher+ and teacher-: best or worst scored first."
+    )
+    teacher_scores_margin: float | None = setting(
+        None, "Drop rows whose best and worst teacher scores differ by less.", least=0
+    )
+    teacher_scores_min: float | None = setting(None, "Drop rows whose best teacher score is lower.")
+    max_sample_num: int | None = setting(
+        None, "Train on a seeded sample of this many rows of each file.", unit="ROWS", least=1
+    )
+    inbatch_same_dataset: Literal["epoch", "epoch-random", "epoch-static", "random"] | None = (
+        setting(
+            None,
+            "Fill every batch from one file. epoch: batches of all files in shuffled order; "
+            "epoch-static: the same batches in every epoch; epoch-random: the file is drawn by "
+            "its remaining rows; random: by its size.",
+        )
+    )
+    use_train_config: bool = setting(
+        False, "Take selection, loss and temperatures from the task's recipe in --version."
+    )
+    max_bad_rows: int = setting(
+        0,
+        "Skip this many invalid lines (listed in bad_rows.jsonl) before stopping.",
+        unit="LINES",
+        least=0,
+        may_change=True,
+    )

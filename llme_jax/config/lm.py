@@ -1,0 +1,67 @@
+"""Settings of scoring with a language model."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llme_jax.config.data import SOURCES_HELP, SourceConfig
+from llme_jax.config.model import DTYPE_HELP, DTYPES, HubConfig
+from llme_jax.config.setting import setting
+
+
+@dataclass
+class ScoringConfig(SourceConfig):
+    """What is scored, and where the scores go."""
+
+    title = "scoring"
+
+    eval_data: str | None = setting(
+        None,
+        "JSON-lines file with task, query, answers and pos and neg, or history; "
+        f"also {SOURCES_HELP}.",
+        unit="FILE",
+    )
+    answer_reduction: Literal["first", "max", "mean", "logsumexp"] = setting(
+        "first", "Of several answers: score the first, or score all and combine them so."
+    )
+    save_name: str = setting(
+        "llama2-7b-chat",
+        "Scores go to {eval_data's stem}.scored.{save_name}.json beside it.",
+        unit="NAME",
+    )
+    load_score: bool = setting(False, "Fail instead of scoring when some pairs have no score yet.")
+    report: bool = setting(
+        False, "Do not score: report on the teacher_scores that --eval_data has; needs no model."
+    )
+
+
+@dataclass
+class LMConfig(HubConfig):
+    """The language model, and what it reads at a time."""
+
+    title = "language model"
+
+    model_name_or_path: str = setting(
+        "meta-llama/Llama-2-7b-chat-hf",
+        "Hub name or folder of a llama, mistral, qwen2 or qwen3.",
+        unit="MODEL",
+    )
+    lm_dtype: str = setting("auto", DTYPE_HELP, **DTYPES)
+    key_max_length: int = setting(512, "Longest key; the rest is cut off.", unit="TOKENS", least=1)
+    context_max_length: int = setting(
+        1024,
+        "Longest key, query and answer together; what is too much is cut off the key's end.",
+        unit="TOKENS",
+        least=2,  # a token of the answer, and one before it
+    )
+    lm_batch_size: str = setting(
+        "auto",
+        "Prompts on a device at a time; auto: as many as its memory allows.",
+        unit="auto|PROMPTS",
+    )
+    tensor: int = setting(
+        1,
+        "Tensor parallelism: devices that split each weight matrix.",
+        unit="DEVICES",
+        least=1,
+    )
+    fsdp: int = setting(1, "Spread parameters over this many devices.", unit="DEVICES", least=1)

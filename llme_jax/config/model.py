@@ -1,0 +1,53 @@
+"""Settings of the encoder."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llme_jax.config.setting import Group, setting
+
+POOLINGS = ("cls", "mean", "dense")
+DTYPES = {
+    "choices": ("auto", "fp32", "bf16"),
+    "remedies": (("fp16", "use bf16, as fast and without loss scaling"),),
+}
+DTYPE_HELP = "What products are computed in; auto: bf16 on TPU and GPU, fp32 on CPU."
+
+
+@dataclass
+class HubConfig(Group):
+    """Where models of the Hub go."""
+
+    model_cache_dir: str | None = setting(
+        None,
+        "Where downloaded models are kept [Hugging Face's own cache].",
+        unit="FOLDER",
+        local=True,
+        may_change=True,
+        per_host=True,
+    )
+
+
+@dataclass
+class EncoderConfig(HubConfig):
+    """The encoder: where its weights come from and how texts become vectors."""
+
+    title = "encoder"
+
+    query_encoder: str = setting(
+        "BAAI/bge-base-en", "Hub name or folder of the encoder, or of the queries'.", unit="MODEL"
+    )
+    key_encoder: str = setting(
+        "BAAI/bge-base-en",
+        "Hub name or folder of the key encoder, with --tie_encoders false.",
+        unit="MODEL",
+    )
+    tie_encoders: bool = setting(True, "Encode keys with the query encoder.")
+    pooling_method: list[str] = setting(
+        ["cls"],
+        "How token vectors become one: cls or mean, and dense behind it for an extra layer.",
+        choices=POOLINGS,
+    )
+    dense_metric: Literal["cos", "ip", "l2"] = setting(
+        "cos", "Similarity of query and key: cosine, inner product or negative distance."
+    )
+    dtype: str = setting("auto", DTYPE_HELP, **DTYPES)

@@ -1,0 +1,147 @@
+"""Settings of training: the loss, the optimizer, checkpoints, logging."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llme_jax.config.setting import Group, setting
+
+
+@dataclass(unsafe_hash=True)
+class LossConfig(Group):
+    """What is minimised over the global batch; one for every dataset (its recipe)."""
+
+    title = "loss"
+
+    contrastive_weight: float = setting(0.2, "Weight of the contrastive loss.", least=0)
+    distill_weight: float = setting(1.0, "Weight of the distillation loss.", least=0)
+    stable_distill: bool = setting(
+        False, "Distil by contrastive terms, ranked by the teacher, instead of KL divergence."
+    )
+    cos_temperature: float = setting(0.01, "Divides cosine similarities.", above=0)
+    teacher_temperature: float = setting(1.0, "Divides teacher scores.", above=0)
+    student_temperature: float = setting(
+        1.0, "Divides the encoder's scores when distilling.", above=0
+    )
+    negative_cross_device: bool = setting(
+        True, "Use the keys of all devices as negatives; false: only the device's own."
+    )
+    mask_false_negatives: bool = setting(
+        True, "Do not count a query's known positives among its in-batch negatives."
+    )
+
+
+@dataclass
+class OutputConfig(Group):
+    """Where results go, and what chance decides."""
+
+    output_dir: str = setting(
+        "data/outputs/",
+        "Where results, checkpoints and metrics go.",
+        unit="FOLDER",
+        may_change=True,
+    )
+    seed: int = setting(
+        42,
+        "Seeds everything random: data order, keys, dropout, random hits.",
+        least=-(2**63),
+        most=2**63 - 1,  # of 64 bits, as jax takes them
+    )
+
+
+@dataclass
+class TrainConfig(OutputConfig):
+    """Optimisation, checkpoints, logging."""
+
+    title = "training"
+
+    plan: bool = setting(
+        False,
+        "Do not train: say what the run would take (memory, operations, padding, programs).",
+        may_change=True,
+    )
+    device_memory: float | None = setting(
+        None,
+        "Memory of a device, for --plan [what the device reports].",
+        unit="GIB",
+        above=0,
+        may_change=True,
+    )
+    max_steps: int = setting(
+        -1,
+        "Optimizer steps; -1: as many as --num_train_epochs makes.",
+        unit="STEPS",
+        least=-1,
+    )
+    num_train_epochs: float = setting(3.0, "Passes over the data.", unit="EPOCHS", least=0)
+    early_exit_steps: int | None = setting(
+        None,
+        "Stop after this step; the learning rate's schedule stays as it is.",
+        unit="STEPS",
+        least=1,
+        may_change=True,
+    )
+    per_device_train_batch_size: int = setting(
+        16, "Queries a device has in one batch.", unit="QUERIES", least=1, may_change=True
+    )
+    gradient_accumulation_steps: int = setting(
+        1, "Batches whose gradients are averaged into one step.", unit="BATCHES", least=1
+    )
+    sub_batch_size: int | None = setting(
+        None,
+        "Encode this many texts a device at a time (GradCache): the same gradient in less memory.",
+        unit="TEXTS",
+        least=1,
+        may_change=True,
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "Recompute activations in the backward pass: less memory, more time.",
+        may_change=True,
+    )
+    fsdp: int = setting(
+        1,
+        "Spread parameters and optimizer state over this many devices.",
+        unit="DEVICES",
+        least=1,
+        may_change=True,
+    )
+    learning_rate: float = setting(5e-6, "Peak learning rate.", above=0)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = setting(
+        "linear", "Learning rate after the warm-up."
+    )
+    warmup_ratio: float = setting(0.1, "Share of the steps that warms up.", least=0, most=1)
+    weight_decay: float = setting(
+        0.01, "AdamW's decay; biases and LayerNorm weights do not decay.", least=0
+    )
+    adam_beta1: float = setting(0.9, "AdamW's beta 1.", least=0, below=1)
+    adam_beta2: float = setting(0.999, "AdamW's beta 2.", least=0, below=1)
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon.", above=0)
+    max_grad_norm: float = setting(
+        1.0, "Clip gradients to this global norm; 0: do not clip.", least=0
+    )
+    save_steps: int = setting(
+        2000, "Steps between checkpoints.", unit="STEPS", least=1, may_change=True
+    )
+    save_total_limit: int | None = setting(
+        None,
+        "Keep this many checkpoints, the newest, and the best besides [all].",
+        unit="CHECKPOINTS",
+        least=1,
+        may_change=True,
+    )
+    eval_steps: int | None = setting(
+        None, "Steps between evaluations [save_steps].", unit="STEPS", least=1, may_change=True
+    )
+    eval_on_start: bool = setting(False, "Evaluate before the first step too.", may_change=True)
+    metric_for_best_model: str | None = setting(
+        None,
+        "Metric that picks the best checkpoint [ndcg@10, else the first one measured].",
+        unit="METRIC",
+        may_change=True,
+    )
+    logging_steps: int = setting(
+        100, "Steps between lines of metrics.jsonl.", unit="STEPS", least=1, may_change=True
+    )
+    report_to: Literal["none", "tensorboard"] = setting(
+        "none", "Where else metrics go.", may_change=True
+    )
