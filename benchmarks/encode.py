@@ -27,7 +27,7 @@ from llme_jax.data.tokens import TokenStore, TokenWriter
 from llme_jax.devices import sharding
 from llme_jax.models.bert import BertConfig
 from llme_jax.models.dual_encoder import load_dual_encoder
-from llme_jax.retrieval.encode import encode, place
+from llme_jax.retrieval.encode import encode, on_every_device
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
 def llme_jax(model: str, args, folder: Path):
     encoder, params, tokenizer = load_dual_encoder(EncoderConfig(query_encoder=model))
     mesh = sharding.make_mesh()
-    params = place(params, mesh)
+    params = on_every_device(params, mesh)
 
     def run(texts):
         tokens = folder / "tokens"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from side_by_side import make_parser
 
-from llme_jax.data.tokens import cache_dir
+from llme_jax.files.cache import cache_dir
 from llme_jax.quickstart import data as quickstart
 
 PACKAGE = "botocore==1.44.5"

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from side_by_side import make_parser
 
-from llme_jax.data.tokens import cache_dir
+from llme_jax.files.cache import cache_dir
 from llme_jax.quickstart import data as quickstart
 from llme_jax.quickstart import teacher as quickstart_teacher
 

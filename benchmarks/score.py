@@ -26,11 +26,12 @@ from side_by_side import alternate, device_name, make_parser, peak_flops
 from llme_jax.data.tokens import TokenStore
 from llme_jax.data.widths import batches_by_length, choose_widths
 from llme_jax.devices.sharding import make_mesh
+from llme_jax.inference.over_store import TOKENS as A_DEVICE
 from llme_jax.lm.likelihood import TOKENS, Scorer
 from llme_jax.lm.prompts import Prompts
 from llme_jax.lm.scoring import WIDTHS
-from llme_jax.models.causal_lm import load_causal_lm
-from llme_jax.models.llama import CausalLM, LlamaConfig
+from llme_jax.models.causal_lm import CausalLM, load_causal_lm
+from llme_jax.models.llama import LlamaConfig
 from llme_jax.models.platform import compute_dtype
 
 SHAPES = {
@@ -134,7 +135,7 @@ def as_the_reference(model, prompts: Prompts) -> np.ndarray:
 def well_made(model, prompts: Prompts) -> np.ndarray:
     store, answers = prompts
     scores, pending = np.empty(len(store), np.float32), []
-    tokens = TOKENS["gpu" if model.device.type == "cuda" else "cpu"]
+    tokens = min(TOKENS, A_DEVICE["gpu" if model.device.type == "cuda" else "cpu"])
     for texts, _, width in batches_by_length(
         store.lengths, lambda n: n, lambda width: max(tokens // width, 1)
     ):

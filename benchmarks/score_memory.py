@@ -18,8 +18,9 @@ from side_by_side import make_parser
 
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.lm.likelihood import analyse
-from llme_jax.models.causal_lm import sharded_shapes
-from llme_jax.models.llama import CausalLM, LlamaConfig, Rope
+from llme_jax.models.causal_lm import CausalLM, sharded_shapes
+from llme_jax.models.layers import Rope
+from llme_jax.models.llama import LlamaConfig
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
 def llama_2_7b() -> CausalLM:
     shape = SHAPES["llama-2-7b"]
     config = LlamaConfig(
+        model_type="llama",
         **{"tie_word_embeddings": False} | shape,
         max_position_embeddings=4096,
         head_dim=shape["hidden_size"] // shape["num_attention_heads"],

@@ -8,7 +8,7 @@ test query asks for a function that training has seen; the corpus holds all func
 """
 
 from llme_jax.config import Config, shrunk
-from llme_jax.data.tokens import cache_dir
+from llme_jax.files.cache import cache_dir
 from llme_jax.quickstart import data as quickstart
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llme_jax.files.atomic import published_file
-from llme_jax.training.telemetry import read_metrics
+from llme_jax.files.atomic import atomic_write
 
 # As many as LLM-Embedder has tasks, and one; told apart by the colour-blind too (Okabe and Ito).
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -15,12 +14,11 @@ BINS = 40
 Curves = dict[str, tuple[list[int], list[float]]]
 
 
-def draw_curves(metrics_jsonl: Path, png: Path) -> None:
-    """Draws metrics.jsonl as a figure: loss, loss by task, evaluation metrics.
+def draw_curves(lines: list[dict], png: Path) -> None:
+    """Draws the lines of a metrics.jsonl: loss, loss by task, evaluation metrics.
 
-    A panel without data is left out; a file without either gives no figure.
+    A panel without data is left out; lines without either give no figure.
     """
-    lines = read_metrics(metrics_jsonl)
     panels = {
         "training loss": _curves(lines, "loss"),
         "training loss by task": _curves(lines, "", "/loss"),
@@ -81,7 +79,7 @@ def _save(panels: dict, draw: Callable, png: Path) -> None:
         draw(ax, title, content)
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    with published_file(png) as beside:
+    with atomic_write(png) as beside:
         figure.savefig(beside, format="png", dpi=150)
 
 

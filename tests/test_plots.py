@@ -7,6 +7,7 @@ import pytest
 
 from llme_jax.data.instructions import RECIPES
 from llme_jax.plots import BINS, COLORS, _bins, draw_curves
+from llme_jax.training.telemetry import read_metrics
 
 
 def test_draw_curves(tmp_path):
@@ -14,19 +15,19 @@ def test_draw_curves(tmp_path):
     lines += [{"step": s, "eval_ndcg@10": 0.5, "eval_mrr@1": 0.1 * s} for s in (0, 2)]
     metrics, png = tmp_path / "metrics.jsonl", tmp_path / "curves.png"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    draw_curves(metrics, png)
+    draw_curves(read_metrics(metrics), png)
     both = png.read_bytes()
     assert both.startswith(b"\x89PNG")
     # The header has the width and the height: one panel is half as wide as two.
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines[:3]))
-    draw_curves(metrics, png)
+    draw_curves(read_metrics(metrics), png)
     one = png.read_bytes()
     assert int.from_bytes(both[16:20]) == 2 * int.from_bytes(one[16:20])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
 def test_nothing_to_draw(tmp_path):
-    draw_curves(tmp_path / "missing.jsonl", tmp_path / "curves.png")
+    draw_curves(read_metrics(tmp_path / "missing.jsonl"), tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, UInt32
 from numpy import ndarray
 
-from llme_jax.data.tokens import bucket
+from llme_jax.data.widths import usual_width
 
 # A block has so many texts of a device at least, as products of few rows use hardware badly, and
 # there are so few of them, as each adds an encoder to the program that is compiled.
@@ -88,9 +88,9 @@ def plain_texts(ids: Int32[ndarray, "n L"], lengths: Int32[ndarray, "n"]) -> Tex
 
 
 def cut_texts(ids: Int32[ndarray, "n L"], lengths: Int32[ndarray, "n"], devices: int) -> Texts:
-    """Texts of one padded matrix in blocks, each as wide as its bucket."""
+    """Texts of one padded matrix in blocks, each as wide as usual for its longest text."""
     blocks = Blocks(lengths, devices)
-    cut = blocks.cut([bucket(n, ids.shape[1]) for n in blocks.longest])
+    cut = blocks.cut([usual_width(n, ids.shape[1]) for n in blocks.longest])
     parts = [(ids[block.ravel(), :width], lengths[block.ravel()]) for block, width in cut]
     return Texts(*map(tuple, zip(*parts, strict=True)), places([block for block, _ in cut]))
 

@@ -16,9 +16,11 @@ from string import Formatter
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.rows import BadRows, read_lines
+from llme_jax.data.rows import BadRows, read_lines, shown
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
+
+_shown = partial(shown, none="null")
 
 
 class Corpus:
@@ -256,8 +258,3 @@ def _encodable(text: str) -> bool:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-
-
-def _shown(value) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

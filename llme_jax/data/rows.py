@@ -6,6 +6,7 @@ Whatever is wrong is said with file, line, value and remedy; `--max_bad_rows` li
 import glob
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from llme_jax.data.sources import local_files
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import published_file
+from llme_jax.files.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -31,6 +32,15 @@ class Row(NamedTuple):
     positives: int  # how many of the keys are positives
     teacher_scores: list[float] | None  # one a key
     task: str | None
+
+    def score_range(self) -> tuple[float, float, int]:
+        """Highest and lowest teacher score, and the first key with the highest; NaN and 0 where
+        the row has none."""
+        scores = self.teacher_scores
+        if not scores:
+            return math.nan, math.nan, 0
+        highest = max(scores)
+        return highest, min(scores), scores.index(highest)
 
 
 class ScoringRow(NamedTuple):
@@ -69,7 +79,7 @@ class BadRows:
         where = f", see {path}" if path else ""
         logger.warning("skipped %d invalid lines%s", len(self.found), where)
         if path:
-            with published_file(path) as beside, beside.open("w", encoding="utf-8") as file:
+            with atomic_write(path) as beside, beside.open("w", encoding="utf-8") as file:
                 for name, line, reason in self.found:
                     record = {"file": name, "line": line, "reason": reason}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -139,7 +149,7 @@ def parse_row(record: dict) -> Row:
     """
     query, task = _query(record), record.get("task")
     if not isinstance(task, str | None):
-        raise InputError(f"task is {_shown(task)}: give a string, as in qa or tool")
+        raise InputError(f"task is {shown(task)}: give a string, as in qa or tool")
     pos, neg, names = _candidates(record)
     scores = record.get("teacher_scores")
     if scores is not None:
@@ -158,7 +168,7 @@ def parse_scoring_row(record: dict, tasks: Collection[str]) -> ScoringRow:
     """
     task = record.get("task")
     if task not in tasks:
-        raise InputError(f"task is {_shown(task)}: give one of {', '.join(tasks)}")
+        raise InputError(f"task is {shown(task)}: give one of {', '.join(tasks)}")
     pos, neg, names = _candidates(record)
     keys = pos + neg
     if task == "lrlm" and record.get("score_inputs") is not None:
@@ -176,14 +186,14 @@ def parse_scoring_row(record: dict, tasks: Collection[str]) -> ScoringRow:
         raise InputError("answers is missing or empty: give the desired outputs, a list of strings")
     for i, answer in enumerate(answers):
         if not answer.strip():
-            raise InputError(f"answers[{i}] is {_shown(answer)}: there is nothing to score")
+            raise InputError(f"answers[{i}] is {shown(answer)}: there is nothing to score")
     return ScoringRow(task, _query(record), keys, len(pos), answers)
 
 
 def _query(record: dict) -> str:
     query = record.get("query")
     if not isinstance(query, str):
-        raise InputError(f'query is {_shown(query)}: every row needs "query", a string')
+        raise InputError(f'query is {shown(query)}: every row needs "query", a string')
     return query
 
 
@@ -198,7 +208,7 @@ def _candidates(record: dict) -> tuple[list[str], list[str], str]:
 
 def _tokens(value, name: str) -> list[int]:
     if not isinstance(value, list) or any(type(token) is not int or token < 0 for token in value):
-        raise InputError(f"{name} is {_shown(value)}: give a list of token ids")
+        raise InputError(f"{name} is {shown(value)}: give a list of token ids")
     return value
 
 
@@ -217,7 +227,7 @@ def _parse(line: bytes) -> dict:
     except (ValueError, RecursionError) as error:
         raise InputError(f"not readable JSON, {error}: write one object a line") from None
     if not isinstance(record, dict):
-        raise InputError(f"{_shown(record)} is no JSON object: write one object a line")
+        raise InputError(f"{shown(record)} is no JSON object: write one object a line")
     return record
 
 
@@ -226,29 +236,30 @@ def _strings(record: dict, name: str) -> list[str]:
     if values is None:
         return []
     if not isinstance(values, list):
-        raise InputError(f"{name} is {_shown(values)}: give a list of strings")
+        raise InputError(f"{name} is {shown(values)}: give a list of strings")
     for i, value in enumerate(values):
         if not isinstance(value, str):
-            raise InputError(f"{name}[{i}] is {_shown(value)}: give a list of strings")
+            raise InputError(f"{name}[{i}] is {shown(value)}: give a list of strings")
     return values
 
 
 def _check_scores(scores, expected: int, names: str) -> None:
     if not isinstance(scores, list):
-        raise InputError(f"teacher_scores is {_shown(scores)}: give a list of numbers")
+        raise InputError(f"teacher_scores is {shown(scores)}: give a list of numbers")
     if len(scores) != expected:
         raise InputError(f"teacher_scores has {len(scores)} values, {names} has {expected}")
     for i, score in enumerate(scores):
         if type(score) not in (int, float):
-            raise InputError(f"teacher_scores[{i}] is {_shown(score)}: give a list of numbers")
+            raise InputError(f"teacher_scores[{i}] is {shown(score)}: give a list of numbers")
         if not abs(score) <= sys.float_info.max:  # nan is not, and an integer may be larger
             raise InputError(
                 f"teacher_scores[{i}] is {score}: score the row again or leave teacher_scores out"
             )
 
 
-def _shown(value) -> str:
+def shown(value, none: str = "missing") -> str:
+    """A value of a file as an error shows it, cut short where it is long."""
     if value is None:
-        return "missing"
+        return none
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

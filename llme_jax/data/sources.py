@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.tokens import cache_dir, check_cache
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import digest, published_file
+from llme_jax.files.atomic import atomic_write, digest
+from llme_jax.files.cache import cache_dir, check_cache
 from llme_jax.files.storage import one_sentence, writing
 
 BUILDER = "llm_embedder"  # datasets of llme_jax.build_tfds
@@ -110,7 +110,7 @@ def _version(info: dict) -> tuple:
 
 def _download(fs, info: dict, file: Path) -> None:
     with (
-        published_file(file) as beside,
+        atomic_write(file) as beside,
         fs.open(info["name"], "rb") as source,
         beside.open("wb") as out,
         tqdm(
@@ -258,7 +258,7 @@ def _write(name: str, builder, split: str, file: Path) -> None:
         x for i in starts for x in source.__getitems__(range(len(source))[i : i + TOGETHER])
     )
     with (
-        published_file(file) as beside,
+        atomic_write(file) as beside,
         # Half a surrogate pair, which a field that nobody asks for may hold, is passed on.
         beside.open("w", encoding="utf-8", errors="surrogatepass") as out,
     ):

@@ -1,7 +1,6 @@
 """The token store: every text tokenised once, kept as ragged ids in memory-mapped files."""
 
 import copy
-import os
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -9,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from llme_jax.data.arrays import ArrayWriter
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import ArrayWriter, published
-from llme_jax.files.storage import check_writable
+from llme_jax.files.atomic import atomic_dir
 
 # One call of the tokenizer sees so many texts and characters at most, which bounds its memory.
 CHUNK_TEXTS = 4096
@@ -145,7 +144,7 @@ def tokenize(
     folder = Path(cache) / "tokens" / key
     if not folder.is_dir():
         with (
-            published(folder) as beside,
+            atomic_dir(folder) as beside,
             TokenWriter(
                 beside, tokenizer, max_length=max_length, truncation_side=truncation_side
             ) as writer,
@@ -158,35 +157,6 @@ def tokenize(
 def fingerprint(tokenizer) -> str:
     """A name for what a tokenizer does to texts, the same on every machine."""
     return blake2b(plain_backend(tokenizer).to_str().encode(), digest_size=16).hexdigest()
-
-
-def cache_dir(config_value: str | None) -> Path:
-    """--dataset_cache_dir, else $LLME_JAX_CACHE, else ~/.cache/llme_jax."""
-    value = config_value or os.environ.get("LLME_JAX_CACHE") or "~/.cache/llme_jax"
-    return Path(value).expanduser()
-
-
-def check_cache(config_value: str | None) -> None:
-    """Refuses a cache that cannot be made; one that is there may be complete, and read-only.
-
-    Raises:
-        InputError: names the flag or the variable that it comes from.
-    """
-    folder = cache_dir(config_value)
-    if not os.path.isdir(folder):
-        by_variable = not config_value and os.environ.get("LLME_JAX_CACHE")
-        check_writable("LLME_JAX_CACHE" if by_variable else "--dataset_cache_dir", folder)
-
-
-def bucket(length: int, max_length: int) -> int:
-    """The smallest of 16, 32, 48, 64, 96, 128, 192, 256, ... that holds `length` tokens.
-
-    Few widths mean few compiled programs; the widths between the powers of two keep the padding
-    of a full row below a third. Never more than `max_length`.
-    """
-    power = max(16, 1 << (int(length) - 1).bit_length())
-    between = power * 3 // 4
-    return min(between if power > 32 and length <= between else power, max_length)
 
 
 def plain_backend(tokenizer):

@@ -16,9 +16,11 @@ from llme_jax.data.instructions import check_recipes
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.rows import BadRows, expand_paths
 from llme_jax.data.select import select_keys
-from llme_jax.data.tokens import bucket, cache_dir, fingerprint
+from llme_jax.data.tokens import fingerprint
 from llme_jax.data.train_store import TrainStore, open_store
+from llme_jax.data.widths import usual_width
 from llme_jax.errors import InputError
+from llme_jax.files.cache import cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +191,8 @@ class TrainData:
     def _buckets(self, queries: Sequence[int], keys: Sequence[int]) -> tuple[list[int], list[int]]:
         data = self._data
         return (
-            [bucket(int(n), data.query_max_length) for n in queries],
-            [bucket(int(n), data.key_max_length) for n in keys],
+            [usual_width(int(n), data.query_max_length) for n in queries],
+            [usual_width(int(n), data.key_max_length) for n in keys],
         )
 
     def _fitting_widths(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llme_jax.config import DataConfig
+from llme_jax.data.arrays import ArrayWriter
 from llme_jax.data.instructions import (
     COMMON_INSTRUCTIONS,
     TASK_INSTRUCTIONS,
@@ -23,7 +24,7 @@ from llme_jax.data.instructions import (
 from llme_jax.data.rows import BadRows, Row, parse_row, read_lines
 from llme_jax.data.select import Candidates, RowSummary
 from llme_jax.data.tokens import TokenStore, TokenWriter
-from llme_jax.files.atomic import ArrayWriter, digest, published, published_file
+from llme_jax.files.atomic import atomic_dir, atomic_write, digest
 
 FORMAT = 1  # goes up when the files below change their meaning
 REMEMBERED_TEXTS = 2_000_000  # keys among which a repeated text is found, about 250 MB
@@ -117,7 +118,7 @@ def open_store(
         for line, reason in store.bad_rows:
             bad_rows.add(path, line, reason)
         return store
-    with published(folder) as beside:
+    with atomic_dir(folder) as beside:
         _build(beside, path, data, tokenizer, bad_rows)
     return TrainStore(folder, content)
 
@@ -168,14 +169,11 @@ class _Builder:
         salt = _hash(instruction.key)
         columns["candidates"].extend(self._key_index(k, instruction.key, salt) for k in row.keys)
         columns["offsets"].append(len(columns["candidates"]))
-        scores = row.teacher_scores or [np.nan] * len(row.keys)
-        highest, lowest = max(scores, default=np.nan), min(scores, default=np.nan)
-        columns["scores"].extend(scores)
+        columns["scores"].extend(row.teacher_scores or [np.nan] * len(row.keys))
         columns["lines"].append(line)
         columns["n_pos"].append(row.positives)
-        columns["highest"].append(highest)
-        columns["lowest"].append(lowest)
-        columns["best"].append(scores.index(highest) if row.teacher_scores else 0)
+        for name, value in zip(("highest", "lowest", "best"), row.score_range(), strict=True):
+            columns[name].append(value)
         self.tasks[row.task or ""] = self.tasks.get(row.task or "", 0) + 1
 
     def _key_index(self, text: str, instruction: str, salt: int) -> int:
@@ -211,7 +209,7 @@ def _content_hash(path: str, cache: Path) -> str:
         while block := file.read(1 << 22):
             content.update(block)
     known = _known_hashes(known_path) | {name: [*state, content.hexdigest()]}
-    with published_file(known_path) as beside:
+    with atomic_write(known_path) as beside:
         beside.write_text(json.dumps(known, indent=0), encoding="utf-8")
     return content.hexdigest()
 

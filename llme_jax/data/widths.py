@@ -64,3 +64,14 @@ def choose_widths(lengths: np.ndarray, longest: int, most: int) -> list[int]:
 def fitting(widths: list[int], length: int) -> int:
     """The smallest width that holds `length` tokens."""
     return widths[bisect_left(widths, length)]
+
+
+def usual_width(length: int, max_length: int) -> int:
+    """The smallest of 16, 32, 48, 64, 96, 128, 192, 256, ... that holds `length` tokens.
+
+    Few widths mean few compiled programs; the widths between the powers of two keep the padding
+    of a full row below a third. Never more than `max_length`.
+    """
+    power = max(16, 1 << (int(length) - 1).bit_length())
+    between = power * 3 // 4
+    return min(between if power > 32 and length <= between else power, max_length)

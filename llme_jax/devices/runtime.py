@@ -16,9 +16,9 @@ import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llme_jax.config import ProcessConfig
-from llme_jax.data.tokens import cache_dir
 from llme_jax.devices.memory import exhausted
 from llme_jax.errors import InputError, RunError
+from llme_jax.files.cache import cache_dir
 
 logger = logging.getLogger("llme_jax")
 

@@ -3,6 +3,11 @@
 Three axes: batches are spread over `data` and `fsdp`, parameters and optimizer state over `fsdp`,
 those of a language model also over `tensor`. XLA derives every collective from these placements;
 nothing here or elsewhere calls one by hand.
+
+    to_mesh, batch_to_mesh   host arrays -> arrays on the mesh
+    replicate                spread arrays -> whole ones on every device, by a program of its own
+    replicate_in_trace       the same inside a traced function
+    abstract                 arrays -> ShapeDtypeStructs on the mesh, enough to compile with
 """
 
 import re
@@ -16,20 +21,11 @@ from llme_jax.errors import InputError
 
 BATCH_AXES = ("data", "fsdp")
 
-# The first pattern found in a parameter's path decides which of its axes are spread over what;
-# every parameter has to match one. Linear kernels are [in, out]: spreading the output axis keeps
-# the gathered slices contiguous. Vectors are too small to be worth a gather.
+# Of encoders. The first pattern found in a parameter's path decides which of its axes are spread
+# over what; every parameter has to match one. Linear kernels are [in, out]: spreading the output
+# axis keeps the gathered slices contiguous. Vectors are too small to be worth a gather.
 FSDP_RULES = (
     (r"(embedding|kernel)$", (None, "fsdp")),
-    (r"(bias|scale)$", (None,)),
-)
-# Of a language model: columns of the products that open a block, rows of those that close it, so
-# that a block needs one sum over `tensor` (Megatron-LM, arXiv:1909.08053). `fsdp` takes the rest.
-LM_RULES = (
-    (r"(q|k|v|gate|up)_proj/kernel$", ("fsdp", "tensor")),
-    (r"(o|down)_proj/kernel$", ("tensor", "fsdp")),
-    (r"lm_head/kernel$", ("fsdp", "tensor")),
-    (r"embedding$", ("tensor", "fsdp")),
     (r"(bias|scale)$", (None,)),
 )
 
@@ -72,7 +68,7 @@ def state_sharding(mesh: Mesh, tree, rules=FSDP_RULES):
     Args:
         tree: arrays or ShapeDtypeStructs. Optimizer moments carry their parameter's path as the
             end of their own, so one table serves both.
-        rules: FSDP_RULES or LM_RULES.
+        rules: pairs of a pattern and axes, as FSDP_RULES; each family has its own.
     """
     place = partial(_place, mesh, rules)
     return jax.tree_util.tree_map_with_path(place, tree)
@@ -93,7 +89,7 @@ def _place(mesh: Mesh, rules, path, leaf) -> NamedSharding:
     raise ValueError(f"no rule places {name}")
 
 
-def gathered(tree, shardings):
+def replicate_in_trace(tree, shardings):
     """Parameters that are spread over devices, whole on each while a traced function reads them.
 
     Left to itself XLA spreads what is computed from them the same way, and then moves the texts'
@@ -107,11 +103,28 @@ def gathered(tree, shardings):
     )
 
 
-def whole(tree, sharding: NamedSharding):
-    """Arrays that are spread over a mesh, `replicated` on it; as they are where they are so."""
+def replicate(tree, sharding: NamedSharding):
+    """Arrays that are spread over a mesh, whole on every device; as they are where they are so.
+
+    Args:
+        sharding: `replicated` on the mesh.
+    """
     if all(x.sharding.is_equivalent_to(sharding, x.ndim) for x in jax.tree.leaves(tree)):
         return tree
     return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)
+
+
+def abstract(tree, shardings):
+    """ShapeDtypeStructs of arrays or structs, with their shardings.
+
+    Args:
+        shardings: of the tree's leaves, or one for all of them.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
 
 
 def path_name(path) -> str:

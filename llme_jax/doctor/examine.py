@@ -21,7 +21,7 @@ from llme_jax.doctor.facts import FileFacts, read_facts
 from llme_jax.doctor.findings import find
 from llme_jax.doctor.report import show
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import published_file
+from llme_jax.files.atomic import atomic_write
 from llme_jax.files.storage import check_writable
 from llme_jax.models.tokenizer import load_tokenizer
 
@@ -58,7 +58,7 @@ def examine(config: DoctorConfig) -> int:
     text = json.dumps(report, indent=1, ensure_ascii=False)
     print(text if doctor.json == "-" else show(files, stops, remarks))
     if doctor.json not in (None, "-"):
-        with published_file(Path(doctor.json).expanduser()) as beside:
+        with atomic_write(Path(doctor.json).expanduser()) as beside:
             beside.write_text(text + "\n", encoding="utf-8")
     if doctor.plot:
         _plot(facts, data, Path(doctor.plot).expanduser())

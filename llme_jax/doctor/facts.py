@@ -76,15 +76,7 @@ class FileFacts:
         scores = row.teacher_scores or []
         self.score_sum += sum(scores)
         self.score_count += len(scores)
-        highest = max(scores, default=np.nan)
-        values = (
-            line,
-            row.positives,
-            len(row.keys),
-            highest,
-            min(scores, default=np.nan),
-            scores.index(highest) if scores else 0,
-        )
+        values = line, row.positives, len(row.keys), *row.score_range()
         for column, value in zip(self._numbers.values(), values, strict=True):
             column.append(value)
 

@@ -1,4 +1,4 @@
-"""Arrays on disk: columns that grow, files and folders that appear only when complete."""
+"""Files and folders that appear under their names only when they are whole; digests."""
 
 import hashlib
 import os
@@ -8,77 +8,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-
-import numpy as np
+from typing import TextIO
 
 from llme_jax.files.storage import in_bucket, temporary_folder, writing
 
-BUFFERED = 1 << 16  # values kept as Python numbers until they are written together
-
-
-class ArrayWriter:
-    """A one-dimensional `.npy` file that grows; memory stays constant.
-
-    numpy pads the header so that it can be rewritten in place with the final length.
-    """
-
-    def __init__(self, path: Path, dtype):
-        self._dtype = np.dtype(dtype)
-        self._pending: list = []
-        self._written = 0
-        self._file = open(path, "wb")  # noqa: SIM115 (closed by close)
-        self._write_header()
-
-    def __len__(self) -> int:
-        return self._written + len(self._pending)
-
-    def append(self, value) -> None:
-        self.extend((value,))
-
-    def extend(self, values) -> None:
-        self._pending.extend(values)
-        if len(self._pending) >= BUFFERED:
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        self._file.seek(0)
-        self._write_header()
-        self._file.close()
-
-    def _flush(self) -> None:
-        self._file.write(np.array(self._pending, self._dtype).tobytes())
-        self._written += len(self._pending)
-        self._pending = []
-
-    def _write_header(self) -> None:
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._written,)}
-        np.lib.format.write_array_header_1_0(self._file, header)
-
 
 @contextmanager
-def published(folder: Path) -> Iterator[Path]:
+def atomic_dir(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder to write in that takes the name `folder` on success and vanishes on an error.
 
     What a killed process leaves behind has another name and is never read. When two processes
     build the same folder, the first one to finish wins.
+
+    Args:
+        replace: a folder that is there gives way to the new one.
     """
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    beside, old = (
+        folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.{kind}") for kind in ("tmp", "old")
+    )
     with writing(folder):
         beside.mkdir(parents=True)
     try:
         yield beside
+        if replace and folder.exists():
+            folder.rename(old)
         try:
             beside.rename(folder)
         except OSError:
-            if not folder.is_dir():
+            if replace or not folder.is_dir():
                 raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        for leftover in (beside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager
-def published_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """The same for a file: a path beside it to write to, which replaces what was there before.
 
     Several processes, also on several hosts, may write the same file; the last one wins. A file of
@@ -99,6 +64,13 @@ def published_file(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_text(path: Path) -> Iterator[TextIO]:
+    """`atomic_write` as an open text file."""
+    with atomic_write(path) as beside, beside.open("w", encoding="utf-8") as file:
+        yield file
 
 
 def digest(*parts) -> str:

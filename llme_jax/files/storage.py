@@ -40,6 +40,12 @@ def open_folder(path: str) -> Path:
     return epath.Path(path)
 
 
+def result_path(folder: Path, eval_data: Path, kind: str, save_name: str | None) -> Path:
+    """`{folder}/{eval_data's stem}.{kind}[.{save_name}].json`"""
+    parts = [eval_data.stem, kind, save_name, "json"]
+    return folder.expanduser() / ".".join(part for part in parts if part)
+
+
 @contextmanager
 def one_sentence(name: str | Path) -> Iterator[None]:
     """Whatever a file system raises becomes an InputError; each has errors of its own."""

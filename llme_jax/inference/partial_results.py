@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llme_jax.files.atomic import published_file
+from llme_jax.files.atomic import atomic_write
 
 
-class PartialScores:
+class PartialResults:
     """Scores of all pairs of n rows; the parts that are finished are files of one folder.
 
     With several processes all hold the same scores, and the files are those of process 0.
@@ -69,7 +69,7 @@ class PartialScores:
             self._set(start, stop, part)
             if jax.process_index() == 0:
                 path = self._folder / f"{start:012d}-{stop:012d}.npy"
-                with published_file(path) as beside, beside.open("wb") as file:
+                with atomic_write(path) as beside, beside.open("wb") as file:
                     np.save(file, part)
 
     def of_row(self, row: int) -> np.ndarray:

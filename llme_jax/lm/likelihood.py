@@ -1,6 +1,5 @@
 """How likely a language model finds answers: batches of static shape, logits where they count."""
 
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -10,15 +9,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from llme_jax.data.widths import batches_by_length, fitting
+from llme_jax.data.widths import fitting
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import batch_sharding, to_mesh
 from llme_jax.errors import InputError
+from llme_jax.inference.over_store import over_store, tokens_a_device
 from llme_jax.lm.prompts import Prompts
-from llme_jax.models.llama import CausalLM
+from llme_jax.models.causal_lm import CausalLM
 
-# Tokens on a device at a time: enough to keep it busy. Few on CPU, where that stays in the cache.
-TOKENS = {"cpu": 1 << 11, "gpu": 1 << 15, "tpu": 1 << 15}
+TOKENS = 1 << 15  # on a device at a time at most: a language model takes more memory for each
 PREDICTED = 512  # tokens a device predicts at a time: [512, V] logits exist at once
 SLOTS = 8  # answers are padded to this number of tokens, or 4, 16, ... times as many
 
@@ -74,7 +73,7 @@ class Scorer:
     def __init__(self, lm: CausalLM, params, mesh: Mesh, widths: list[int], rows: int | None):
         self._lm, self._params, self._mesh, self._widths = lm, params, mesh, widths
         self._devices = mesh.size // mesh.shape["tensor"]  # that share the rows of a batch
-        tokens = TOKENS[mesh.devices.flat[0].platform]
+        tokens = min(tokens_a_device(mesh), TOKENS)
         self._rows = rows
         if rows is None:
             self._tokens = self._that_fit(max(tokens, widths[-1]))
@@ -82,30 +81,25 @@ class Scorer:
     def __call__(self, prompts: Prompts, done: Callable[[int, int], None]) -> np.ndarray:
         """Mean log-probability of every prompt's answer, float32[n].
 
-        Batch t is on the devices while the host fetches batch t - 1.
-
         Args:
             done: is told prompts and tokens of each batch as it is finished.
         """
         store, answers = prompts
-        scores, pending = np.empty(len(store), np.float32), deque()
 
-        def fetch():
-            texts, result = pending.popleft()
-            scores[texts] = np.asarray(result)[: len(texts)]
-            done(len(texts), int(store.lengths_of(texts).sum()))
+        def launch(ids, lengths, texts: np.ndarray):
+            (answer_lengths,) = to_mesh((answers[texts],), (batch_sharding(self._mesh),))
+            settings = self._settings(len(texts), int(answers[texts].max()))
+            return answer_log_likelihood(self._params, ids, lengths, answer_lengths, **settings)
 
-        batches = batches_by_length(store.lengths, partial(fitting, self._widths), self._rows_at)
-        for texts, filled, width in batches:
-            batch = *store.padded(filled, width, 0), answers[filled]
-            on_mesh = to_mesh(batch, (batch_sharding(self._mesh),) * 3)
-            settings = self._settings(len(filled), int(answers[filled].max()))
-            pending.append((texts, answer_log_likelihood(self._params, *on_mesh, **settings)))
-            if len(pending) > 1:
-                fetch()
-        while pending:
-            fetch()
-        return scores
+        return over_store(
+            store,
+            launch,
+            mesh=self._mesh,
+            pad_id=0,
+            width=partial(fitting, self._widths),
+            rows=self._rows_at,
+            done=done,
+        )
 
     def _settings(self, rows: int, longest: int) -> dict:
         slots = SLOTS

@@ -18,14 +18,13 @@ from llme_jax.data.tokens import fingerprint
 from llme_jax.data.widths import choose_widths
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import digest, digest_file, published_file
-from llme_jax.files.storage import check_writable
-from llme_jax.inference.partial_results import PartialScores
+from llme_jax.files.atomic import atomic_text, atomic_write, digest, digest_file
+from llme_jax.files.storage import check_writable, result_path
+from llme_jax.inference.partial_results import PartialResults
 from llme_jax.lm.likelihood import Scorer
 from llme_jax.lm.prompts import TEMPLATES, Pair, PromptMaker, Prompts
 from llme_jax.lm.teacher_report import report_on
 from llme_jax.models.causal_lm import load_causal_lm, open_causal_lm
-from llme_jax.retrieval.results import save_path, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +66,10 @@ def score(config: ScoreConfig) -> int:
             f"{lm.max_length} tokens, give {lm.max_length} or less"
         )
     data = ScoringData(path, TEMPLATES)
-    out = save_path(beside, path, "scored", settings.save_name)
+    out = result_path(beside, path, "scored", settings.save_name)
     most = 1 if settings.answer_reduction == "first" else None
     pairs = data.candidates * (np.minimum(data.answers, 1) if most else data.answers)
-    partial = PartialScores(_parts_folder(out, data, folder, lm, tokenizer, config), pairs)
+    partial = PartialResults(_parts_folder(out, data, folder, lm, tokenizer, config), pairs)
     missing = partial.missing(PART[jax.default_backend()] * jax.local_device_count())
     if partial.found:
         logger.info("%d of %d pairs are scored already", partial.found, len(partial.scores))
@@ -100,7 +99,7 @@ def score(config: ScoreConfig) -> int:
     return report_on(out)
 
 
-def _score_parts(scorer: Scorer, tokenized, partial: PartialScores, missing: list) -> None:
+def _score_parts(scorer: Scorer, tokenized, partial: PartialResults, missing: list) -> None:
     """Scores what is missing, part by part; each process takes every n-th of them.
 
     Args:
@@ -165,7 +164,7 @@ def _parts_folder(out: Path, data, folder: Path, lm, tokenizer, config: ScoreCon
     }
     parts = out.with_suffix(".parts") / digest(sorted(describe.items()))
     if jax.process_index() == 0:
-        with published_file(parts / "manifest.json") as beside:
+        with atomic_write(parts / "manifest.json") as beside:
             beside.write_text(json.dumps(describe, indent=2) + "\n")
     return parts
 
@@ -177,10 +176,10 @@ def _fingerprint(folder: Path) -> str:
     return digest([digest_file(path) for path in bar])
 
 
-def _write(out: Path, data: ScoringData, partial: PartialScores, reduction: str) -> None:
+def _write(out: Path, data: ScoringData, partial: PartialResults, reduction: str) -> None:
     """Every row in order, with `teacher_scores` for each of its candidates."""
     rows = tqdm(data.records(), total=len(data), desc=f"Writing {out.name}", unit=" rows")
-    with whole_file(out) as file:
+    with atomic_text(out) as file:
         for i, record in enumerate(rows):
             scores = partial.of_row(i)
             if len(scores):

@@ -14,15 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
 from llme_jax.models.attention import attention
 from llme_jax.models.dropout import DropoutKey, dropout, fold_in
+from llme_jax.models.layers import ACTIVATIONS, layer_norm, linear
 
-_ACTIVATIONS = {
-    "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)),
-    "gelu_new": jax.nn.gelu,  # the tanh approximation
-    "relu": jax.nn.relu,
-}
+SHARDING = FSDP_RULES
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,7 @@ class BertConfig:
         """
         source = path.read_text(encoding="utf-8")
         given = json.loads(source)
-        model_type = given.get("model_type")
-        if model_type not in ("bert", "roberta", "xlm-roberta"):
-            raise InputError(
-                f"{path}: model_type {model_type} is not served; give a bert, roberta or "
-                "xlm-roberta encoder"
-            )
+        model_type = given["model_type"]
         if given.get("position_embedding_type", "absolute") != "absolute":
             raise InputError(
                 f"{path}: position_embedding_type {given['position_embedding_type']} is not "
@@ -69,10 +62,10 @@ class BertConfig:
             names.append("pad_token_id")
         if missing := [name for name in names if given.get(name) is None]:
             raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
-        if given["hidden_act"] not in _ACTIVATIONS:
+        if given["hidden_act"] not in ACTIVATIONS:
             raise InputError(
                 f"{path}: hidden_act {given['hidden_act']} is not served; give one of "
-                f"{', '.join(_ACTIVATIONS)}"
+                f"{', '.join(ACTIVATIONS)}"
             )
         if given["hidden_size"] % given["num_attention_heads"]:
             raise InputError(
@@ -97,7 +90,10 @@ class BertConfig:
         return self.max_position_embeddings - self.first_position
 
 
-def encode_tokens(
+read = BertConfig.read
+
+
+def hidden_states(
     config: BertConfig,
     dtype: str,
     remat: bool,
@@ -169,7 +165,7 @@ class Embeddings(nnx.Module):
         self.word_embeddings = nnx.Embed(c.vocab_size, c.hidden_size, rngs=rngs)
         self.position_embeddings = nnx.Embed(c.max_position_embeddings, c.hidden_size, rngs=rngs)
         self.token_type_embeddings = nnx.Embed(c.type_vocab_size, c.hidden_size, rngs=rngs)
-        self.LayerNorm = _norm(c, rngs)
+        self.LayerNorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.first_position = c.first_position
         self.rate = c.hidden_dropout_prob
 
@@ -204,9 +200,9 @@ class Attention(nnx.Module):
 
 class SelfAttention(nnx.Module):
     def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.query = _linear(c.hidden_size, c.hidden_size, dtype, rngs)
-        self.key = _linear(c.hidden_size, c.hidden_size, dtype, rngs)
-        self.value = _linear(c.hidden_size, c.hidden_size, dtype, rngs)
+        self.query = linear(c.hidden_size, c.hidden_size, dtype, rngs)
+        self.key = linear(c.hidden_size, c.hidden_size, dtype, rngs)
+        self.value = linear(c.hidden_size, c.hidden_size, dtype, rngs)
         self.heads = c.num_attention_heads
         self.rate = c.attention_probs_dropout_prob
 
@@ -219,35 +215,21 @@ class SelfAttention(nnx.Module):
 
 class Intermediate(nnx.Module):
     def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.dense = _linear(c.hidden_size, c.intermediate_size, dtype, rngs)
+        self.dense = linear(c.hidden_size, c.intermediate_size, dtype, rngs)
         self.activation = c.hidden_act
 
     def __call__(self, x):
-        return _ACTIVATIONS[self.activation](self.dense(x))
+        return ACTIVATIONS[self.activation](self.dense(x))
 
 
 class Residual(nnx.Module):
     """LayerNorm(residual + dropout(dense(x))): how attention and feed-forward both end."""
 
     def __init__(self, width: int, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.dense = _linear(width, c.hidden_size, dtype, rngs)
-        self.LayerNorm = _norm(c, rngs)
+        self.dense = linear(width, c.hidden_size, dtype, rngs)
+        self.LayerNorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.rate = c.hidden_dropout_prob
 
     def __call__(self, x, residual, key):
         x = dropout(self.dense(x), key, self.rate).astype(jnp.float32)
         return self.LayerNorm(x + residual).astype(residual.dtype)
-
-
-def _linear(width_in: int, width_out: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    # GPUs and TPUs round fp32 products to tf32 or bf16 unless told otherwise.
-    precision = "highest" if dtype == jnp.float32 else None
-    return nnx.Linear(width_in, width_out, dtype=dtype, precision=precision, rngs=rngs)
-
-
-def _norm(c: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # E[x^2] - E[x]^2, the fast variance, loses digits where the mean is large.
-    return nnx.LayerNorm(
-        c.hidden_size, epsilon=c.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False,
-        rngs=rngs,
-    )  # fmt: skip

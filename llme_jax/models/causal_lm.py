@@ -1,16 +1,52 @@
 """Language models from a Hugging Face folder or the Hub to the devices."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
-import jax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
 
-from llme_jax.devices.sharding import LM_RULES, state_sharding
-from llme_jax.models.llama import CausalLM, LlamaConfig
+from llme_jax.devices.sharding import abstract, state_sharding
+from llme_jax.models.families import LANGUAGE_MODELS, read_config
+from llme_jax.models.llama import LlamaConfig
 from llme_jax.models.platform import compute_dtype
 from llme_jax.models.tokenizer import load_tokenizer
 from llme_jax.models.weights import find_model, load_params_to
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """What is computed, without the parameters; a static argument of jitted functions."""
+
+    config: LlamaConfig
+    dtype: Literal["float32", "bfloat16"]
+
+    @property
+    def _family(self) -> ModuleType:
+        return LANGUAGE_MODELS[self.config.model_type]
+
+    @property
+    def max_length(self) -> int:
+        """Tokens the longest text may have."""
+        return self.config.max_position_embeddings
+
+    def abstract_params(self) -> dict:
+        """Nested dict of `jax.ShapeDtypeStruct`, in the type that is computed in."""
+        return self._family.abstract_params(self.config, self.dtype)
+
+    def shardings(self, mesh: Mesh) -> dict:
+        """Where each parameter lives."""
+        return state_sharding(mesh, self.abstract_params(), self._family.SHARDING)
+
+    def hidden(self, params: dict, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """Hidden states behind the last norm of right-padded texts."""
+        return self._family.hidden_states(self.config, self.dtype, params, ids)
+
+    def logits(self, params: dict, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Scores of the next token in float32."""
+        return self._family.logits(self.config, params, hidden)
 
 
 def open_causal_lm(
@@ -22,8 +58,8 @@ def open_causal_lm(
         InputError: the model cannot be found or served.
     """
     folder = find_model(name, cache_dir)
-    lm = CausalLM(LlamaConfig.read(folder / "config.json"), compute_dtype(dtype))
-    return lm, folder, load_tokenizer(folder)
+    config = read_config(folder / "config.json", LANGUAGE_MODELS)
+    return CausalLM(config, compute_dtype(dtype)), folder, load_tokenizer(folder)
 
 
 def load_causal_lm(lm: CausalLM, folder: Path, mesh: Mesh) -> dict:
@@ -32,16 +68,9 @@ def load_causal_lm(lm: CausalLM, folder: Path, mesh: Mesh) -> dict:
     Raises:
         InputError: the weights do not fit config.json.
     """
-    shapes = lm.abstract_params()
-    return load_params_to(folder, shapes, state_sharding(mesh, shapes, LM_RULES))
+    return load_params_to(folder, lm.abstract_params(), lm.shardings(mesh))
 
 
 def sharded_shapes(lm: CausalLM, mesh: Mesh) -> dict:
     """Every parameter as a ShapeDtypeStruct with its sharding: enough to compile with."""
-    shapes = lm.abstract_params()
-    shardings = state_sharding(mesh, shapes, LM_RULES)
-
-    def place(leaf, sharding):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    return jax.tree.map(place, shapes, shardings)
+    return abstract(lm.abstract_params(), lm.shardings(mesh))

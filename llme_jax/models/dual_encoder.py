@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,9 +11,11 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
+from llme_jax.files.atomic import atomic_dir
 from llme_jax.models import sentence_transformers
-from llme_jax.models.bert import BertConfig, abstract_params, encode_tokens
+from llme_jax.models.bert import BertConfig
 from llme_jax.models.dropout import DropoutKey
+from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.platform import compute_dtype
 from llme_jax.models.pooling import normalize, pool
 from llme_jax.models.tokenizer import load_tokenizer, save_tokenizer
@@ -43,6 +44,17 @@ class DualEncoder:
     def width(self) -> int:
         """D, the width of the embeddings."""
         return self.query_config.hidden_size
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """What each encoder's parameters, and the folder that it is saved in, are called."""
+        return _folders(self.tied)
+
+    @property
+    def sharding_rules(self) -> tuple:
+        """The rules that place the parameters."""
+        families = (ENCODERS[c.model_type] for c in (self.query_config, self.key_config))
+        return tuple(dict.fromkeys(rule for family in families for rule in family.SHARDING))
 
     def check_lengths(self, query_max_length: int, key_max_length: int) -> None:
         """Refuses limits beyond the encoders' position tables.
@@ -81,7 +93,7 @@ class DualEncoder:
         weights = params["encoder" if self.tied else f"{field}_encoder"]
         if dropout_key is not None:
             dropout_key = dropout_key.fold_in(field == "key")
-        hidden = encode_tokens(
+        hidden = ENCODERS[config.model_type].hidden_states(
             config, self.dtype, self.remat, weights, ids, lengths, dropout_key=dropout_key
         )
         dense = params["dense_pooler"]["kernel"] if "dense_pooler" in params else None
@@ -104,7 +116,7 @@ def load_dual_encoder(
     """
     names = [config.query_encoder] + ([] if config.tie_encoders else [config.key_encoder])
     folders = [find_model(name, config.model_cache_dir) for name in names]
-    configs = [BertConfig.read(folder / "config.json") for folder in folders]
+    configs = [read_config(folder / "config.json", ENCODERS) for folder in folders]
     tokenizers = [load_tokenizer(folder) for folder in folders]
     if configs[0].hidden_size != configs[-1].hidden_size:
         raise InputError(
@@ -121,10 +133,10 @@ def load_dual_encoder(
             f"{configs[0].vocab_size} word vectors; give the tokenizer that belongs to it"
         )
     trees = [
-        load_params(folder, abstract_params(c)) for folder, c in zip(folders, configs, strict=True)
+        load_params(folder, ENCODERS[c.model_type].abstract_params(c))
+        for folder, c in zip(folders, configs, strict=True)
     ]
-    fields = ["encoder"] if config.tie_encoders else ["query_encoder", "key_encoder"]
-    params = dict(zip(fields, trees, strict=True))
+    params = dict(zip(_folders(config.tie_encoders), trees, strict=True))
     if "dense" in config.pooling_method:
         params["dense_pooler"] = {"kernel": _dense_kernel(folders[0], configs[0].hidden_size)}
     pooling = "cls" if "cls" in config.pooling_method else "mean"
@@ -161,31 +173,26 @@ def save_dual_encoder(
         prompts: the texts put in front, by the names that sentence-transformers gives them:
             `query`, `document`, and others of your own.
     """
-    fields = ["encoder"] if encoder.tied else ["query_encoder", "key_encoder"]
-    for field in fields:
-        final = Path(folder) / field
-        new, old = (final.with_name(f"{field}.tmp-{kind}") for kind in ("new", "old"))
-        for leftover in (new, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        new.mkdir(parents=True)
-        config = encoder.key_config if field == "key_encoder" else encoder.query_config
-        (new / "config.json").write_text(config.saved(), encoding="utf-8")
-        save_params(new / "model.safetensors", params[field])
-        save_tokenizer(tokenizer, new)
-        sentence_transformers.save_modules(
-            new,
-            pooling=encoder.pooling,
-            dense=params["dense_pooler"]["kernel"] if "dense_pooler" in params else None,
-            metric=encoder.metric,
-            width=encoder.width,
-            # One folder has one limit there; the larger one cuts neither queries nor keys short.
-            max_length=max(query_max_length, key_max_length),
-            prompts=prompts,
-        )
-        if final.exists():
-            final.rename(old)
-        new.rename(final)
-        shutil.rmtree(old, ignore_errors=True)
+    for name in encoder.folders:
+        config = encoder.key_config if name == "key_encoder" else encoder.query_config
+        with atomic_dir(Path(folder) / name, replace=True) as beside:
+            (beside / "config.json").write_text(config.saved(), encoding="utf-8")
+            save_params(beside / "model.safetensors", params[name])
+            save_tokenizer(tokenizer, beside)
+            sentence_transformers.save_modules(
+                beside,
+                pooling=encoder.pooling,
+                dense=params["dense_pooler"]["kernel"] if "dense_pooler" in params else None,
+                metric=encoder.metric,
+                width=encoder.width,
+                # One folder has one limit; the larger one cuts neither queries nor keys short.
+                max_length=max(query_max_length, key_max_length),
+                prompts=prompts,
+            )
+
+
+def _folders(tied: bool) -> tuple[str, ...]:
+    return ("encoder",) if tied else ("query_encoder", "key_encoder")
 
 
 def _dense_kernel(folder: Path, width: int) -> np.ndarray:

@@ -5,11 +5,9 @@ plain nested dict. There is no cache of keys and values: nothing here generates.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +15,17 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from llme_jax.errors import InputError
-from llme_jax.models.causal_attention import causal_attention
+from llme_jax.models.attention import causal_attention
+from llme_jax.models.layers import (
+    ACTIVATIONS,
+    Rope,
+    linear,
+    precision,
+    rms_norm,
+    rotary,
+    rotate,
+)
 
-_ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_pytorch_tanh": jax.nn.gelu,
-}
 # What transformers takes where config.json is silent, for the fields that old files leave out.
 _DEFAULTS = {
     "llama": {"attention_bias": False, "mlp_bias": False},
@@ -47,23 +49,22 @@ _NEEDED = (
     "max_position_embeddings",
 )
 
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions: the frequencies are theta^(-2i/Dh), scaled as Llama 3 or by a factor."""
-
-    theta: float
-    kind: Literal["default", "linear", "llama3"] = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+# Columns of the products that open a block, rows of those that close it, so
+# that a block needs one sum over `tensor` (Megatron-LM, arXiv:1909.08053). `fsdp` takes the rest.
+SHARDING = (
+    (r"(q|k|v|gate|up)_proj/kernel$", ("fsdp", "tensor")),
+    (r"(o|down)_proj/kernel$", ("tensor", "fsdp")),
+    (r"lm_head/kernel$", ("fsdp", "tensor")),
+    (r"embedding$", ("tensor", "fsdp")),
+    (r"(bias|scale)$", (None,)),
+)
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
     """The fields of config.json that decide what is computed."""
 
+    model_type: str
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -90,25 +91,22 @@ class LlamaConfig:
             InputError: the file describes a model that this module does not compute.
         """
         given = json.loads(path.read_text(encoding="utf-8"))
-        family = given.get("model_type")
-        if family not in _DEFAULTS:
-            raise InputError(
-                f"{path}: model_type {family} is not served; give one of {', '.join(_DEFAULTS)}"
-            )
+        family = given["model_type"]
         if missing := [name for name in _NEEDED if given.get(name) is None]:
             raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
         values = _COMMON | _DEFAULTS[family] | {k: v for k, v in given.items() if v is not None}
         if family == "mistral" and "sliding_window" in given:  # null says: none
             values["sliding_window"] = given["sliding_window"]
-        if values["hidden_act"] not in _ACTIVATIONS:
+        if values["hidden_act"] not in ACTIVATIONS:
             raise InputError(
                 f"{path}: hidden_act {values['hidden_act']} is not served; give one of "
-                f"{', '.join(_ACTIVATIONS)}"
+                f"{', '.join(ACTIVATIONS)}"
             )
         heads = values["num_attention_heads"]
         bias = values.get("attention_bias", False)
         names = (*_NEEDED, "hidden_act", "rms_norm_eps", "tie_word_embeddings")
         return cls(
+            model_type=family,
             **{name: values[name] for name in names},
             num_key_value_heads=values.get("num_key_value_heads", heads),
             head_dim=values.get("head_dim", values["hidden_size"] // heads),
@@ -145,45 +143,45 @@ def _windows(values: dict, family: str) -> tuple[int | None, ...]:
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
-@dataclass(frozen=True)
-class CausalLM:
-    """What is computed, without the parameters; a static argument of jitted functions."""
+read = LlamaConfig.read
 
-    config: LlamaConfig
-    dtype: Literal["float32", "bfloat16"]
 
-    @property
-    def max_length(self) -> int:
-        """Tokens the longest text may have."""
-        return self.config.max_position_embeddings
+def abstract_params(config: LlamaConfig, dtype: str) -> dict:
+    """Nested dict of `jax.ShapeDtypeStruct`, in the type that is computed in."""
+    return _abstract(config, dtype)[1].to_pure_dict()
 
-    def abstract_params(self) -> dict:
-        """Nested dict of `jax.ShapeDtypeStruct`, in the type that is computed in."""
-        return _abstract(self)[1].to_pure_dict()
 
-    def hidden(self, params: dict, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        """Hidden states behind the last norm of right-padded texts.
+def hidden_states(
+    config: LlamaConfig, dtype: str, params: dict, ids: Int[Array, "B L"]
+) -> Float[Array, "B L D"]:
+    """Hidden states behind the last norm of right-padded texts.
 
-        Attention is causal, so padding changes nothing before it; its own rows have no meaning.
-        """
-        return nnx.merge(_abstract(self)[0], params).model(ids)
+    Attention is causal, so padding changes nothing before it; its own rows have no meaning.
 
-    def logits(self, params: dict, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Scores of the next token in float32."""
-        if self.config.tie_word_embeddings:
-            table, axis = params["model"]["embed_tokens"]["embedding"], 1
-        else:
-            table, axis = params["lm_head"]["kernel"], 0
-        dims = (((hidden.ndim - 1,), (axis,)), ((), ()))
-        return jax.lax.dot_general(
-            hidden, table, dims, _precision(hidden.dtype), preferred_element_type=jnp.float32
-        )
+    Args:
+        dtype: what is computed in, "float32" or "bfloat16".
+    """
+    return nnx.merge(_abstract(config, dtype)[0], params).model(ids)
+
+
+def logits(
+    config: LlamaConfig, params: dict, hidden: Float[Array, "... D"]
+) -> Float[Array, "... V"]:
+    """Scores of the next token in float32."""
+    if config.tie_word_embeddings:
+        table, axis = params["model"]["embed_tokens"]["embedding"], 1
+    else:
+        table, axis = params["lm_head"]["kernel"], 0
+    dims = (((hidden.ndim - 1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(
+        hidden, table, dims, precision(hidden.dtype), preferred_element_type=jnp.float32
+    )
 
 
 @cache
-def _abstract(lm: CausalLM) -> tuple[nnx.GraphDef, nnx.State]:
+def _abstract(config: LlamaConfig, dtype: str) -> tuple[nnx.GraphDef, nnx.State]:
     # Rngs(0) is never drawn from: no weight is computed under eval_shape.
-    return nnx.split(nnx.eval_shape(lambda: Model(lm.config, jnp.dtype(lm.dtype), nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Model(config, jnp.dtype(dtype), nnx.Rngs(0))))
 
 
 class Model(nnx.Module):
@@ -203,7 +201,7 @@ class Decoder(nnx.Module):
         self.layers = nnx.Dict(
             {str(i): Layer(c, window, dtype, rngs) for i, window in enumerate(c.windows)}
         )
-        self.norm = _norm(c.hidden_size, c, dtype, rngs)
+        self.norm = rms_norm(c.hidden_size, c.rms_norm_eps, dtype, rngs)
         self.rope, self.head_dim, self.dtype = c.rope, c.head_dim, dtype
 
     def __call__(self, ids):
@@ -220,8 +218,8 @@ class Layer(nnx.Module):
     def __init__(self, c: LlamaConfig, window: int | None, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.self_attn = Attention(c, window, dtype, rngs)
         self.mlp = MLP(c, dtype, rngs)
-        self.input_layernorm = _norm(c.hidden_size, c, dtype, rngs)
-        self.post_attention_layernorm = _norm(c.hidden_size, c, dtype, rngs)
+        self.input_layernorm = rms_norm(c.hidden_size, c.rms_norm_eps, dtype, rngs)
+        self.post_attention_layernorm = rms_norm(c.hidden_size, c.rms_norm_eps, dtype, rngs)
 
     def __call__(self, x, rotation):
         x = x + self.self_attn(self.input_layernorm(x), rotation)
@@ -238,8 +236,8 @@ class Attention(nnx.Module):
         self.v_proj = _linear(c.hidden_size, keys, c.qkv_bias, dtype, rngs)
         self.o_proj = _linear(queries, c.hidden_size, c.output_bias, dtype, rngs)
         if c.qk_norm:
-            self.q_norm = _norm(c.head_dim, c, dtype, rngs)
-            self.k_norm = _norm(c.head_dim, c, dtype, rngs)
+            self.q_norm = rms_norm(c.head_dim, c.rms_norm_eps, dtype, rngs)
+            self.k_norm = rms_norm(c.head_dim, c.rms_norm_eps, dtype, rngs)
         self.head_dim, self.window, self.qk_norm = c.head_dim, window, c.qk_norm
         self.dtype = dtype
 
@@ -264,47 +262,9 @@ class MLP(nnx.Module):
         self.activation = c.hidden_act
 
     def __call__(self, x):
-        return self.down_proj(_ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
-
-
-def rotary(rope: Rope, width: int, length: int) -> tuple[Array, Array]:
-    """Cosine and sine of every position's angles, float32[L, 1, Dh / 2].
-
-    Source of the llama3 scaling: `_compute_llama3_parameters` of transformers: long wavelengths
-    are stretched by the factor, short ones are kept, those between are blended.
-    """
-    frequencies = rope.theta ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    if rope.kind == "linear":
-        frequencies = frequencies / rope.factor
-    if rope.kind == "llama3":
-        turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
-        low, high = rope.low_freq_factor, rope.high_freq_factor
-        kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-        frequencies = kept * frequencies + (1 - kept) * frequencies / rope.factor
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
-    return jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-
-
-def rotate(x: Float[Array, "B L H Dh"], rotation: tuple[Array, Array]) -> Array:
-    """Turns the pairs (i, i + Dh / 2) of every head, in float32."""
-    cos, sin = rotation
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
 
 
 def _linear(into: int, out: int, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        into, out, use_bias=bias, dtype=dtype, param_dtype=dtype, precision=_precision(dtype),
-        rngs=rngs,
-    )  # fmt: skip
-
-
-def _norm(width: int, c: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    return nnx.RMSNorm(
-        width, epsilon=c.rms_norm_eps, dtype=jnp.float32, param_dtype=dtype, rngs=rngs
-    )
-
-
-def _precision(dtype) -> str | None:
-    # GPUs and TPUs round fp32 products to tf32 or bf16 unless told otherwise.
-    return "highest" if dtype == jnp.float32 else None
+    """Its parameters are kept in what it computes in."""
+    return linear(into, out, dtype, rngs, bias=bias, param_dtype=dtype)

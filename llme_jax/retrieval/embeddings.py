@@ -6,7 +6,6 @@ import shutil
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
-from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from llme_jax.data.tokens import TokenStore
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import digest, published_file
+from llme_jax.files.atomic import atomic_write, digest
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +45,6 @@ class Embeddings:
             parts.append(self._shards[i][start - first : stop - first])
             start, i = self._ends[i], i + 1
         return parts[-1] if len(parts) <= 2 else np.concatenate(parts)  # one shard: no copy
-
-
-def fingerprint_params(params) -> str:
-    """A name for the parameters of an encoder, from every bit of them."""
-    state = blake2b(digest_size=16)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        state.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        state.update(array)
-    return state.hexdigest()
 
 
 def encode_to_disk(
@@ -94,14 +83,14 @@ def encode_to_disk(
             "settings; make them with --save_encode"
         )
     manifest = {**describe, "texts": len(store), "shard": shard}
-    with published_file(place / "manifest.json") as beside:
+    with atomic_write(place / "manifest.json") as beside:
         beside.write_text(json.dumps(manifest, indent=2) + "\n")
     if have.any() and not have.all():
         logger.info("%d of %d shards are encoded already", have.sum(), len(have))
     for start, path, there in zip(starts, paths, have, strict=True):
         if not there:
             rows = encode(store.part(start, min(start + shard, len(store))))
-            with published_file(path) as beside, beside.open("wb") as file:
+            with atomic_write(path) as beside, beside.open("wb") as file:
                 np.save(file, rows)
     embeddings = Embeddings([np.load(path, mmap_mode="r") for path in paths])
     return embeddings, None if have.all() else place

@@ -1,7 +1,6 @@
 """Texts to vectors: batches of static shape over all devices, the longest texts first."""
 
 import time
-from collections import deque
 from functools import partial
 from typing import Literal
 
@@ -10,15 +9,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from tqdm import tqdm
 
-from llme_jax.data.tokens import TokenStore, bucket
-from llme_jax.data.widths import batches_by_length
-from llme_jax.devices.sharding import batch_sharding, make_mesh, replicated, to_mesh, whole
+from llme_jax.data.tokens import TokenStore
+from llme_jax.data.widths import usual_width
+from llme_jax.devices.sharding import make_mesh, replicate, replicated, to_mesh
+from llme_jax.inference.over_store import over_store, tokens_a_device
 from llme_jax.models.dual_encoder import DualEncoder
-
-# Tokens a device encodes at a time at most: enough to keep it busy, little enough for its memory.
-# Small on CPU, where that saves padding and stays in the cache: with 16384, MiniLM took twice as
-# long for queries of very different lengths.
-TOKENS = {"cpu": 1 << 11, "gpu": 1 << 16, "tpu": 1 << 16}
 
 
 def encode(
@@ -34,7 +29,7 @@ def encode(
     """Embeddings of all texts of a store, float32[n, D] in the store's order.
 
     Texts are sorted by length and cut into batches, so that a batch has little padding and few
-    shapes are compiled. Batch t is on the devices while the host fetches batch t - 1.
+    shapes are compiled.
 
     Args:
         params: arrays on the mesh, or on the host.
@@ -45,41 +40,31 @@ def encode(
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
     if not len(store):
         raise ValueError("nothing to encode: the store is empty")
-    params = place(params, mesh)
+    params = on_every_device(params, mesh)
     desc = "Encoding queries" if field == "query" else "Encoding keys"
     if encoder.tied:
         field = "key"  # the same for both, so one program serves queries and keys
     forward = partial(_forward, params, encoder=encoder, field=field, result=replicated(mesh))
 
-    lengths = store.lengths
-    longest = int(lengths.max())
+    longest = int(store.lengths.max())
     longest += longest % 2  # fused attention on GPU takes even widths
-    batches = batches_by_length(
-        lengths,
-        width=lambda length: bucket(length, longest),
-        rows=lambda width: _rows(batch_size, width, len(store), mesh),
-    )
-    embeddings, pending = None, deque()
-    bar = _Progress(desc, int(lengths.sum()))
+    tokens = tokens_a_device(mesh)
 
-    def fetch():
-        nonlocal embeddings
-        texts, result = pending.popleft()
-        result = np.asarray(result)
-        if embeddings is None:
-            embeddings = np.empty((len(store), result.shape[1]), np.float32)
-        embeddings[texts] = result[: len(texts)]
-        bar.add(len(texts), int(lengths[texts].sum()))
+    def rows(width: int) -> int:
+        """Texts of a batch: `batch_size`, less where they are long, a multiple of the devices."""
+        per_device = min(-(-min(batch_size, len(store)) // mesh.size), max(tokens // width, 1))
+        return per_device * mesh.size
 
-    for texts, filled, width in batches:
-        batch = to_mesh(store.padded(filled, width, pad_id), (batch_sharding(mesh),) * 2)
-        pending.append((texts, forward(*batch)))
-        if len(pending) > 1:
-            fetch()
-    while pending:
-        fetch()
-    bar.close()
-    return embeddings
+    with _Progress(desc, int(store.lengths.sum())) as bar:
+        return over_store(
+            store,
+            lambda ids, lengths, _: forward(ids, lengths),
+            mesh=mesh,
+            pad_id=pad_id,
+            width=lambda length: usual_width(length, longest),
+            rows=rows,
+            done=bar.add,
+        )
 
 
 class _Progress:
@@ -98,15 +83,18 @@ class _Progress:
         self._bar.set_postfix_str(f"{rate:.0f} texts/s", refresh=False)
         self._bar.update(tokens)
 
-    def close(self) -> None:
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
         self._bar.close()
 
 
-def place(params, mesh: Mesh | None):
+def on_every_device(params, mesh: Mesh | None):
     """Parameters, from the host or spread over the mesh, whole on every device."""
     sharding = replicated(mesh or make_mesh(devices=jax.local_devices()[:1]))
     params = jax.tree.map(lambda x: x if isinstance(x, jax.Array) else to_mesh(x, sharding), params)
-    return whole(params, sharding)
+    return replicate(params, sharding)
 
 
 @partial(jax.jit, static_argnames=("encoder", "field", "result"))
@@ -114,10 +102,3 @@ def _forward(params, ids, lengths, *, encoder: DualEncoder, field: str, result: 
     embeddings = encoder.encode(params, ids, lengths, field=field)
     # On every device, so that every process can read all of them.
     return jax.lax.with_sharding_constraint(embeddings, result)
-
-
-def _rows(batch_size: int, width: int, texts: int, mesh: Mesh) -> int:
-    """Texts of a batch: `batch_size`, less where they are long, a multiple of the devices."""
-    tokens = TOKENS[mesh.devices.flat[0].platform]
-    per_device = min(-(-min(batch_size, texts) // mesh.size), max(tokens // width, 1))
-    return per_device * mesh.size

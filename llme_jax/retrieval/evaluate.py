@@ -7,11 +7,11 @@ from jax.sharding import Mesh
 from llme_jax.config import Config, EvalConfig, TextConfig
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.sources import local_file
-from llme_jax.files.storage import open_folder
+from llme_jax.files.storage import open_folder, result_path
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.metrics import answer_recall, ranking_metrics
-from llme_jax.retrieval.results import append_log, save_path, write_result
+from llme_jax.retrieval.results import append_log, write_result
 
 
 def open_data(config: TextConfig, metrics: list[str]) -> tuple[Corpus, EvalData]:
@@ -40,7 +40,7 @@ def measure(
     return metrics
 
 
-class Evaluator:
+class RetrievalEvaluator:
     """Evaluates an encoder on --eval_data and --corpus as often as wanted.
 
     Both files are read, validated and tokenised once, when it is built.
@@ -79,7 +79,7 @@ class Evaluator:
         if jax.process_index() == 0:
             if settings.save_result:
                 folder = open_folder(self.config.training.output_dir)
-                path = save_path(folder, self.eval_data.path, "result", settings.save_name)
+                path = result_path(folder, self.eval_data.path, "result", settings.save_name)
                 write_result(path, self.eval_data.query_ids, ids, scores)
             append_log(settings.log_path, metrics, self.config.flat(), step)
         return metrics

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import published_file
+from llme_jax.files.atomic import atomic_write
 from llme_jax.retrieval.exact import Rows
 
 TRAINED_ON = 1 << 18  # keys at most; k-means itself takes 256 a centroid
@@ -57,7 +57,7 @@ def build_index(keys: Rows, factory: str, metric: Literal["cos", "ip", "l2"], se
 
 
 def save_index(index, path: Path) -> None:
-    with published_file(path) as beside:
+    with atomic_write(path) as beside:
         _faiss().write_index(index, str(beside))
 
 

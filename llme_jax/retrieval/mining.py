@@ -15,8 +15,8 @@ from numpy import ndarray
 from llme_jax.config import MiningConfig
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.rows import BadRows, read_lines
+from llme_jax.files.atomic import atomic_text
 from llme_jax.retrieval.metrics import has_answer
-from llme_jax.retrieval.results import whole_file
 
 
 class Ranking(NamedTuple):
@@ -88,7 +88,7 @@ class Report:
 
 def collate_key(path: Path, eval_data: Path, corpus: Corpus, ranking: Ranking) -> None:
     """Every row of `eval_data` with `key` and `key_index`: the texts and numbers of its hits."""
-    with whole_file(path) as out:
+    with atomic_text(path) as out:
         for i, row in _rows(eval_data):
             ids = [int(id) for id in ranking.ids[i] if id >= 0]
             row |= {"key": [corpus.text(id) for id in ids], "key_index": ids}
@@ -112,7 +112,7 @@ def collate_neg(
         rankings: of the queries of `eval_data`, in its order.
     """
     report = Report()
-    with whole_file(path) as out:
+    with atomic_text(path) as out:
         for i, row in _rows(eval_data):
             taken = mine(row, [_hits(r, i) for r in rankings], corpus, settings, report)
             row["neg"], row["neg_index"] = list(taken.values()), [hit.id for hit in taken]

@@ -3,32 +3,17 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from jaxtyping import Float32, Int32
 from numpy import ndarray
 
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import published_file
+from llme_jax.files.atomic import atomic_text
 from llme_jax.files.storage import check_writable
-
-
-def save_path(folder: Path, eval_data: Path, kind: str, save_name: str | None) -> Path:
-    """`{folder}/{eval_data's stem}.{kind}[.{save_name}].json`"""
-    parts = [eval_data.stem, kind, save_name, "json"]
-    return folder.expanduser() / ".".join(part for part in parts if part)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file that appears under its name only when the block ends without an error."""
-    with published_file(path) as beside, beside.open("w", encoding="utf-8") as file:
-        yield file
 
 
 def write_result(
@@ -38,7 +23,7 @@ def write_result(
     scores: Float32[ndarray, "Q hits"],
 ) -> None:
     """One line a query, in order: {"query_id", "pred": ids, "score"}, best first."""
-    with whole_file(path) as file:
+    with atomic_text(path) as file:
         for query_id, pred, score in zip(query_ids, ids, scores, strict=True):
             found = pred >= 0
             row = {"query_id": query_id, "pred": pred[found].tolist()}
@@ -92,7 +77,7 @@ def read_result(
 
 
 def write_metrics(path: Path, metrics: dict[str, float]) -> None:
-    with whole_file(path) as file:
+    with atomic_text(path) as file:
         file.write(json.dumps(metrics, indent=2) + "\n")
 
 

@@ -10,9 +10,9 @@ from llme_jax.config import RetrieveConfig
 from llme_jax.config.retrieval import COLLATIONS
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.sources import is_remote, resolve_path
-from llme_jax.data.tokens import check_cache
 from llme_jax.devices import sharding
-from llme_jax.files.storage import check_writable
+from llme_jax.files.cache import check_cache
+from llme_jax.files.storage import check_writable, result_path
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.retrieval.bm25 import lucene_search
 from llme_jax.retrieval.dense import DenseRetriever
@@ -22,7 +22,6 @@ from llme_jax.retrieval.results import (
     append_log,
     check_log,
     read_result,
-    save_path,
     write_metrics,
     write_result,
 )
@@ -41,7 +40,7 @@ def retrieve(config: RetrieveConfig) -> int:
     corpus, eval_data = open_data(config.data, settings.metrics)
     output_dir = Path(how.output_dir)
     fused = [_read(path, corpus, eval_data) for path in config.mining.fuse or []]
-    result = save_path(output_dir, eval_data.path, "result", settings.save_name)
+    result = result_path(output_dir, eval_data.path, "result", settings.save_name)
     name = settings.save_name or how.retrieval_method
     if how.load_result:
         ranking = _read(result, corpus, eval_data, name)
@@ -55,7 +54,7 @@ def retrieve(config: RetrieveConfig) -> int:
         logger.info("hits: %s", result)
     metrics = measure(settings, corpus, eval_data, ranking.ids)
     if metrics:
-        path = save_path(output_dir, eval_data.path, "metrics", settings.save_name)
+        path = result_path(output_dir, eval_data.path, "metrics", settings.save_name)
         write_metrics(path, metrics)
         append_log(settings.log_path, metrics, config.flat())
         print(_table(metrics))
@@ -63,11 +62,11 @@ def retrieve(config: RetrieveConfig) -> int:
 
     beside = output_dir if _collates_to_output(config) else eval_data.path.parent
     if "collate_key" in settings.metrics:
-        path = save_path(beside, eval_data.path, "key", settings.save_name)
+        path = result_path(beside, eval_data.path, "key", settings.save_name)
         collate_key(path, eval_data.path, corpus, ranking)
         print(f"keys:      {path}")
     if "collate_neg" in settings.metrics:
-        path = save_path(beside, eval_data.path, "neg", settings.save_name)
+        path = result_path(beside, eval_data.path, "neg", settings.save_name)
         rankings = [ranking, *fused]
         print(collate_neg(path, eval_data.path, corpus, rankings, config.mining))
         print(f"negatives: {path}")

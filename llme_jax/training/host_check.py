@@ -6,7 +6,6 @@ them from training on different files, or from writing to different folders.
 
 import time
 import uuid
-from hashlib import blake2b
 from pathlib import Path
 
 import jax
@@ -22,7 +21,8 @@ from llme_jax.data.tokens import fingerprint
 from llme_jax.data.train_data import TrainData
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest
-from llme_jax.retrieval.evaluate import Evaluator
+from llme_jax.models.weights import fingerprint_params
+from llme_jax.retrieval.evaluate import RetrievalEvaluator
 
 PATIENCE = 10  # seconds until a file that another host wrote is seen on a shared disk
 
@@ -31,7 +31,7 @@ def check_agreement(
     config: Config,
     tokenizer,
     data: TrainData,
-    evaluator: Evaluator | None,
+    evaluator: RetrievalEvaluator | None,
     folder: Path,
     start: int | None,
     params: dict,
@@ -56,7 +56,7 @@ def check_agreement(
             "--corpus or --eval_data, its size": evaluator and evaluator.sizes,
             "the checkpoint to continue from": start,
             "--query_encoder, its tokenizer": fingerprint(tokenizer),
-            "--query_encoder, its weights": _hash_of(params) if start is None else None,
+            "--query_encoder, its weights": fingerprint_params(params) if start is None else None,
         }
     )
 
@@ -105,10 +105,3 @@ def _appears(path: Path) -> bool:
             return True
         time.sleep(0.1)
     return False
-
-
-def _hash_of(params: dict) -> str:
-    content = blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(params):
-        content.update(np.ascontiguousarray(leaf).data)
-    return content.hexdigest()

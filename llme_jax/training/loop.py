@@ -19,13 +19,13 @@ from llme_jax.data.instructions import instruction_of
 from llme_jax.data.plan import Plan
 from llme_jax.data.prefetch import prefetch
 from llme_jax.data.rows import BadRows
-from llme_jax.data.tokens import check_cache
 from llme_jax.data.train_data import TrainData, prepare
 from llme_jax.devices import sharding
 from llme_jax.devices.runtime import lost_process
+from llme_jax.files.cache import check_cache
 from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
 from llme_jax.plots import draw_curves
-from llme_jax.retrieval.evaluate import Evaluator
+from llme_jax.retrieval.evaluate import RetrievalEvaluator
 from llme_jax.retrieval.results import check_log
 from llme_jax.training.checkpoint import Checkpoints
 from llme_jax.training.dry_run import Preview
@@ -68,7 +68,9 @@ def train(config: Config) -> int:
     folder.check_data(data)
     plan = data.plan(global_batch)
     data.settle_widths(plan, mesh.size)
-    evaluator = Evaluator(config, tokenizer, encoder, mesh) if config.data.eval_data else None
+    evaluator = (
+        RetrievalEvaluator(config, tokenizer, encoder, mesh) if config.data.eval_data else None
+    )
 
     # 2. The schedule.
     accumulation = settings.gradient_accumulation_steps
@@ -234,7 +236,7 @@ class Terminated:
 
 def _export(config: Config, encoder, tokenizer, data: TrainData, mesh, params):
     """What writes the encoder's folder in the background, with its own copy of the parameters."""
-    whole = sharding.whole(params, sharding.replicated(mesh))
+    whole = sharding.replicate(params, sharding.replicated(mesh))
     # A copy: on CPU np.asarray would share memory with arrays that the next step overwrites.
     host = jax.tree.map(np.array, whole) if jax.process_index() == 0 else None
     return partial(
@@ -290,7 +292,7 @@ def _summarise(metrics_path: Path, last: Path, best_step: int | None) -> None:
     if len(evaluations) > 1:
         print(compare(evaluations[0], evaluations[-1]))
     curves = metrics_path.with_name("curves.png")
-    draw_curves(metrics_path, curves)
+    draw_curves(read_metrics(metrics_path), curves)
     folder = metrics_path.parent
     print(f"encoder: {folder / last.name / 'encoder'}")
     if best_step is not None and last.name != f"checkpoint-{best_step}":

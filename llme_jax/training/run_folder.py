@@ -10,7 +10,7 @@ import jax
 from llme_jax.config import Config
 from llme_jax.data.train_data import TrainData
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import published_file
+from llme_jax.files.atomic import atomic_write
 from llme_jax.files.storage import check_writable, open_folder
 
 
@@ -99,5 +99,5 @@ class RunFolder:
                 **{name: version(name) for name in ("jax", "flax", "optax", "transformers")},
             },
         }
-        with published_file(self._file) as beside:
+        with atomic_write(self._file) as beside:
             beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.config import LossConfig
 from llme_jax.data.batch import Batch, Texts
-from llme_jax.devices.sharding import gathered
+from llme_jax.devices.sharding import replicate_in_trace
 from llme_jax.models.dropout import DropoutKey
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.training import losses
@@ -153,7 +153,7 @@ def make_step(
 
         def loss(params):
             if shardings is not None:
-                params = gathered(params, shardings.params)
+                params = replicate_in_trace(params, shardings.params)
             return batch_loss(
                 *(params, batch, dropout_key),
                 encoder=encoder,

@@ -17,7 +17,7 @@ from llme_jax.data.batch import Batch
 from llme_jax.data.plan import PlannedBatch
 from llme_jax.data.train_data import TrainData
 from llme_jax.errors import InputError, RunError
-from llme_jax.files.atomic import published_file
+from llme_jax.files.atomic import atomic_write
 from llme_jax.files.storage import in_bucket
 from llme_jax.training.step import StepMetrics
 
@@ -63,7 +63,7 @@ class MetricsLog:
             self._writer.flush()
 
     def _write_all(self) -> None:
-        with published_file(self.path) as beside:
+        with atomic_write(self.path) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from llme_jax.data import tokens
-from llme_jax.data.tokens import TokenStore, bucket, cache_dir, fingerprint, tokenize
+from llme_jax.data import arrays, tokens
+from llme_jax.data.tokens import TokenStore, fingerprint, tokenize
+from llme_jax.data.widths import usual_width
 from llme_jax.errors import InputError
-from llme_jax.files import atomic as arrays
+from llme_jax.files.cache import cache_dir
 
 TEXTS = ["", "a b c", "hello world " * 30, "Ä ü ß 東京 ???", "abc " * 5, "x" * 200]
 
@@ -116,8 +117,8 @@ def test_fingerprint_is_of_the_contents(make_tokenizer):
 def test_bucket_is_the_smallest_of_the_list():
     widths = [16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
     for length in range(1, 2049):
-        assert bucket(length, 10_000) == next(w for w in widths if w >= length)
-    assert bucket(130, 150) == 150 and bucket(20, 24) == 24 and bucket(0, 512) == 16
+        assert usual_width(length, 10_000) == next(w for w in widths if w >= length)
+    assert usual_width(130, 150) == 150 and usual_width(20, 24) == 24 and usual_width(0, 512) == 16
 
 
 def test_cache_dir_order(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from llme_jax.data import train_store
 from llme_jax.data.instructions import RECIPES, TASK_INSTRUCTIONS, find_instruction
 from llme_jax.data.plan import Plan
 from llme_jax.data.rows import BadRows
-from llme_jax.data.tokens import bucket
+from llme_jax.data.widths import usual_width
 from llme_jax.errors import InputError
 
 TASKS = ("qa", "convsearch", "chat", "lrlm", "icl", "tool")
@@ -55,7 +55,7 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, t
     ):
         expected = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         assert lengths.tolist() == [len(e) for e in expected]
-        assert ids.shape == (len(texts), bucket(max(lengths), limit))
+        assert ids.shape == (len(texts), usual_width(max(lengths), limit))
         for got, want in zip(ids.tolist(), expected, strict=True):
             assert got == want + [tokenizer.pad_token_id] * (len(got) - len(want))
     np.testing.assert_array_equal(batch.teacher_scores, np.array(scores, np.float32))

@@ -6,11 +6,11 @@ import pytest
 from small_run import EVALUATION, arguments, write_data
 
 from llme_jax import build_tfds, retrieve, score, train
-from llme_jax.data.tokens import check_cache
 from llme_jax.doctor import __main__ as doctor
 from llme_jax.errors import InputError
 from llme_jax.files import storage
-from llme_jax.files.atomic import published, published_file
+from llme_jax.files.atomic import atomic_dir, atomic_write
+from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable
 
 
@@ -115,7 +115,7 @@ def test_a_cache_that_is_there_may_be_read_only(tmp_path, read_only):
         check_cache(str(tmp_path / "new"))
 
 
-@pytest.mark.parametrize("publish", [published, published_file])
+@pytest.mark.parametrize("publish", [atomic_dir, atomic_write])
 def test_what_is_refused_later_is_one_sentence_too(tmp_path, publish):
     (tmp_path / "afile").touch()
     path = tmp_path / "afile/x"

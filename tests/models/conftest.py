@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from llme_jax.data.tokens import cache_dir
+from llme_jax.files.cache import cache_dir
 from llme_jax.quickstart import data as quickstart
 
 

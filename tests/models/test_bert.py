@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from llme_jax.errors import InputError
-from llme_jax.models.bert import BertConfig, abstract_params, encode_tokens
+from llme_jax.models.bert import abstract_params, hidden_states
 from llme_jax.models.dropout import DropoutKey
+from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.weights import load_params
 
 LENGTHS = np.array([24, 1, 7, 16], np.int32)
 
 
 def _load(folder):
-    config = BertConfig.read(folder / "config.json")
+    config = read_config(folder / "config.json", ENCODERS)
     return config, load_params(folder, abstract_params(config))
 
 
@@ -26,7 +27,7 @@ def _encode(config, params, ids, lengths=LENGTHS, *, dtype="float32", remat=Fals
     return _jitted(config, dtype, remat, params, ids, lengths, key)
 
 
-_jitted = jax.jit(encode_tokens, static_argnums=(0, 1, 2))
+_jitted = jax.jit(hidden_states, static_argnums=(0, 1, 2))
 
 
 def _ids(model_type, vocab=101, width=24):
@@ -147,7 +148,7 @@ def test_dropout_follows_config_and_key(tiny):
     np.testing.assert_array_equal(hidden(config, key), base)
     for change in ({"hidden_dropout_prob": 0.1}, {"attention_probs_dropout_prob": 0.1}):
         _rewrite(folder, **change)
-        dropping = BertConfig.read(folder / "config.json")
+        dropping = read_config(folder / "config.json", ENCODERS)
         np.testing.assert_array_equal(hidden(dropping, None), base)
         first, again = hidden(dropping, key), hidden(dropping, key)
         np.testing.assert_array_equal(first, again)
@@ -182,7 +183,7 @@ def test_config_that_cannot_be_served_is_refused(tiny, change, message):
     folder, _ = tiny()
     _rewrite(folder, **change)
     with pytest.raises(InputError, match=message) as error:
-        BertConfig.read(folder / "config.json")
+        read_config(folder / "config.json", ENCODERS)
     assert str(error.value).startswith(f"{folder / 'config.json'}: ")
 
 

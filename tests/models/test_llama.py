@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from llme_jax.data.tokens import cache_dir
 from llme_jax.devices.sharding import batch_sharding, make_mesh, replicated, to_mesh
 from llme_jax.errors import InputError
-from llme_jax.models.causal_lm import load_causal_lm
-from llme_jax.models.llama import CausalLM, LlamaConfig
+from llme_jax.files.cache import cache_dir
+from llme_jax.models.causal_lm import CausalLM, load_causal_lm
+from llme_jax.models.families import LANGUAGE_MODELS, read_config
 from llme_jax.models.tokenizer import load_tokenizer
 from llme_jax.quickstart.teacher import prepare_teacher
 
@@ -79,7 +79,7 @@ def model(tmp_path):
 
 def our_logits(folder, ids, mesh=None, dtype="float32"):
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    lm = CausalLM(LlamaConfig.read(folder / "config.json"), dtype)
+    lm = CausalLM(read_config(folder / "config.json", LANGUAGE_MODELS), dtype)
     params = load_causal_lm(lm, folder, mesh)
     compute = jax.jit(
         lambda params, ids: lm.logits(params, lm.hidden(params, ids)),
@@ -126,14 +126,14 @@ def test_a_real_model():
 def test_the_older_spelling_of_config_json_says_the_same(model, name):
     folder, _ = model(name)
     path = folder / "config.json"
-    new = LlamaConfig.read(path)
+    new = read_config(path, LANGUAGE_MODELS)
     config = json.loads(path.read_text())
     rotary = config.pop("rope_parameters")
     config["rope_theta"] = rotary.pop("rope_theta")
     kind = rotary.pop("rope_type")
     config["rope_scaling"] = None if kind == "default" else {"type": kind, **rotary}
     path.write_text(json.dumps(config))
-    assert LlamaConfig.read(path) == new
+    assert read_config(path, LANGUAGE_MODELS) == new
 
 
 def test_padding_changes_nothing(model):
@@ -168,7 +168,7 @@ def test_each_device_reads_its_part(model, monkeypatch):
         return piece
 
     monkeypatch.setattr(weights.Tensor, "__getitem__", noted)
-    lm = CausalLM(LlamaConfig.read(folder / "config.json"), "bfloat16")
+    lm = CausalLM(read_config(folder / "config.json", LANGUAGE_MODELS), "bfloat16")
     params = load_causal_lm(lm, folder, make_mesh(2, 4))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.bfloat16.dtype}
     # Matrices in eighths; vectors are whole on every device, and read once for all of them.

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from llme_jax.data.tokens import cache_dir
 from llme_jax.errors import InputError
+from llme_jax.files.cache import cache_dir
 from llme_jax.quickstart import data as quickstart
 
 

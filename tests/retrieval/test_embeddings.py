@@ -7,7 +7,8 @@ import pytest
 
 from llme_jax.data.tokens import TokenStore
 from llme_jax.errors import InputError
-from llme_jax.retrieval.embeddings import Embeddings, encode_to_disk, fingerprint_params, forget
+from llme_jax.models.weights import fingerprint_params
+from llme_jax.retrieval.embeddings import Embeddings, encode_to_disk, forget
 
 DESCRIBE = {"params": "p", "texts": "t"}
 

@@ -15,7 +15,7 @@ from llme_jax.devices.sharding import make_mesh, state_sharding, to_mesh
 from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.retrieval import evaluate
-from llme_jax.retrieval.evaluate import Evaluator
+from llme_jax.retrieval.evaluate import RetrievalEvaluator
 
 
 def write(path, rows):
@@ -88,7 +88,7 @@ def test_equals_transformers(config, model, fsdp):
     mesh = fsdp and make_mesh(fsdp)
     if mesh:
         params = to_mesh(params, state_sharding(mesh, params))
-    evaluator = Evaluator(config, tokenizer, encoder, mesh)
+    evaluator = RetrievalEvaluator(config, tokenizer, encoder, mesh)
     metrics = evaluator(params, step=7)
 
     expected = torch_scores(config, model)
@@ -114,16 +114,16 @@ def test_equals_transformers(config, model, fsdp):
 def test_files_only_when_wanted(config, tmp_path):
     config.evaluation.save_result, config.evaluation.log_path = False, None
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
-    Evaluator(config, tokenizer, encoder)(params)
+    RetrievalEvaluator(config, tokenizer, encoder)(params)
     assert not (tmp_path / "out").exists()
     config.evaluation.save_result, config.evaluation.save_name = True, "mine"
-    Evaluator(config, tokenizer, encoder)(params)
+    RetrievalEvaluator(config, tokenizer, encoder)(params)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["dev.set.result.mine.json"]
 
 
 def test_only_the_first_process_writes(config, tmp_path, monkeypatch):
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
-    evaluator = Evaluator(config, tokenizer, encoder)
+    evaluator = RetrievalEvaluator(config, tokenizer, encoder)
     monkeypatch.setattr(evaluate.jax, "process_index", lambda: 1)
     assert evaluator(params)
     assert not (tmp_path / "out").exists() and not (tmp_path / "logs").exists()
@@ -133,7 +133,7 @@ def test_tokens_are_cached_by_content_and_settings(config, tmp_path):
     encoder, _, tokenizer = load_dual_encoder(config.encoder)
 
     def folders():
-        Evaluator(config, tokenizer, encoder)
+        RetrievalEvaluator(config, tokenizer, encoder)
         return len(list((tmp_path / "cache" / "tokens").iterdir()))
 
     assert folders() == 2  # queries and passages
@@ -153,10 +153,10 @@ def test_refuses_what_cannot_work(config):
     encoder, _, tokenizer = load_dual_encoder(config.encoder)
     config.data.version = "llm-embedder"  # which has an instruction for each task
     with pytest.raises(InputError, match=r"dev.set.json: task is missing"):
-        Evaluator(config, tokenizer, encoder)
+        RetrievalEvaluator(config, tokenizer, encoder)
     config.data.version, config.data.key_template = "bge", "{body}"
     with pytest.raises(InputError, match=r"corpus.json:1: has no field 'body', only title, text"):
-        Evaluator(config, tokenizer, encoder)
+        RetrievalEvaluator(config, tokenizer, encoder)
 
 
 def test_parameters_stay_where_they_are(config):
@@ -164,6 +164,6 @@ def test_parameters_stay_where_they_are(config):
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
     mesh = make_mesh(4)
     placed = to_mesh(params, state_sharding(mesh, params))
-    Evaluator(config, tokenizer, encoder, mesh)(placed)
+    RetrievalEvaluator(config, tokenizer, encoder, mesh)(placed)
     for leaf, before in zip(jax.tree.leaves(placed), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(np.asarray(leaf), before)

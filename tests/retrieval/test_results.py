@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 
 from llme_jax.errors import InputError
-from llme_jax.retrieval.results import read_result, save_path, whole_file, write_result
+from llme_jax.files.atomic import atomic_text
+from llme_jax.files.storage import result_path
+from llme_jax.retrieval.results import read_result, write_result
 
 SCORES = np.array([[3.0, 1.5, -np.inf], [0.25, -np.inf, -np.inf]], np.float32)
 IDS = np.array([[7, 0, -1], [3, -1, -1]], np.int32)
 
 
 def test_names(tmp_path):
-    assert save_path(tmp_path, tmp_path / "dev.set.json", "neg", "bge").name == (
+    assert result_path(tmp_path, tmp_path / "dev.set.json", "neg", "bge").name == (
         "dev.set.neg.bge.json"
     )
-    assert save_path(tmp_path, tmp_path / "test.json", "result", None).name == "test.result.json"
+    assert result_path(tmp_path, tmp_path / "test.json", "result", None).name == "test.result.json"
 
 
 def test_what_was_written_is_read_by_query_id(tmp_path):
@@ -62,7 +64,7 @@ def test_a_missing_or_foreign_file_is_refused(tmp_path):
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "f.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError), whole_file(path) as file:
+    with pytest.raises(RuntimeError), atomic_text(path) as file:
         file.write("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,47 @@
+"""Arrays on disk that grow."""
+
+from pathlib import Path
+
+import numpy as np
+
+BUFFERED = 1 << 16  # values kept as Python numbers until they are written together
+
+
+class ArrayWriter:
+    """A one-dimensional `.npy` file that grows; memory stays constant.
+
+    numpy pads the header so that it can be rewritten in place with the final length.
+    """
+
+    def __init__(self, path: Path, dtype):
+        self._dtype = np.dtype(dtype)
+        self._pending: list = []
+        self._written = 0
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by close)
+        self._write_header()
+
+    def __len__(self) -> int:
+        return self._written + len(self._pending)
+
+    def append(self, value) -> None:
+        self.extend((value,))
+
+    def extend(self, values) -> None:
+        self._pending.extend(values)
+        if len(self._pending) >= BUFFERED:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def _flush(self) -> None:
+        self._file.write(np.array(self._pending, self._dtype).tobytes())
+        self._written += len(self._pending)
+        self._pending = []
+
+    def _write_header(self) -> None:
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._written,)}
+        np.lib.format.write_array_header_1_0(self._file, header)
