@@ -22,13 +22,14 @@ import torch
 import transformers
 from side_by_side import add_model, alternate, device_name, make_parser, peak_flops, save_model
 
-from llme_jax.config import EncoderConfig, LossConfig, TrainConfig
-from llme_jax.data.batch import Batch, cut_texts, plain_texts
+from llme_jax.config import Config, EncoderConfig, LossConfig, TrainConfig
+from llme_jax.data.batch import Batch, cut_texts, plain_texts, real_lengths
 from llme_jax.devices import sharding
 from llme_jax.models.dual_encoder import load_dual_encoder
-from llme_jax.training.dry_run import forward_flops, real_lengths
+from llme_jax.training.dual import DualTask
 from llme_jax.training.optim import make_optimizer
-from llme_jax.training.step import init_state, make_step
+from llme_jax.training.step import Step as TrainStep
+from llme_jax.training.step import init_state
 from llme_jax.training.telemetry import count
 
 
@@ -77,8 +78,10 @@ def make_batch(args) -> Batch:
 
     hashes = np.arange(2 * keys, dtype=np.uint32).reshape(keys, 2)
     return Batch(
-        plain_texts(*texts(args.queries, args.query_length)),
-        plain_texts(*texts(keys, args.key_length)),
+        {
+            "query": plain_texts(*texts(args.queries, args.query_length)),
+            "key": plain_texts(*texts(keys, args.key_length)),
+        },
         np.zeros((args.queries, args.group), np.float32),
         np.zeros(args.queries, bool),
         hashes,
@@ -107,9 +110,10 @@ def jax_step(model: str, batch: Batch, args) -> tuple[Step, float]:
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
     shardings = sharding.state_sharding(mesh, abstract)
     state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
-    step = make_step(encoder, optimizer, devices=mesh.size, chunk=None, seed=0, shardings=shardings)
-    query, key = (cut_texts(*t.ids, *t.lengths, mesh.size) for t in (batch.query, batch.key))
-    ours = batch._replace(query=query, key=key)
+    task = DualTask(Config(), encoder, None)
+    step = TrainStep(task, optimizer, devices=mesh.size, chunk=None, seed=0, shardings=shardings)
+    cut = {name: cut_texts(*t.ids, *t.lengths, mesh.size) for name, t in batch.texts.items()}
+    ours = batch._replace(texts=cut)
     on_mesh = sharding.batch_to_mesh(mesh, ours)
     loss = LossConfig(contrastive_weight=1.0, distill_weight=0.0)
     holder = {"state": state}
@@ -118,7 +122,7 @@ def jax_step(model: str, batch: Batch, args) -> tuple[Step, float]:
         holder["state"], holder["metrics"] = step(holder["state"], [on_mesh], [loss])
 
     # Operations of the model, not of the program: forward and twice that backward.
-    flops = 3 * forward_flops(encoder, params, *real_lengths(batch))
+    flops = 3 * task.forward_flops(params, real_lengths(batch))
     return Step(run, lambda: jax.block_until_ready(holder["metrics"])), flops
 
 
@@ -143,7 +147,7 @@ def torch_step(model: str, batch: Batch, args) -> Step:
             "attention_mask": torch.tensor(mask, dtype=torch.long, device=device),
         }
 
-    query, key = (inputs(*texts.ids, *texts.lengths) for texts in batch[:2])
+    query, key = (inputs(*texts.ids, *texts.lengths) for texts in batch.texts.values())
     target = torch.arange(args.queries, device=device) * args.group
 
     def run():

@@ -21,10 +21,11 @@ def main(argv: list[str]) -> int:
 
     # Only now, so that --help and a misspelt flag are answered before jax is loaded.
     from llme_jax.devices.runtime import started
+    from llme_jax.training.dual import open_dual
     from llme_jax.training.loop import train
 
     with started(config.processes, config.data.dataset_cache_dir, WHEN_FULL):
-        return train(config)
+        return train(config, open_dual)
 
 
 if __name__ == "__main__":

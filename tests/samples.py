@@ -35,13 +35,14 @@ def in_order(texts) -> tuple[np.ndarray, np.ndarray]:
 
 def assert_same(one, other):
     """Two batches with the same texts and targets, however their blocks are cut."""
-    for a, b in zip((one.query, one.key), (other.query, other.key), strict=True):
-        for x, y in zip(in_order(a), in_order(b), strict=True):
+    assert one.texts.keys() == other.texts.keys()
+    for name, texts in one.texts.items():
+        for x, y in zip(in_order(texts), in_order(other.texts[name]), strict=True):
             width = max(x.shape[-1], y.shape[-1]) if x.ndim == 2 else 0
             pads = [(0, 0), (0, width - x.shape[-1])], [(0, 0), (0, width - y.shape[-1])]
             x, y = (np.pad(v, p) if width else v for v, p in zip((x, y), pads, strict=True))
             np.testing.assert_array_equal(x, y)
-    for x, y in zip(one[2:], other[2:], strict=True):
+    for x, y in zip(one[1:], other[1:], strict=True):
         np.testing.assert_array_equal(x, y)
 
 

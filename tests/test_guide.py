@@ -15,7 +15,7 @@ from guide import COMMANDS, LAUNCHERS, launched, write_data_root
 from tiny import read_lines
 
 from llme_jax.config import cli
-from llme_jax.training.telemetry import read_metrics
+from llme_jax.training.metrics_log import read_metrics
 
 # The guide's six single-task experiments, in its order.
 EXPERIMENTS = ["qa", "icl", "lrlm", "chat", "tool", "convsearch"]

@@ -8,7 +8,7 @@ import tiny
 from commands import finish, start
 from safetensors.numpy import load_file
 
-from llme_jax.training.telemetry import read_metrics
+from llme_jax.training.metrics_log import read_metrics
 
 SIZES = {"tool": 40, "chat": 24, "qa": 16}  # 5 + 3 + 2 batches of 8: an epoch of 10 steps
 STEPS = 16

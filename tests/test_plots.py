@@ -7,7 +7,7 @@ import pytest
 
 from llme_jax.data.instructions import RECIPES
 from llme_jax.plots import BINS, COLORS, _bins, draw_curves
-from llme_jax.training.telemetry import read_metrics
+from llme_jax.training.metrics_log import read_metrics
 
 
 def test_draw_curves(tmp_path):

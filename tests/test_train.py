@@ -24,7 +24,7 @@ from llme_jax.config import EncoderConfig
 from llme_jax.data.instructions import find_instruction
 from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import load_dual_encoder
-from llme_jax.training.telemetry import read_metrics
+from llme_jax.training.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -112,8 +112,10 @@ def random_batch(
     has_scores = np.arange(num_queries) % 4 != 1
     scores = rng.normal(size=(num_queries, group)).astype(np.float32)
     return Batch(
-        plain_texts(*texts(num_queries, query_length)),
-        plain_texts(*texts(num_queries * group, key_length)),
+        {
+            "query": plain_texts(*texts(num_queries, query_length)),
+            "key": plain_texts(*texts(num_queries * group, key_length)),
+        },
         np.where(has_scores[:, None], scores, 0).astype(np.float32),
         has_scores,
         key_hash,
@@ -123,9 +125,8 @@ def random_batch(
 
 def in_blocks(batch: Batch, devices: int) -> Batch:
     """The same batch, cut into blocks as the training data does it."""
-
-    query, key = (cut_texts(*t.ids, *t.lengths, devices) for t in (batch.query, batch.key))
-    return batch._replace(query=query, key=key)
+    cut = {name: cut_texts(*t.ids, *t.lengths, devices) for name, t in batch.texts.items()}
+    return batch._replace(texts=cut)
 
 
 def write_lines(path: Path, rows: list[dict]) -> Path:

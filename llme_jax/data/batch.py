@@ -35,12 +35,41 @@ class Batch(NamedTuple):
     64-bit hash of the raw text, without its instruction.
     """
 
-    query: Texts
-    key: Texts
+    texts: dict[str, Texts]  # by name: what a task reads, B or M of each; `query` and `key`
     teacher_scores: Float32[ndarray, "B N"]  # 0 where the row has none
     has_scores: Bool[ndarray, "B"]
     key_hash: UInt32[ndarray, "M 2"]  # identity of the key's text
     positive_hash: UInt32[ndarray, "B P 2"]  # all known positives, padded by repeating key 0
+
+
+PLURALS = {"query": "queries", "key": "keys"}  # in the order in which they are reported
+
+
+def shapes(batch: Batch) -> dict[str, list[tuple[int, int]]]:
+    """Rows and columns of every block, by the names of the texts, however jax has put them."""
+    names = sorted(batch.texts, key=lambda name: [*PLURALS, name].index(name))
+    return {name: [x.shape for x in batch.texts[name].ids] for name in names}
+
+
+def describe_shapes(batch: Batch) -> str:
+    """As in "queries 16x32 and keys 64x128 + 64x64"."""
+    return " and ".join(
+        f"{PLURALS.get(name, name)} " + " + ".join("x".join(map(str, shape)) for shape in blocks)
+        for name, blocks in shapes(batch).items()
+    )
+
+
+def real_lengths(batch: Batch) -> dict[str, ndarray]:
+    """Tokens of every text, by the names of the texts."""
+    return {name: np.concatenate(texts.lengths) for name, texts in batch.texts.items()}
+
+
+def padded_lengths(batch: Batch) -> dict[str, ndarray]:
+    """The same with padding."""
+    return {
+        name: np.concatenate([np.full(len(ids), ids.shape[1]) for ids in texts.ids])
+        for name, texts in batch.texts.items()
+    }
 
 
 class Blocks:

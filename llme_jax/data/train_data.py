@@ -16,7 +16,7 @@ from llme_jax.data.instructions import check_recipes
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.rows import BadRows, expand_paths
 from llme_jax.data.select import select_keys
-from llme_jax.data.tokens import fingerprint
+from llme_jax.data.tokens import TokenStore, fingerprint
 from llme_jax.data.train_store import TrainStore, open_store
 from llme_jax.data.widths import usual_width
 from llme_jax.errors import InputError
@@ -39,7 +39,13 @@ class _Chosen(NamedTuple):
         kept = np.isin(self.at, positions)
         return _Chosen(self.store, self.at[kept], self.rows[kept], self.keys[kept])
 
-    def texts(self) -> ndarray:
+    def texts(self, name: str) -> tuple[TokenStore, ndarray]:
+        """The store of the texts that a batch calls so, and which are the rows'; int64[b, n]."""
+        if name == "query":
+            return self.store.queries, self.rows[:, None]
+        return self.store.keys, self.key_texts()
+
+    def key_texts(self) -> ndarray:
         return self.store.candidates[self.store.entries(self.rows, self.keys)]
 
     def num_positives(self) -> ndarray:
@@ -72,7 +78,8 @@ class TrainData:
         )
         most = max(int(d.store.rows.n_pos[d.rows].max()) for d in datasets)
         self._usual_positives = min(8, _power_of_two(max(1, most)))
-        self._widths: dict[str | None, tuple[list[int], list[int]]] = {}  # by path
+        self._limits = {"query": data.query_max_length, "key": data.key_max_length}
+        self._widths: dict[str | None, dict[str, list[int]]] = {}  # by path and name of texts
 
     def recipe(self, dataset: int | None) -> LossConfig:
         """The losses of a batch from one dataset, or of a mixed one (None)."""
@@ -112,13 +119,12 @@ class TrainData:
         They come from some batches of each file, so that nearly all batches fit: a step is
         compiled once or twice a file, whatever the lengths of its texts.
         """
-        longest: dict[str | None, list[ndarray]] = {}
+        longest: dict[str | None, dict[str, list[int]]] = {}
         for _, planned in plan.samples(SAMPLED_BATCHES):
-            seen = [np.array(b.longest) for b in self._blocks(self._choose(planned), devices)]
-            path = self._path(planned.dataset)
-            known = longest.get(path, seen)
-            longest[path] = [np.maximum(x, y) for x, y in zip(known, seen, strict=True)]
-        self._widths = {path: self._buckets(*both) for path, both in longest.items()}
+            known = longest.setdefault(self._path(planned.dataset), {})
+            for name, blocks in self._blocks(self._choose(planned), devices).items():
+                known[name] = np.maximum(known.get(name, 0), blocks.longest).tolist()
+        self._widths = {path: self._usual_widths(known) for path, known in longest.items()}
 
     def _path(self, dataset: int | None) -> str | None:
         return None if dataset is None else self.paths[dataset]
@@ -129,7 +135,7 @@ class TrainData:
         devices: int = 1,
         positions: slice = slice(None),
         *,
-        fitting: bool = True,
+        max_width: bool = False,
     ) -> Batch:
         """The batch of the planned rows, or only of its `positions`, those of some devices.
 
@@ -138,11 +144,11 @@ class TrainData:
 
         Args:
             devices: how many share the whole batch.
-            fitting: False gives it the shapes of one whose texts are longer than usual.
+            max_width: gives it the shapes of one whose texts are longer than usual.
         """
         chosen = self._choose(planned)
         blocks = self._blocks(chosen, devices)
-        widths = self._fitting_widths(planned.dataset, *blocks) if fitting else self._most(*blocks)
+        widths = self._most(blocks) if max_width else self._fitting_widths(planned.dataset, blocks)
         positives = max(int(c.num_positives().max()) for c in chosen)
         num_positives = max(self._usual_positives, _power_of_two(positives))
 
@@ -155,21 +161,20 @@ class TrainData:
             np.concatenate(field)[order] for field in zip(*parts, strict=True)
         )
         owned = slice(start * devices // size, stop * devices // size)
-        group = key_hash.shape[1]
-        query = self._texts(chosen, "queries", blocks[0], widths[0], owned)
-        key = self._texts(chosen, "keys", blocks[1], widths[1], owned)
-        query = query._replace(place=query.place[start:stop])
-        key = key._replace(place=key.place[start * group : stop * group])
-        return Batch(query, key, scores, has_scores, key_hash.reshape(-1, 2), positive_hash)
+        texts = {}
+        for name, of_texts in blocks.items():
+            whole = self._texts(chosen, name, of_texts, widths[name], owned)
+            each = len(whole.place) // size  # texts a row
+            texts[name] = whole._replace(place=whole.place[start * each : stop * each])
+        return Batch(texts, scores, has_scores, key_hash.reshape(-1, 2), positive_hash)
 
     def _texts(
-        self, chosen: list[_Chosen], field: str, blocks: Blocks, widths: Sequence[int], owned: slice
+        self, chosen: list[_Chosen], name: str, blocks: Blocks, widths: Sequence[int], owned: slice
     ) -> Texts:
         """The part of every block that the `owned` devices hold, and all places."""
         cut = blocks.cut(widths)
         parts = [
-            _padded(chosen, field, block[owned].ravel(), width, self._pad_id)
-            for block, width in cut
+            _padded(chosen, name, block[owned].ravel(), width, self._pad_id) for block, width in cut
         ]
         return Texts(*map(tuple, zip(*parts, strict=True)), places([block for block, _ in cut]))
 
@@ -179,37 +184,36 @@ class TrainData:
             for d, at, rows in self._by_dataset(planned)
         ]
 
-    def _blocks(self, chosen: list[_Chosen], devices: int) -> tuple[Blocks, Blocks]:
+    def _blocks(self, chosen: list[_Chosen], devices: int) -> dict[str, Blocks]:
         size = sum(len(c.at) for c in chosen)
-        queries = np.empty(size, np.int64)
-        keys = np.empty((size, chosen[0].keys.shape[1]), np.int64)
-        for c in chosen:
-            queries[c.at] = c.store.queries.lengths_of(c.rows)
-            keys[c.at] = c.store.keys.lengths_of(c.texts())
-        return Blocks(queries, devices), Blocks(keys, devices)
+        blocks = {}
+        for name in self._limits:
+            lengths = None
+            for c in chosen:
+                store, texts = c.texts(name)
+                if lengths is None:
+                    lengths = np.empty((size, texts.shape[1]), np.int64)
+                lengths[c.at] = store.lengths_of(texts)
+            blocks[name] = Blocks(lengths, devices)
+        return blocks
 
-    def _buckets(self, queries: Sequence[int], keys: Sequence[int]) -> tuple[list[int], list[int]]:
-        data = self._data
-        return (
-            [usual_width(int(n), data.query_max_length) for n in queries],
-            [usual_width(int(n), data.key_max_length) for n in keys],
-        )
+    def _usual_widths(self, longest: dict[str, list[int]]) -> dict[str, list[int]]:
+        return {
+            name: [usual_width(n, self._limits[name]) for n in lengths]
+            for name, lengths in longest.items()
+        }
 
     def _fitting_widths(
-        self, dataset: int | None, queries: Blocks, keys: Blocks
-    ) -> tuple[list[int], list[int]]:
-        settled = self._widths.get(self._path(dataset))
-        settled = settled or self._buckets(queries.longest, keys.longest)
-        if fits(queries.longest, settled[0]) and fits(keys.longest, settled[1]):
+        self, dataset: int | None, blocks: dict[str, Blocks]
+    ) -> dict[str, list[int]]:
+        longest = {name: of_texts.longest for name, of_texts in blocks.items()}
+        settled = self._widths.get(self._path(dataset)) or self._usual_widths(longest)
+        if all(fits(longest[name], settled[name]) for name in blocks):
             return settled
-        return self._most(queries, keys)  # one more program serves all batches that do not fit
+        return self._most(blocks)  # one more program serves all batches that do not fit
 
-    def _most(self, queries: Blocks, keys: Blocks) -> tuple[list[int], list[int]]:
-        data = self._data
-        return (
-            [data.query_max_length] * len(queries.longest),
-            [data.key_max_length] * len(keys.longest),
-        )
+    def _most(self, blocks: dict[str, Blocks]) -> dict[str, list[int]]:
+        return {name: [self._limits[name]] * len(b.longest) for name, b in blocks.items()}
 
     def _by_dataset(self, planned: PlannedBatch) -> Iterator[tuple[Dataset, ndarray, ndarray]]:
         """Dataset, positions in the batch and rows of the store, for all datasets of a batch."""
@@ -259,18 +263,18 @@ def prepare(
 
 
 def _padded(
-    chosen: list[_Chosen], field: str, numbers: ndarray, width: int, pad_id: int
+    chosen: list[_Chosen], name: str, numbers: ndarray, width: int, pad_id: int
 ) -> tuple[ndarray, ndarray]:
     """Token ids [n, width] and lengths [n] of the batch's texts with these numbers."""
     ids = np.empty((len(numbers), width), np.int32)
     lengths = np.empty(len(numbers), np.int32)
     for c in chosen:
-        texts = c.texts() if field == "keys" else c.rows[:, None]
+        store, texts = c.texts(name)
         row, column = np.divmod(numbers, texts.shape[1])
         mine = np.isin(row, c.at)
         # c.at is ascending, so its entries are found by bisection.
         picked = texts[np.searchsorted(c.at, row[mine]), column[mine]]
-        ids[mine], lengths[mine] = getattr(c.store, field).padded(picked, width, pad_id)
+        ids[mine], lengths[mine] = store.padded(picked, width, pad_id)
     return ids, lengths
 
 
@@ -285,7 +289,7 @@ def _targets(chosen: _Chosen, num_positives: int) -> tuple[ndarray, ...]:
     return (
         np.where(has_scores[:, None], scores, 0).astype(np.float32),
         has_scores,
-        _halves(store.key_hash[chosen.texts()]),
+        _halves(store.key_hash[chosen.key_texts()]),
         _halves(store.key_hash[store.candidates[positives]]),
     )
 

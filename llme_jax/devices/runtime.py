@@ -230,6 +230,19 @@ def _lonely_tpu() -> bool:
     return bool(hosts) and "," not in hosts and "MEGASCALE_COORDINATOR_ADDRESS" not in os.environ
 
 
+def start_preemption_service() -> None:
+    """Lets jax take SIGTERM from here on, as `multihost_utils.reached_preemption_sync_point` needs.
+
+    jax has no public name for starting it later than `jax.distributed.initialize`, which would be
+    before there is anything to save. If this fails with another version of jax, look for what its
+    `initialize` does when `jax_enable_preemption_service` is on.
+    """
+    from jax._src import distributed
+
+    jax.config.update("jax_enable_preemption_service", True)
+    distributed.global_state.initialize_preemption_sync_manager()
+
+
 def lost_process(error: BaseException | None) -> bool:
     """Whether an error says that another process of the run is gone."""
     words = r"gloo|nccl|unavailable|heartbeat|connection|barrier|coordination|deadline"

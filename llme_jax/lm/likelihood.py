@@ -76,7 +76,7 @@ class Scorer:
         tokens = min(tokens_a_device(mesh), TOKENS)
         self._rows = rows
         if rows is None:
-            self._tokens = self._that_fit(max(tokens, widths[-1]))
+            self._tokens = self._largest_batch_that_fits(max(tokens, widths[-1]))
 
     def __call__(self, prompts: Prompts, done: Callable[[int, int], None]) -> np.ndarray:
         """Mean log-probability of every prompt's answer, float32[n].
@@ -111,7 +111,7 @@ class Scorer:
     def _rows_at(self, width: int) -> int:
         return (self._rows or max(self._tokens // width, 1)) * self._devices
 
-    def _that_fit(self, tokens: int) -> int:
+    def _largest_batch_that_fits(self, tokens: int) -> int:
         """`tokens` a device, halved until the widest batch fits into the memory that is left.
 
         Raises:

@@ -1,6 +1,6 @@
-"""Checkpoints of a run: what it resumes from, and the encoder that users take away.
+"""Checkpoints of a run: what it resumes from, and the model that users take away.
 
-    {output_dir}/checkpoint-{step}/encoder    a Hugging Face folder
+    {output_dir}/checkpoint-{step}/encoder    a Hugging Face folder; a task may name it otherwise
     {output_dir}/checkpoint-{step}/state      step, parameters, optimizer state (Orbax)
     {output_dir}/best                         link to the best checkpoint
 
@@ -13,12 +13,13 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
+from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
 from llme_jax.files.storage import MARKER, in_bucket, temporary_folder, upload
 from llme_jax.training.step import TrainState
@@ -29,11 +30,15 @@ COMMITTED = "state/commit_success.txt"  # Orbax writes it last, where it cannot 
 class Checkpoints:
     """The checkpoints of one output folder."""
 
-    def __init__(self, output_dir: Path, limit: int | None = None):
+    def __init__(
+        self, output_dir: Path, limit: int | None = None, exports: Sequence[str] = ("encoder",)
+    ):
         """
         Args:
             limit: how many to keep, the newest ones; the best is kept besides.
+            exports: the folders beside `state` that a whole checkpoint has.
         """
+        self._exports = exports
         self.folder = output_dir if in_bucket(output_dir) else Path(output_dir).absolute()
         self.limit = limit
         self._orbax = ocp.StandardCheckpointer()
@@ -56,7 +61,7 @@ class Checkpoints:
     def _is_whole(self, path: Path) -> bool:
         if in_bucket(path):
             return (path / COMMITTED).exists() and (path / MARKER).exists()
-        return (path / "state").is_dir() and any(path.glob("*encoder"))
+        return all((path / part).is_dir() for part in ("state", *self._exports))
 
     def latest(self) -> int | None:
         return max(self.steps(), default=None)
@@ -73,7 +78,7 @@ class Checkpoints:
         """Starts saving; returns when the values are safe to change.
 
         Args:
-            export: writes the encoder's folder into the folder it is given, on process 0. It must
+            export: writes the task's folders into the folder it is given, on process 0. It must
                 hold copies of the parameters, since it runs in the background.
         """
         self.wait()
@@ -91,6 +96,8 @@ class Checkpoints:
                     export(Path(folder))
                     upload(Path(folder), path)
             else:
+                for leftover in path.glob(".*"):  # of a run that was killed
+                    shutil.rmtree(leftover, ignore_errors=True)
                 export(path)
         except BaseException as error:  # handed to the main thread by wait()
             self._export_error = error
@@ -148,8 +155,11 @@ class Checkpoints:
         """
         path = self.path(step) / "state"
         saved = self._orbax.metadata(path).item_metadata.tree
-        found = {_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(saved)}
-        wanted = {_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(like)}
+        # Of a named tuple Orbax keeps a dict, whose paths are the same words.
+        found, wanted = (
+            {path_name(p): tuple(x.shape) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+            for tree in (saved, like)
+        )
         different = sorted(k for k in found | wanted if found.get(k) != wanted.get(k))
         if different:
             name = different[0]
@@ -158,8 +168,3 @@ class Checkpoints:
                 f"{wanted.get(name, 'absent')} in this run; give another --output_dir"
             )
         return self._orbax.restore(path, like)
-
-
-def _name(path) -> str:
-    # Orbax names the fields of a tuple by position or attribute; compare them as plain words.
-    return "/".join(re.sub(r"[\[\].']", "", str(key)) for key in path)

@@ -11,17 +11,16 @@ from functools import partial
 
 import jax
 import numpy as np
-from numpy import ndarray
 
 from llme_jax.config import LossConfig, TrainConfig
-from llme_jax.data.batch import Batch, Texts
+from llme_jax.data.batch import Batch, describe_shapes, padded_lengths, real_lengths
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.train_data import SAMPLED_BATCHES, TrainData
 from llme_jax.devices import sharding
 from llme_jax.devices.memory import needs
-from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.training.step import TrainState, make_step
-from llme_jax.training.telemetry import count, describe_shapes
+from llme_jax.training.step import Step, TrainState
+from llme_jax.training.task import Params, Task
+from llme_jax.training.telemetry import count
 
 logger = logging.getLogger(__name__)
 
@@ -59,19 +58,21 @@ class Survey:
 
 
 @dataclass
-class Preview:
+class DryRun:
     """Finds and prints what a run will take.
 
     Args:
-        encoder: as it is to be trained.
-        optimizer, abstract: of the state; nothing of it is in memory.
+        task: as it is to be trained.
+        optimizer, abstract, frozen: of the state and of frozen parameters, which need not be in
+            memory.
         plan: which rows make a batch; `data.settle_widths` has seen it.
     """
 
     settings: TrainConfig
-    encoder: DualEncoder
+    task: Task
     optimizer: object
     abstract: TrainState
+    frozen: Params
     data: TrainData
     plan: Plan
     mesh: object
@@ -112,7 +113,7 @@ class Preview:
         return 1
 
     def _survey(self, plan: Plan) -> Survey:
-        survey, params = Survey(), self.abstract.params
+        survey, params = Survey(), self.abstract.params | self.frozen
         for share, planned in plan.samples(SAMPLED_BATCHES):
             batch = self.data.assemble(planned, self.mesh.size)
             recipe = self.data.recipe(planned.dataset)
@@ -121,14 +122,13 @@ class Preview:
             counts = count(batch, processes=1)
             survey.tokens += share * counts.tokens
             survey.slots += share * counts.slots
-            real, padded = real_lengths(batch), padded_lengths(batch)
-            survey.flops += share * forward_flops(self.encoder, params, *real)
-            survey.slot_flops += share * forward_flops(self.encoder, params, *padded)
+            survey.flops += share * self.task.forward_flops(params, real_lengths(batch))
+            survey.slot_flops += share * self.task.forward_flops(params, padded_lengths(batch))
         return survey
 
     def _longest(self, program: Program) -> Program:
         """The program of rare batches, whose texts are longer than those that were looked at."""
-        batch = self.data.assemble(program.planned, self.mesh.size, fitting=False)
+        batch = self.data.assemble(program.planned, self.mesh.size, max_width=True)
         return replace(program, batch=batch, share=0.0)
 
     def _needed(self, program: Program) -> float:
@@ -144,23 +144,23 @@ class Preview:
 
     def _memory(self, batch: Batch, recipe: LossConfig, settings: TrainConfig) -> float:
         """Bytes of a device while a step runs, as XLA plans them."""
-        encoder = replace(self.encoder, remat=settings.gradient_checkpointing)
         mesh = sharding.make_mesh(settings.fsdp)
-        shardings = sharding.state_sharding(mesh, self.abstract)
-        step = make_step(
-            encoder,
+        shardings = sharding.state_sharding(mesh, self.abstract, self.task.rules)
+        frozen = sharding.state_sharding(mesh, self.frozen, self.task.rules)
+        step = Step(
+            self.task.recomputing(settings.gradient_checkpointing),
             self.optimizer,
             devices=mesh.size,
             chunk=settings.sub_batch_size,
             seed=settings.seed,
             shardings=shardings,
+            frozen=sharding.abstract(self.frozen, frozen),
         )
-        state = jax.tree.map(_placed, self.abstract, shardings)
-        of_batch = sharding.batch_sharding(mesh)
-        structs = jax.tree.map(lambda x: _placed(x, of_batch), batch)
-        several = settings.gradient_accumulation_steps > 1
-        memory = needs(step.lower(state, structs, recipe, several)).total
-        if several:  # what is not part of that program: the optimizer's state, the gradients' sum
+        state = sharding.abstract(self.abstract, shardings)
+        inputs = sharding.abstract(batch, sharding.batch_sharding(mesh))
+        accumulating = settings.gradient_accumulation_steps > 1
+        memory = needs(step.lower(state, inputs, recipe, accumulating=accumulating)).total
+        if accumulating:  # not in that program: the optimizer's state, the gradients' sum
             memory += _bytes(state.opt_state) + _bytes(state.params)
         return memory
 
@@ -192,7 +192,7 @@ class Preview:
             return flags, lambda: self._memory(largest.batch, largest.recipe, other)
 
         remat = {} if settings.gradient_checkpointing else {"gradient_checkpointing": True}
-        texts = len(largest.batch.key.place) // devices
+        texts = max(len(texts.place) for texts in largest.batch.texts.values()) // devices
         chunks = [*_halves(min(texts, settings.sub_batch_size or texts))]
         spread = [n for n in range(settings.fsdp + 1, devices + 1) if devices % n == 0]
         rows = [*_halves(self.plan.batch_size // devices)]
@@ -220,9 +220,10 @@ class Preview:
         again = self.settings.gradient_checkpointing or self.settings.sub_batch_size is not None
         passes = 4 if again else 3  # forward, twice that backward, forward once more
         per_step = passes * self.settings.gradient_accumulation_steps / 1e12
-        parameters = sum(x.size for x in jax.tree.leaves(self.abstract.params))
-        shardings = sharding.state_sharding(self.mesh, self.abstract)
-        state = _bytes(jax.tree.map(_placed, self.abstract, shardings))
+        held = self.abstract, self.frozen
+        parameters = sum(x.size for x in jax.tree.leaves((self.abstract.params, self.frozen)))
+        shardings = sharding.state_sharding(self.mesh, held, self.task.rules)
+        state = _bytes(sharding.abstract(held, shardings))
         lines = [
             f"parameters         {parameters:,}; with the optimizer's state {state / GIB:.2f} GiB "
             f"on each of {self.mesh.size} devices",
@@ -243,51 +244,7 @@ def _halves(number: int) -> Iterator[int]:
         yield number
 
 
-def _placed(x, place) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-
 def _bytes(tree) -> int:
     """Of a device."""
     leaves = jax.tree.leaves(tree)
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
-
-
-def real_lengths(batch: Batch) -> tuple[ndarray, ndarray]:
-    """Tokens of every query and every key."""
-    return tuple(np.concatenate(texts.lengths) for texts in (batch.query, batch.key))
-
-
-def padded_lengths(batch: Batch) -> tuple[ndarray, ndarray]:
-    """The same with padding."""
-
-    def widths(texts: Texts) -> ndarray:
-        return np.concatenate([np.full(len(ids), ids.shape[1]) for ids in texts.ids])
-
-    return widths(batch.query), widths(batch.key)
-
-
-def forward_flops(
-    encoder: DualEncoder, params: dict, query_lengths: ndarray, key_lengths: ndarray
-) -> float:
-    """Operations of the encoders' matrix products, an addition and a multiplication counted apart.
-
-    2 for each weight of a linear layer and token, 4 D for each pair of tokens of a text and layer.
-
-    Args:
-        params: arrays or ShapeDtypeStructs.
-        query_lengths, key_lengths: tokens of every text.
-    """
-    total = 0.0
-    for name, config, lengths in (
-        ("query", encoder.query_config, query_lengths),
-        ("key", encoder.key_config, key_lengths),
-    ):
-        leaves = jax.tree_util.tree_leaves_with_path(
-            params["encoder" if encoder.tied else f"{name}_encoder"]
-        )
-        linear = sum(x.size for path, x in leaves if "kernel" in sharding.path_name(path))
-        tokens = np.asarray(lengths, float)
-        attention = 4 * config.hidden_size * config.num_hidden_layers
-        total += 2 * linear * tokens.sum() + attention * (tokens**2).sum()
-    return total

@@ -17,30 +17,18 @@ from jax.experimental.multihost_utils import (
 )
 
 from llme_jax.config import Config
-from llme_jax.data.tokens import fingerprint
 from llme_jax.data.train_data import TrainData
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest
-from llme_jax.models.weights import fingerprint_params
-from llme_jax.retrieval.evaluate import RetrievalEvaluator
 
 PATIENCE = 10  # seconds until a file that another host wrote is seen on a shared disk
 
 
-def check_agreement(
-    config: Config,
-    tokenizer,
-    data: TrainData,
-    evaluator: RetrievalEvaluator | None,
-    folder: Path,
-    start: int | None,
-    params: dict,
-) -> None:
+def check_hosts(config: Config, data: TrainData, folder: Path, facts: dict[str, object]) -> None:
     """Makes sure that all processes are about to do the same, and share the output folder.
 
     Args:
-        start: the step of the checkpoint that is continued from.
-        params: on the host; they count when there is no checkpoint.
+        facts: what else they have to have in common, by what names it in a message.
 
     Raises:
         InputError: in all processes; names the first thing that differs.
@@ -50,15 +38,7 @@ def check_agreement(
     check_same(settings | {"the number of files of --train_data": len(data.paths)})
     check_shared(folder)
     files = dict(zip(data.names, zip(data.sizes, data.contents, strict=True), strict=True))
-    check_same(
-        {f"--train_data, file {name}": what for name, what in files.items()}
-        | {
-            "--corpus or --eval_data, its size": evaluator and evaluator.sizes,
-            "the checkpoint to continue from": start,
-            "--query_encoder, its tokenizer": fingerprint(tokenizer),
-            "--query_encoder, its weights": fingerprint_params(params) if start is None else None,
-        }
-    )
+    check_same({f"--train_data, file {name}": what for name, what in files.items()} | facts)
 
 
 def check_same(facts: dict[str, object]) -> None:

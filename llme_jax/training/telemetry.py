@@ -1,90 +1,23 @@
-"""What a run reports: metrics.jsonl, TensorBoard, the progress bar, the closing table."""
+"""What a training loop reports of its steps: loss and throughput, also by task; programs."""
 
-import json
 import logging
 import math
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import optax
 
 from llme_jax.config import LossConfig
-from llme_jax.data.batch import Batch
+from llme_jax.data.batch import Batch, describe_shapes, shapes
 from llme_jax.data.plan import PlannedBatch
 from llme_jax.data.train_data import TrainData
-from llme_jax.errors import InputError, RunError
-from llme_jax.files.atomic import atomic_write
-from llme_jax.files.storage import in_bucket
+from llme_jax.errors import RunError
+from llme_jax.training.metrics_log import MetricsLog
 from llme_jax.training.step import StepMetrics
 
 logger = logging.getLogger(__name__)
-
-
-class MetricsLog:
-    """`metrics.jsonl` of a run, one line a call, and TensorBoard beside it when wanted."""
-
-    def __init__(self, output_dir: Path, start_step: int, tensorboard: bool = False):
-        """Lines past `start_step` are dropped: a resumed run writes those steps again.
-
-        Raises:
-            InputError: TensorBoard is wanted and its writer is not installed.
-        """
-        self.path = output_dir / "metrics.jsonl"
-        self._writer = _tensorboard(output_dir) if tensorboard else None
-        self._silent = jax.process_index() != 0
-        if self._silent:
-            return
-        self._lines = [line for line in read_metrics(self.path) if line["step"] <= start_step]
-        self._write_all()
-
-    def write_eval(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        """Writes the metrics of an evaluation, and returns them, with names `eval_...`."""
-        line = {f"eval_{name}": value for name, value in metrics.items()}
-        self.write(step, line)
-        return line
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if self._silent:
-            return
-        line = {"step": step, **values}
-        if in_bucket(self.path):  # where no file grows
-            self._lines.append(line)
-            self._write_all()
-        else:
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-            self._writer.flush()
-
-    def _write_all(self) -> None:
-        with atomic_write(self.path) as beside:
-            beside.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    lines = []
-    if path.exists():
-        for text in path.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-    return lines
-
-
-def _tensorboard(output_dir: Path):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InputError("--report_to tensorboard: run `pip install tensorboardX` first") from None
-    return SummaryWriter(str(output_dir)) if jax.process_index() == 0 else None
 
 
 class Count(NamedTuple):
@@ -120,20 +53,9 @@ class Throughput:
 
 def count(batch: Batch, processes: int) -> Count:
     """Counts a batch; the other processes count as much as this one."""
-    tokens = sum(int(x.sum()) for texts in (batch.query, batch.key) for x in texts.lengths)
-    slots = sum(x.size for texts in (batch.query, batch.key) for x in texts.ids)
-    return Count(processes * len(batch.query.place), processes * tokens, processes * slots)
-
-
-def shapes(batch: Batch) -> list[list[tuple[int, int]]]:
-    """Rows and columns of every block, of queries and of keys."""
-    return [[x.shape for x in texts.ids] for texts in (batch.query, batch.key)]
-
-
-def describe_shapes(batch: Batch) -> str:
-    """As in "queries 16x32 and keys 64x128 + 64x64"."""
-    both = [" + ".join("x".join(map(str, shape)) for shape in blocks) for blocks in shapes(batch)]
-    return "queries {} and keys {}".format(*both)
+    tokens = sum(int(x.sum()) for texts in batch.texts.values() for x in texts.lengths)
+    slots = sum(x.size for texts in batch.texts.values() for x in texts.ids)
+    return Count(processes * len(batch.has_scores), processes * tokens, processes * slots)
 
 
 class StepInput(NamedTuple):
@@ -250,19 +172,3 @@ class Recorder:
         self._log.write(step, values)
         self._losses.clear()
         self._throughput.clear()
-
-
-def compare(before: dict[str, float], after: dict[str, float]) -> str:
-    """A table of two lines of evaluation metrics side by side."""
-    heads = (f"step {line['step']}" for line in (before, after))
-    rows = [("metric", *heads, "change")]
-    for name in after:
-        if name.startswith("eval_") and name in before:
-            old, new = before[name], after[name]
-            rows.append(
-                (name.removeprefix("eval_"), f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}")
-            )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )

@@ -55,10 +55,10 @@ def test_blocks_hold_all_texts_with_less_padding(write_rows, prepared):
     for step in range(6):
         two = data.assemble(plan(step), 2)
         assert_same(whole[step], two)
-        assert 1 < len(two.key.ids) <= 4 and len(two.query.ids) == 1
-        widths = [ids.shape[1] for ids in two.key.ids]
+        assert 1 < len(two.texts["key"].ids) <= 4 and len(two.texts["query"].ids) == 1
+        widths = [ids.shape[1] for ids in two.texts["key"].ids]
         assert all(a > b for a, b in pairwise(widths))
-        longest = [lengths.max() for lengths in two.key.lengths]
+        longest = [lengths.max() for lengths in two.texts["key"].lengths]
         assert all(n <= width for n, width in zip(longest, widths, strict=True))
         shapes.add(str(jax.tree.map(np.shape, two)))
     assert len(shapes) == 1  # one program for all batches
@@ -76,14 +76,13 @@ def test_a_batch_that_does_not_fit_is_padded_to_the_limits(write_rows, prepared,
     data.settle_widths(plan, 1)
     for step in steps:
         batch = data.assemble(plan(step))
-        widths = {x.shape[1] for x in batch.key.ids}
+        widths = {x.shape[1] for x in batch.texts["key"].ids}
         assert widths == ({33} if step == outlier else {16})
-        assert {x.shape[1] for x in batch.query.ids} == {14}
-    assert in_order(data.assemble(plan(outlier)).key)[1].max() > 16  # and nothing was cut off
-    longest = data.assemble(plan(0), fitting=False)  # what --plan expects of such a batch
-    assert [x.shape for x in longest.key.ids] == [
-        x.shape for x in data.assemble(plan(outlier)).key.ids
-    ]
+        assert {x.shape[1] for x in batch.texts["query"].ids} == {14}
+    keys = data.assemble(plan(outlier)).texts["key"]
+    assert in_order(keys)[1].max() > 16  # and nothing was cut off
+    longest = data.assemble(plan(0), max_width=True)  # what --plan expects of such a batch
+    assert [x.shape for x in longest.texts["key"].ids] == [x.shape for x in keys.ids]
 
 
 @pytest.mark.parametrize("method", ["epoch", "epoch-random", "random"])
@@ -98,7 +97,7 @@ def test_a_small_file_among_large_ones_has_its_own_widths(write_rows, prepared, 
     for step in range(2 * plan.steps_per_epoch):
         planned = plan(step)
         batch = data.assemble(planned)
-        widths[planned.dataset].add(tuple(x.shape for x in batch.key.ids))
+        widths[planned.dataset].add(tuple(x.shape for x in batch.texts["key"].ids))
     assert widths[0] == {((48, 16),)} and widths[1] == widths[2] and len(widths[1]) == 1
     (blocks,) = widths[1]
     assert blocks == ((16, 32), (32, 16))

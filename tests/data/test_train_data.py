@@ -50,8 +50,8 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, t
         hashes += [_hash(text) for text in texts]
         positives.append({tuple(_hash(text)) for text in row["pos"]})
     for texts, ids, lengths, limit in (
-        (queries, *in_order(batch.query), 16),
-        (keys, *in_order(batch.key), 20),
+        (queries, *in_order(batch.texts["query"]), 16),
+        (keys, *in_order(batch.texts["key"]), 20),
     ):
         expected = tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         assert lengths.tolist() == [len(e) for e in expected]
@@ -62,8 +62,8 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, t
     assert batch.has_scores.tolist() == has_scores
     assert batch.key_hash.tolist() == hashes
     assert [set(map(tuple, p)) for p in batch.positive_hash.tolist()] == positives
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(batch[:2])} == {"int32"}
-    assert [leaf.dtype.name for leaf in batch[2:]] == ["float32", "bool", "uint32", "uint32"]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(batch.texts)} == {"int32"}
+    assert [leaf.dtype.name for leaf in batch[1:]] == ["float32", "bool", "uint32", "uint32"]
 
 
 def test_every_row_has_the_instruction_of_its_task(write_rows, prepared, tokenizer):
@@ -71,12 +71,12 @@ def test_every_row_has_the_instruction_of_its_task(write_rows, prepared, tokeniz
     path = write_rows("t.json", rows)
     data = prepared(path, version="llm-embedder", query_max_length=64, key_max_length=64)
     batch = data.assemble(plan_rows([0, 1]))
-    queries = _texts(*in_order(batch.query), tokenizer)
+    queries = _texts(*in_order(batch.texts["query"]), tokenizer)
     wanted = [find_instruction("llm-embedder", t).query + "q" for t in ("qa", "tool")]
     assert queries == [tokenizer.decode(tokenizer(w)["input_ids"]) for w in wanted]
     # one text, two instructions: other tokens, the same identity
     assert batch.key_hash[0].tolist() == batch.key_hash[3].tolist() == _hash("a")
-    ids, _ = in_order(batch.key)
+    ids, _ = in_order(batch.texts["key"])
     assert ids[0].tolist() != ids[3].tolist()
 
 
@@ -120,7 +120,7 @@ def test_names_sizes_and_repeats(write_rows, prepared):
     assert data.tasks == ["qa"] * 4
     plan = Plan(tuple(data.sizes), 4, "epoch", seed=0)
     for step in range(plan.steps_per_epoch):
-        assert len(data.assemble(plan(step)).query.place) == 4
+        assert len(data.assemble(plan(step)).texts["query"].place) == 4
 
 
 @pytest.mark.parametrize("method", [None, "epoch", "random"])

@@ -24,7 +24,7 @@ from llme_jax import retrieve, train
 from llme_jax.errors import InputError
 from llme_jax.files import storage
 from llme_jax.training.checkpoint import Checkpoints
-from llme_jax.training.telemetry import read_metrics
+from llme_jax.training.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")

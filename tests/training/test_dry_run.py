@@ -10,10 +10,10 @@ import tiny
 from transformers import BertModel
 
 from llme_jax import train
-from llme_jax.config import EncoderConfig
+from llme_jax.config import Config, EncoderConfig
 from llme_jax.models.dual_encoder import load_dual_encoder
-from llme_jax.training.dry_run import forward_flops
-from llme_jax.training.telemetry import read_metrics
+from llme_jax.training.dual import DualTask
+from llme_jax.training.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -110,5 +110,5 @@ def test_operations_are_those_that_xla_counts(tmp_path):
     ids, lengths = jnp.ones((16, 64), jnp.int32), jnp.full(16, 64)
     encode = jax.jit(lambda p, *texts: encoder.encode(p, *texts, field="key"))
     xla = encode.lower(params, ids, lengths).compile().cost_analysis()["flops"]
-    ours = forward_flops(encoder, params, np.zeros(0), np.asarray(lengths))
+    ours = DualTask(Config(), encoder, None).forward_flops(params, {"key": np.asarray(lengths)})
     assert 0.9 * xla < ours < xla

@@ -21,7 +21,7 @@ def say_and_stay(place, function, seconds):
 def make_step(*arguments, **settings):
     return say_and_stay("a step", make(*arguments, **settings), 1)
 
-make, loop.make_step = loop.make_step, make_step
+make, loop.Step = loop.Step, make_step
 loop.prepare = say_and_stay("the data", loop.prepare, READING)
 """
 

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModel
 
-from llme_jax.config import EncoderConfig, LossConfig, TrainConfig
+from llme_jax.config import Config, EncoderConfig, LossConfig, TrainConfig
 from llme_jax.devices import sharding
 from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
+from llme_jax.training.dual import DualTask, batch_loss
 from llme_jax.training.optim import make_optimizer, schedule
-from llme_jax.training.step import batch_loss, init_state, make_step
+from llme_jax.training.step import Step, init_state
 
 CONTRASTIVE = LossConfig(contrastive_weight=1.0, distill_weight=0.0, cos_temperature=0.1)
 RECIPES = {
@@ -44,6 +45,10 @@ def on_one_device(folder):
 
 def load(folder, **settings):
     return load_dual_encoder(EncoderConfig(query_encoder=str(folder), dtype="fp32", **settings))
+
+
+def task(encoder) -> DualTask:
+    return DualTask(Config(), encoder, None)
 
 
 def loss_and_gradient(encoder, params, batch, recipe, *, devices, fsdp=1, chunk=None, key=None):
@@ -90,7 +95,7 @@ def test_dropout_does_not_depend_on_the_devices(tmp_path):
     want = loss_and_gradient(encoder, params, batch, CONTRASTIVE, devices=1, key=key)
     assert abs(want[0] - without[0]) > 0.01  # something was dropped
     in_blocks = {devices: tiny.in_blocks(batch, devices) for devices in (1, 2)}
-    assert all(len(cut.key.ids) > 1 for cut in in_blocks.values())
+    assert all(len(cut.texts["key"].ids) > 1 for cut in in_blocks.values())
     for inputs, how in (
         (batch, {"devices": 8}),
         (in_blocks[2], {"devices": 2}),  # nor on blocks
@@ -135,10 +140,8 @@ def test_without_negatives_across_devices_each_device_is_a_batch(folder):
         part = jax.tree.map(
             lambda x, d=device: x[d * rows * len(x) // 16 : (d + 1) * rows * len(x) // 16], batch
         )
-        query, key = (
-            tiny.plain_texts(*texts.ids, *texts.lengths) for texts in (part.query, part.key)
-        )
-        part = part._replace(query=query, key=key)
+        texts = {name: tiny.plain_texts(*t.ids, *t.lengths) for name, t in part.texts.items()}
+        part = part._replace(texts=texts)
         parts.append(loss_and_gradient(encoder, params, part, CONTRASTIVE, devices=1))
     assert got[0] == pytest.approx(np.mean([value for value, _ in parts]), rel=1e-6)
     mean = jax.tree.map(lambda *g: np.mean(g, axis=0), *(grads for _, grads in parts))
@@ -172,15 +175,20 @@ def test_with_fsdp_weights_travel_and_texts_do_not(tmp_path):
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
     mesh = sharding.make_mesh(8)
     shardings = sharding.state_sharding(mesh, abstract)
-    step = make_step(encoder, optimizer, devices=8, chunk=None, seed=0, shardings=shardings)
-
-    def place(x, s):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
+    step = Step(
+        task(encoder),
+        optimizer,
+        devices=8,
+        chunk=None,
+        seed=0,
+        shardings=shardings,
+    )
 
     def exchanged(length: int) -> int:
         batch = tiny.random_batch(16, 4, key_length=length)
-        batch = jax.tree.map(lambda x: place(x, sharding.batch_sharding(mesh)), batch)
-        program = step.lower(jax.tree.map(place, abstract, shardings), batch, CONTRASTIVE, False)
+        batch = sharding.abstract(batch, sharding.batch_sharding(mesh))
+        state = sharding.abstract(abstract, shardings)
+        program = step.lower(state, batch, CONTRASTIVE, accumulating=False)
         return sum(
             4 * int(np.prod([int(n) for n in shape.split(",") if n] or [1]))
             for line in program.compile().as_text().splitlines()
@@ -199,7 +207,7 @@ def test_gradient_accumulation_is_the_mean_of_its_batches(folder):
     optimizer = make_optimizer(TrainConfig(lr_scheduler_type="constant", learning_rate=1e-3), 10)
     batches = [tiny.random_batch(8, 4, seed=i) for i in range(3)]
     recipes = list(RECIPES.values())  # each batch has its own
-    step = make_step(encoder, optimizer, devices=1, chunk=None, seed=0)
+    step = Step(task(encoder), optimizer, devices=1, chunk=None, seed=0)
 
     def first_step(batches, recipes):
         return step(init_state(jax.tree.map(jnp.array, params), optimizer), batches, recipes)
@@ -228,8 +236,8 @@ def torch_reference_step(model, batch, recipe):
         hidden = model(torch.tensor(ids).long(), attention_mask=mask).last_hidden_state
         return F.normalize(hidden[:, 0], dim=-1)
 
-    query = embed(*batch.query.ids, *batch.query.lengths)
-    key = embed(*batch.key.ids, *batch.key.lengths)
+    query = embed(*batch.texts["query"].ids, *batch.texts["query"].lengths)
+    key = embed(*batch.texts["key"].ids, *batch.texts["key"].lengths)
     scores = query @ key.T / recipe.cos_temperature
     count, group = batch.teacher_scores.shape
     target = torch.arange(count) * group
@@ -257,7 +265,7 @@ def test_thirty_steps_follow_torch(folder, tmp_path):
     batches = [tiny.random_batch(8, 4, seed=i) for i in range(steps)]
 
     optimizer = make_optimizer(settings, steps)
-    step = make_step(encoder, optimizer, devices=1, chunk=None, seed=0)
+    step = Step(task(encoder), optimizer, devices=1, chunk=None, seed=0)
     state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
     ours = []
     for i, batch in enumerate(batches):

@@ -1,0 +1,116 @@
+"""metrics.jsonl of a run, TensorBoard beside it; the best step and the closing table out of it."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+
+from llme_jax.errors import InputError
+from llme_jax.files.atomic import atomic_write
+from llme_jax.files.storage import in_bucket
+
+
+class MetricsLog:
+    """`metrics.jsonl` of a run, one line a call, and TensorBoard beside it when wanted."""
+
+    def __init__(self, output_dir: Path, start_step: int, tensorboard: bool = False):
+        """Lines past `start_step` are dropped: a resumed run writes those steps again.
+
+        Raises:
+            InputError: TensorBoard is wanted and its writer is not installed.
+        """
+        self.path = output_dir / "metrics.jsonl"
+        self._writer = _tensorboard(output_dir) if tensorboard else None
+        self._silent = jax.process_index() != 0
+        if self._silent:
+            return
+        self._lines = [line for line in read_metrics(self.path) if line["step"] <= start_step]
+        self._write_all()
+
+    def write_eval(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Writes the metrics of an evaluation, and returns them, with names `eval_...`."""
+        line = {f"eval_{name}": value for name, value in metrics.items()}
+        self.write(step, line)
+        return line
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if self._silent:
+            return
+        line = {"step": step, **values}
+        if in_bucket(self.path):  # where no file grows
+            self._lines.append(line)
+            self._write_all()
+        else:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()
+
+    def _write_all(self) -> None:
+        with atomic_write(self.path) as beside:
+            beside.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    lines = []
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines
+
+
+def _tensorboard(output_dir: Path):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InputError("--report_to tensorboard: run `pip install tensorboardX` first") from None
+    return SummaryWriter(str(output_dir)) if jax.process_index() == 0 else None
+
+
+class BestMetric:
+    """The best value so far of the metric that picks the best checkpoint."""
+
+    def __init__(self, wanted: str | None):
+        self._wanted = f"eval_{wanted or 'ndcg@10'}"
+        self._value = -math.inf
+
+    def resume(self, metrics_path: Path, steps: list[int]) -> int | None:
+        """Takes note of a run's evaluations; which of the checkpoints at `steps` was the best."""
+        best = None
+        for line in read_metrics(metrics_path):
+            if line["step"] in steps and self.update(line):
+                best = line["step"]
+        return best
+
+    def update(self, metrics: dict[str, float]) -> bool:
+        """Whether a line of evaluation metrics is the best so far."""
+        names = [name for name in metrics if name.startswith("eval_")]
+        if not names:
+            return False
+        value = metrics[self._wanted if self._wanted in names else names[0]]
+        improved = value > self._value
+        self._value = max(self._value, value)
+        return improved
+
+
+def compare(before: dict[str, float], after: dict[str, float]) -> str:
+    """A table of two lines of evaluation metrics side by side."""
+    heads = (f"step {line['step']}" for line in (before, after))
+    rows = [("metric", *heads, "change")]
+    for name in after:
+        if name.startswith("eval_") and name in before:
+            old, new = before[name], after[name]
+            rows.append(
+                (name.removeprefix("eval_"), f"{old:.4f}", f"{new:.4f}", f"{new - old:+.4f}")
+            )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )
