@@ -55,6 +55,7 @@ setup(
         "test": [
             "pytest",
             "pytest-xdist",
+            "pytest-rerunfailures",
             "ruff",
             "beartype",
             "tensorboardX",

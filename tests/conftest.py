@@ -25,6 +25,18 @@ install_import_hook(
 )
 
 
+# Files that take a minute and more. They start first, so that no worker is left alone with one at
+# the end; the option --no-loadscope-reorder keeps xdist from putting those with most tests first.
+LONG = (
+    "test_train.py", "test_step.py", "test_dry_run.py", "test_storage.py", "test_guide.py",
+    "test_docs.py", "test_multitask.py", "test_score.py", "test_sigterm.py", "test_second_task.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: [*LONG, item.path.name].index(item.path.name))
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer():
     from tiny import letter_tokenizer  # only now: what it imports has to pass the hook

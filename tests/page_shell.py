@@ -148,7 +148,7 @@ class Shell:
             contextlib.redirect_stdout(out),
         ):
             try:
-                # python -m llme_jax.doctor is llme_jax/data/__main__.py
+                # python -m llme_jax.doctor is llme_jax/doctor/__main__.py
                 name = f"{module}.__main__" if module == "llme_jax.doctor" else module
                 code = importlib.import_module(name).main(words)
             except (InputError, RunError) as error:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import tiny
+from commands import flags
 from safetensors.numpy import load_file
 
 STEPS = 8
@@ -59,8 +60,7 @@ def arguments(data: Path, output_dir: Path, *more: str) -> list[str]:
         "logging_steps": 1,
         "learning_rate": 1e-3,
     }
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return [*words, *more]
+    return [*flags(settings), *more]
 
 
 def weights(output_dir: Path, step: int = STEPS) -> dict[str, np.ndarray]:

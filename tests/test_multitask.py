@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+import small_run
 import tiny
 from commands import finish, start
 from safetensors.numpy import load_file
@@ -34,14 +35,11 @@ def root(tmp_path_factory):
 
 def arguments(root, out, *more: str) -> list[str]:
     words = (
-        f"--data_root {root} --train_data llm-embedder:tool.json llm-embedder:chat.json "
-        f"llm-embedder:qa.json --query_encoder {root}/bert --dataset_cache_dir {root}/cache "
-        f"--output_dir {out} --log_path {root}/log --query_max_length 24 --key_max_length 32 "
+        "--train_data llm-embedder:tool.json llm-embedder:chat.json llm-embedder:qa.json "
         "--version llm-embedder --use_train_config --inbatch_same_dataset epoch "
-        f"--train_group_size 4 --per_device_train_batch_size 1 --max_steps {STEPS} "
-        "--save_steps 3 --logging_steps 1 --learning_rate 1e-3"
+        f"--max_steps {STEPS} --save_steps 3"
     )
-    return [*words.split(), *more]
+    return small_run.arguments(root, out, *words.split(), *more)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
-from commands import finish, start, start_together
+from commands import finish, flags, patient, start, start_together
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tiny import read_lines, write_lines
@@ -56,8 +56,7 @@ def arguments(data, tmp_path):
         "log_path": tmp_path / "log",
         "hits": 15,
     }
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return [*words, "--save_to_output", "--add_instruction", "false"]
+    return [*flags(settings), "--save_to_output", "--add_instruction", "false"]
 
 
 def test_dense_retrieval_is_that_of_sentence_transformers(data, arguments, tmp_path, capsys):
@@ -177,6 +176,7 @@ def test_killed_while_encoding_the_finished_shards_are_kept(arguments, tmp_path,
     assert (tmp_path / "other/train.result.json").read_text() == killed
 
 
+@patient
 def test_two_processes_find_the_same(arguments, tmp_path):
     metrics = "--metrics mrr collate_neg".split()
     for process in start_together([*arguments, *metrics], 2, devices=4, command="retrieve"):

@@ -12,7 +12,7 @@ import pytest
 import tiny
 import torch
 import transformers
-from commands import finish, start, start_together
+from commands import finish, patient, start, start_together
 from tiny import read_lines, write_lines
 
 from llme_jax import score
@@ -195,6 +195,7 @@ def test_same_devices_same_bits_after_a_kill(arguments, tmp_path):
     assert (tmp_path / "train.scored.s.json").read_bytes() == whole
 
 
+@patient
 def test_two_processes_share_the_work(arguments, tmp_path):
     score.main([*arguments, "--save_name", "alone"])
     for process in start_together(arguments, 2, devices=2, command="score"):

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 import tiny
-from commands import finish, free_port, start, start_together
+from commands import finish, free_port, patient, start, start_together
 from sentence_transformers import SentenceTransformer
 from small_run import (
     EVALUATION,
@@ -154,6 +154,7 @@ def test_an_encoder_of_several_tasks_has_the_prompts_of_each(data, tmp_path):
     assert model.prompts["tool-document"] == tool.key
 
 
+@patient
 def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):
     argv = arguments(data, tmp_path / "out", *EVALUATION)
     processes = start_together(argv, processes=2, devices=4)
@@ -170,6 +171,7 @@ def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):
     assert_same_to_rounding(weights(tmp_path / "out"), weights(uninterrupted))
 
 
+@patient
 def test_a_lost_host_ends_the_run_and_it_goes_on(data, uninterrupted, tmp_path):
     out = tmp_path / "out"
     argv = arguments(data, out)

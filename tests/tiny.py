@@ -3,45 +3,58 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
-import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    BertTokenizerFast,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertConfig, BertTokenizerFast, LlamaConfig, PreTrainedTokenizerFast
 
 from llme_jax.data.batch import Batch, cut_texts, plain_texts
+from llme_jax.devices import sharding
+from llme_jax.models.bert import abstract_params
+from llme_jax.models.families import ENCODERS, read_config
+from llme_jax.models.weights import save_params
 
 WORDS = [f"w{i}" for i in range(200)]
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "query", "passage", ":", "represent", "this"]
 
 
 def save_bert(
-    folder: Path, *, dropout: float = 0.0, seed: int = 0, width: int = 32, positions: int = 64
+    folder: Path,
+    *,
+    dropout: float = 0.0,
+    seed: int = 0,
+    width: int = 32,
+    positions: int = 64,
+    layers: int = 2,
 ) -> Path:
-    """Writes a Hugging Face folder: 2 layers, random weights, one token a word of WORDS."""
+    """Writes a Hugging Face folder: random weights, one token a word of WORDS."""
     folder.mkdir(parents=True)
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     config = BertConfig(
+        architectures=["BertModel"],
         vocab_size=len(vocabulary),
         hidden_size=width,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=positions,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        initializer_range=0.2,  # texts are far apart, so that losses have something to say
     )
-    torch.manual_seed(seed)
-    BertModel(config).save_pretrained(folder)
+    config.save_pretrained(folder)
+    rng = np.random.default_rng(seed)
+
+    def random(path, leaf):
+        name = sharding.path_name(path)
+        if name.endswith(("kernel", "embedding")):
+            # So large that texts are far apart and losses have something to say.
+            return rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+        return np.full(leaf.shape, name.endswith("scale"), np.float32)
+
+    shapes = abstract_params(read_config(folder / "config.json", ENCODERS))
+    save_params(folder / "model.safetensors", jax.tree_util.tree_map_with_path(random, shapes))
     return folder
 
 
@@ -51,6 +64,9 @@ def save_llama(folder: Path, *, ends: bool = False, seed: int = 0) -> Path:
     Args:
         ends: does the tokenizer put </s> behind every text?
     """
+    import torch  # here only: some tests run where there is none
+    from transformers import LlamaForCausalLM
+
     characters = [*pre_tokenizers.ByteLevel.alphabet()]
     vocabulary = ["<s>", "</s>", *sorted(characters), "an", "Ġa"]
     tokenizer = Tokenizer(

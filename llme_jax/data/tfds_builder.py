@@ -90,7 +90,7 @@ class LlmEmbedder(tfds.core.ShardBasedBuilder):
                 line = lines.readline()
                 bar.update(len(line))
                 if line.strip():
-                    yield start, encode(json.loads(line), self._columns)
+                    yield start, to_example(json.loads(line), self._columns)
                 start += len(line)
 
 
@@ -105,7 +105,7 @@ def cut(path: str, size: int = SHARD_BYTES) -> list[Shard]:
     return [(path, start, stop) for start, stop in pairwise(ends)]
 
 
-def encode(row: dict, columns: dict[str, str]) -> dict:
+def to_example(row: dict, columns: dict[str, str]) -> dict:
     """A row as an example of TFDS: what has no column, or does not fit its own, is in `extra`."""
     blank = {name: [] if kind.endswith("s") else None for name, kind in columns.items()}
     row = {name: value for name, value in row.items() if value is not None}

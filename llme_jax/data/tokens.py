@@ -128,20 +128,20 @@ def tokenize(
     *,
     max_length: int,
     truncation_side: str,
-    key: str,
+    name: str,
     cache: Path,
     total: int | None,
     desc: str,
 ) -> TokenStore:
-    """Tokenises `texts` into `{cache}/tokens/{key}`, or opens that folder when it is there.
+    """Tokenises `texts` into `{cache}/tokens/{name}`, or opens that folder when it is there.
 
     Args:
-        key: names everything that the ids depend on: contents and order of the texts,
+        name: of everything that the ids depend on: contents and order of the texts,
             `fingerprint(tokenizer)`, `max_length` and `truncation_side`.
         total: how many texts there are, for the progress bar.
         desc: what the progress bar says.
     """
-    folder = Path(cache) / "tokens" / key
+    folder = Path(cache) / "tokens" / name
     if not folder.is_dir():
         with (
             atomic_dir(folder) as beside,

@@ -147,7 +147,7 @@ class DenseRetriever:
             tokenizer,
             max_length=length,
             truncation_side=side,
-            key=name,
+            name=name,
             cache=cache_dir(self._config.dataset_cache_dir),
             total=len(source),
             desc=f"Tokenising {source.path.name}",

@@ -145,8 +145,8 @@ def _candidates(scores, hits: int, total):
     """Those of [units, Q, unit] scores that can be among the `hits` best of a query, by place.
 
     They are the groups of neighbours with the `hits` best maxima: in a group left out nothing is
-    above these maxima, and what equals one of them comes after it. Two small top_k take less time
-    than a large one, on GPUs above all, which sort everything.
+    above these maxima, and ties are broken by id, so a skipped group cannot win one. Two small
+    top_k take less time than a large one, on GPUs above all, which sort everything.
 
     Args:
         total: keys that are real; those past the last repeat it, so that the maximum of its group

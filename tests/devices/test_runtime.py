@@ -170,6 +170,15 @@ def test_process_0_and_its_name_may_come_later(monkeypatch, caplog):
     assert len(tried) == 3 and "(Connection refused)" in caplog.text
 
 
+def test_what_jax_has_no_public_name_for():
+    """If this fails, another version of jax starts its preemption service by another name: see
+    `runtime.start_preemption_service`, and what `jax.distributed.initialize` calls now."""
+    from jax._src import distributed
+
+    assert callable(distributed.global_state.initialize_preemption_sync_manager)
+    assert "jax_enable_preemption_service" in jax.config.values
+
+
 # A command that joins the others and does nothing; it waits for as many seconds as it is told.
 JOIN = """
 import jax

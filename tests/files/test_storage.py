@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import finish, free_port, start, start_together
+from commands import finish, free_port, patient, start, start_together
 from safetensors.numpy import load
 from small_run import (
     EVALUATION,
@@ -96,6 +96,7 @@ def test_killed_it_goes_on_from_the_bucket(data, local, bucket, tmp_path):
     assert (out / f"checkpoint-{STEPS}/encoder/1_Pooling/config.json").exists()
 
 
+@patient
 def test_two_hosts_write_one_checkpoint(data, local, bucket, tmp_path):
     argv = [*arguments(data, tmp_path / "unused"), "--output_dir", f"{bucket}/out"]
     for steps in ("2", "4"):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from commands import finish, start_together
+from commands import finish, patient, start_together
 
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.retrieval import exact as index
@@ -84,6 +84,7 @@ with started(ProcessConfig(), None, ""):
 
 
 @pytest.mark.parametrize("metric", ["cos", "ip", "l2"])
+@patient
 def test_two_processes_find_what_torch_finds(metric, tmp_path):
     queries, corpus = random_vectors(metric)
     np.savez(tmp_path / "vectors.npz", queries, corpus)

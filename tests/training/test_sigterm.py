@@ -3,9 +3,10 @@
 import signal
 
 import pytest
-from commands import CODE, finish, start_together
+from commands import CODE, finish, patient, start_together
 from small_run import STEPS, arguments, write_data
 
+pytestmark = patient
 # A run that says when it comes to a place, and stays there for a while.
 SLOW = """
 import time
