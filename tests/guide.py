@@ -28,7 +28,7 @@ def launched(words: list[str]) -> tuple[str, list[str]]:
 
 def write_data_root(folder: Path) -> Path:
     """Small files of every task's format where guide and scripts look, and small models."""
-    tiny.save_bert(folder / "bert", positions=256)
+    tiny.save_bert(folder / "bert", positions=256, layers=1)
     tiny.save_llama(folder / "llama")
     rng = np.random.default_rng(0)
     corpus = [{"title": f"w{i}", "text": tiny.text(rng)} for i in range(40)]

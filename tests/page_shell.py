@@ -126,7 +126,7 @@ class Shell:
         more = []
         if not (flag(words, "--data_root") or "").startswith("gs://"):
             more += ["--data_root", str(self.root)]
-        models = dict.fromkeys(("train", "retrieve", "doctor"), "bert-1") | {"score": "llama"}
+        models = dict.fromkeys(("train", "retrieve", "doctor"), "bert") | {"score": "llama"}
         if command in models:
             name = "--model_name_or_path" if command == "score" else "--query_encoder"
             if not Path(cwd, flag(words, name) or "-").is_dir():

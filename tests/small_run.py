@@ -16,7 +16,7 @@ EVALUATION = [
 
 def write_data(folder: Path) -> Path:
     """A model, and a data set in which a query shares words with its positive."""
-    tiny.save_bert(folder / "bert", dropout=0.1)
+    tiny.save_bert(folder / "bert", dropout=0.1, layers=1)
     rng = np.random.default_rng(0)
     corpus = [{"title": f"w{i}", "text": tiny.text(rng)} for i in range(40)]
     texts = [f"{row['title']} {row['text']}" for row in corpus]

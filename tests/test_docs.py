@@ -17,7 +17,6 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from guide import COMMANDS, launched, write_data_root
 from page_shell import Shell
-from transformers import BertModel
 
 from llme_jax.config import Config as TrainingConfig
 from llme_jax.config import DoctorConfig, RetrieveConfig, ScoreConfig, cli
@@ -125,11 +124,7 @@ def shell(tmp_path, root, bucket, monkeypatch):
     for name in ("train", "test", "corpus"):
         shutil.copy(root / f"qa/nq/{name}.json", folder)
     (folder / "scripts").symlink_to(ROOT / "scripts")
-    encoder = root / "bert-1"
-    if not encoder.exists():  # one layer compiles twice as fast as two
-        shutil.copytree(root / "bert", encoder)
-        BertModel.from_pretrained(root / "bert", num_hidden_layers=1).save_pretrained(encoder)
-    files = [encoder, *(folder / f"{name}.json" for name in ("train", "test", "corpus"))]
+    files = [root / "bert", *(folder / f"{name}.json" for name in ("train", "test", "corpus"))]
     monkeypatch.setattr(quickstart, "prepare", lambda _: quickstart.Quickstart(*files))
     return Shell(folder, root, bucket)
 

@@ -18,7 +18,7 @@ STEPS = 16
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
-    tiny.save_bert(folder / "bert", dropout=0.1)
+    tiny.save_bert(folder / "bert", dropout=0.1, layers=1)
     rng = np.random.default_rng(0)
     for task, size in SIZES.items():
         rows = []

@@ -18,6 +18,14 @@ WORDS = [f"w{i}" for i in range(200)]
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "query", "passage", ":", "represent", "this"]
 
 
+def save_word_tokenizer(folder: Path, words: list[str], **settings) -> int:
+    """Writes a BERT tokenizer with one token a word; returns how many tokens it knows."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizerFast(str(folder / "vocab.txt"), **settings).save_pretrained(folder)
+    return len(vocabulary)
+
+
 def save_bert(
     folder: Path,
     *,
@@ -29,12 +37,9 @@ def save_bert(
 ) -> Path:
     """Writes a Hugging Face folder: random weights, one token a word of WORDS."""
     folder.mkdir(parents=True)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    (folder / "vocab.txt").write_text("\n".join(vocabulary))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     config = BertConfig(
         architectures=["BertModel"],
-        vocab_size=len(vocabulary),
+        vocab_size=save_word_tokenizer(folder, WORDS),
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=4,

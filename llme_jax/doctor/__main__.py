@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         raise InputError(f"'{files[0]}' and --train_data: name the files in one of the two ways")
     flags = argv[len(files) :]
     argv = [*flags, "--train_data", *files] if files else flags
-    config = cli.parse(argv, "data", __doc__, DoctorConfig)
+    config = cli.parse(argv, "doctor", __doc__, DoctorConfig)
     validate_doctor(config)
 
     from llme_jax.doctor.examine import examine  # only now: transformers takes a second

@@ -69,6 +69,7 @@ class Step:
         self._task, self._optimizer = task, optimizer
         self._devices, self._chunk, self._seed = devices, chunk, seed
         self._shardings, self._frozen = shardings, frozen or {}
+        self._frozen_shardings = jax.tree.map(lambda x: x.sharding, self._frozen)
         to_state = {"donate_argnums": 0, "out_shardings": shardings and (shardings, None)}
         self._single = jax.jit(self._of_one, static_argnames="recipe", **to_state)
         self._gradient = jax.jit(self._value_and_grad, static_argnames="recipe")
@@ -117,10 +118,12 @@ class Step:
         dropout_key = jax.random.fold_in(jax.random.key(self._seed), micro_step)
 
         def loss(params):
+            read = params | frozen
             if self._shardings is not None:
-                params = replicate_in_trace(params, self._shardings.params)
+                placed = self._shardings.params | self._frozen_shardings
+                read = replicate_in_trace(read, placed)
             return self._task.loss(
-                *(params | frozen, batch, dropout_key),
+                *(read, batch, dropout_key),
                 recipe=recipe,
                 devices=self._devices,
                 chunk=self._chunk,

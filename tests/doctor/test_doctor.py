@@ -368,3 +368,10 @@ def test_the_command(write_rows, encoder):
         assert done.returncode == expected, done.stderr
         assert done.stdout.endswith("False\n")  # starts fast: jax is not needed
     assert done.stderr.startswith("error: --train_data missing.json")
+
+
+def test_the_former_name_names_the_command():
+    words = [sys.executable, "-m", "llme_jax.data", "train.json"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "error: the data doctor is python -m llme_jax.doctor: same flags\n"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer, BertTokenizerFast
+from tiny import save_word_tokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
@@ -70,11 +71,7 @@ def tiny_with_tokenizer(tiny):
 
     def make(name, **changes):
         folder, _ = tiny(name=name, **changes)
-        words = [f"w{i}" for i in range(96)]
-        vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
-        (folder / "vocab.txt").write_text("\n".join(vocab))
-        tokens = {token: i for i, token in enumerate(vocab)}
-        BertTokenizerFast(vocab=tokens, model_max_length=40).save_pretrained(folder)
+        save_word_tokenizer(folder, [f"w{i}" for i in range(96)], model_max_length=40)
         return folder
 
     return make
