@@ -107,8 +107,8 @@ def _add_group(parser: argparse.ArgumentParser, group: Group) -> None:
         if kind.literals:
             how["choices"] = kind.literals
         shown.add_argument(*_spellings(name), **how)
-        if value is True:  # `--name false` says the same
-            no = {"action": "store_false", "dest": name, "default": True}
+        if f.default is True:  # `--name false` says the same
+            no = {"action": "store_false", "dest": name, "default": value}
             shown.add_argument(*_spellings(f"no_{name}"), **no, help=argparse.SUPPRESS)
 
 
@@ -117,7 +117,10 @@ def _spellings(name: str) -> list[str]:
 
 
 def _truth(word: str) -> bool:
-    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    words = {
+        **dict.fromkeys(("true", "yes", "t", "y", "1"), True),
+        **dict.fromkeys(("false", "no", "f", "n", "0"), False),
+    }
     if word.lower() not in words:
         raise argparse.ArgumentTypeError(f"'{word}' is neither true nor false")
     return words[word.lower()]
@@ -195,7 +198,7 @@ def load_config(experiment: str) -> Config:
         config = module.get_config(arg or None)
     except SettingError as error:
         raise InputError(f"{path}:{_line(error, path)}: {error}") from None
-    except InputError:
+    except (InputError, RunError):
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
@@ -209,10 +212,10 @@ def load_config(experiment: str) -> Config:
 
 def _line(error: Exception, path: Path) -> int:
     """Where in an experiment file an error comes from."""
-    if isinstance(error, SyntaxError) and error.filename == str(path):
+    if isinstance(error, SyntaxError) and error.filename == str(path.absolute()):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
-    return next((f.lineno for f in reversed(frames) if f.filename == str(path)), 1)
+    return next((f.lineno for f in reversed(frames) if f.filename == str(path.absolute())), 1)
 
 
 def _nearest(error: Exception) -> str:

@@ -35,6 +35,8 @@ def atomic_dir(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         try:
             beside.rename(folder)
         except OSError:
+            if old.exists():
+                old.rename(folder)
             if replace or not folder.is_dir():
                 raise
     finally:

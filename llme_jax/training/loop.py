@@ -86,6 +86,7 @@ def train(config: Config, open_task: OpenTask) -> int:
             f"{task.flag}, its weights": fingerprint_params(loaded),
         }
         check_hosts(config, data, folder.path, facts)
+        del loaded  # or the host would keep its copy
     frozen = sharding.to_mesh(frozen, sharding.state_sharding(mesh, frozen, task.rules))
     if start is None:
         start = 0
