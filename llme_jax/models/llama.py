@@ -5,7 +5,7 @@ plain nested dict. There is no cache of keys and values: nothing here generates.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -64,7 +64,7 @@ SHARDING = (
 class LlamaConfig:
     """The fields of config.json that decide what is computed."""
 
-    model_type: str
+    model_type: str = field(repr=False)  # kept scores are named by the rest
     vocab_size: int
     hidden_size: int
     intermediate_size: int

@@ -256,3 +256,10 @@ def test_who_may_differ_is_said_once():
     assert not trained & config.names("may_change")
     assert {"fsdp", "eval_data", "per_device_train_batch_size"} <= config.names("may_change")
     assert TrainConfig().title == "training"
+
+
+def test_the_line_is_named_for_a_relative_path_too(tmp_path, monkeypatch):
+    experiment(tmp_path, "c.training.max_step = 5")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^mine.py:6: the group training has no max_step"):
+        cli.parse(["--config", "mine.py"], "train", "")
