@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # On CPU, processes that come to a collective 30 seconds apart lose each other, as they do on a busy
 # machine (https://github.com/jax-ml/jax/issues/40831): such a test, and no other, is tried again.
-patient = pytest.mark.flaky(reruns=2, only_rerun="(?is)gloo.{0,200}(time|connectfullmesh)")
+patient = pytest.mark.flaky(
+    reruns=2, only_rerun="(?is)gloo.{0,200}(timeout|timed out|connectfullmesh)"
+)
 # Fails when torch was imported, as it is for tests only; tensorboardX does it by itself.
 CODE = """
 import atexit, os, runpy, sys

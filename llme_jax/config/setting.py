@@ -180,11 +180,11 @@ def _refused(kind: Kind, rules: Setting, value) -> str | None:
         return f"choose from {', '.join(choices)}"
     if rules.local and in_bucket(value):
         return "give a path of this machine, it cannot be in a bucket"
-    return _out_of_range(rules, value) if kind.base in (int, float) else None
+    return _out_of_range(kind, rules, value) if kind.base in (int, float) else None
 
 
-def _out_of_range(rules: Setting, value: float) -> str | None:
-    if isinstance(value, int):
+def _out_of_range(kind: Kind, rules: Setting, value: float) -> str | None:
+    if kind.base is int:
         most = LARGEST_INT if rules.most is None else rules.most
         if rules.most is None and value > most:
             return f"give {most} or less"

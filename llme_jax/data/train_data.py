@@ -43,7 +43,9 @@ class _Chosen(NamedTuple):
         """The store of the texts that a batch calls so, and which are the rows'; int64[b, n]."""
         if name == "query":
             return self.store.queries, self.rows[:, None]
-        return self.store.keys, self.key_texts()
+        if name == "key":
+            return self.store.keys, self.key_texts()
+        raise ValueError(f"no texts of a row are called {name}")
 
     def key_texts(self) -> ndarray:
         return self.store.candidates[self.store.entries(self.rows, self.keys)]

@@ -26,6 +26,8 @@ from llme_jax.models.layers import (
     rotate,
 )
 
+# The other form of the same function, which bf16 rounds less where x is far below 0.
+_ACTIVATIONS = ACTIVATIONS | {"gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 # What transformers takes where config.json is silent, for the fields that old files leave out.
 _DEFAULTS = {
     "llama": {"attention_bias": False, "mlp_bias": False},
@@ -97,10 +99,10 @@ class LlamaConfig:
         values = _COMMON | _DEFAULTS[family] | {k: v for k, v in given.items() if v is not None}
         if family == "mistral" and "sliding_window" in given:  # null says: none
             values["sliding_window"] = given["sliding_window"]
-        if values["hidden_act"] not in ACTIVATIONS:
+        if values["hidden_act"] not in _ACTIVATIONS:
             raise InputError(
                 f"{path}: hidden_act {values['hidden_act']} is not served; give one of "
-                f"{', '.join(ACTIVATIONS)}"
+                f"{', '.join(_ACTIVATIONS)}"
             )
         heads = values["num_attention_heads"]
         bias = values.get("attention_bias", False)
@@ -262,7 +264,7 @@ class MLP(nnx.Module):
         self.activation = c.hidden_act
 
     def __call__(self, x):
-        return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(_ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
 
 
 def _linear(into: int, out: int, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:

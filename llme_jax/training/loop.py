@@ -78,15 +78,14 @@ def train(config: Config, open_task: OpenTask) -> int:
     shardings = sharding.state_sharding(mesh, abstract, task.rules)
     start = checkpoints.latest()
     if jax.process_count() > 1:
-        loaded = (params, frozen) if start is None else frozen
+        loaded = fingerprint_params((params, frozen) if start is None else frozen)
         facts = {
             "--corpus or --eval_data, its size": evaluator and evaluator.sizes,
             "the checkpoint to continue from": start,
             f"{task.flag}, its tokenizer": fingerprint(task.tokenizer),
-            f"{task.flag}, its weights": fingerprint_params(loaded),
+            f"{task.flag}, its weights": loaded,
         }
         check_hosts(config, data, folder.path, facts)
-        del loaded  # or the host would keep its copy
     frozen = sharding.to_mesh(frozen, sharding.state_sharding(mesh, frozen, task.rules))
     if start is None:
         start = 0
