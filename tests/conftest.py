@@ -20,7 +20,12 @@ from jaxtyping import install_import_hook
 
 atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 install_import_hook(
-    ["llme_jax.models", "llme_jax.training.losses", "llme_jax.retrieval.metrics"],
+    [
+        "llme_jax.models",
+        "llme_jax.training.losses",
+        "llme_jax.training.rank_losses",
+        "llme_jax.retrieval.metrics",
+    ],
     "beartype.beartype",
 )
 

@@ -4,6 +4,7 @@ from llme_jax.config.commands import (
     Config,
     DoctorConfig,
     ProcessConfig,
+    RankConfig,
     RetrieveConfig,
     ScoreConfig,
     shrunk,
@@ -11,12 +12,14 @@ from llme_jax.config.commands import (
 from llme_jax.config.data import DataConfig, TextConfig
 from llme_jax.config.lm import LMConfig, ScoringConfig
 from llme_jax.config.model import EncoderConfig
+from llme_jax.config.rank import RankDataConfig, RankerConfig, RankLossConfig, RerankConfig
 from llme_jax.config.retrieval import EvalConfig, MetricsConfig, MiningConfig, RetrievalConfig
-from llme_jax.config.training import LossConfig, TrainConfig
+from llme_jax.config.training import DistillConfig, LossConfig, TrainConfig
 
 __all__ = [
     "Config",
     "DataConfig",
+    "DistillConfig",
     "DoctorConfig",
     "EncoderConfig",
     "EvalConfig",
@@ -25,6 +28,11 @@ __all__ = [
     "MetricsConfig",
     "MiningConfig",
     "ProcessConfig",
+    "RankConfig",
+    "RankDataConfig",
+    "RankLossConfig",
+    "RankerConfig",
+    "RerankConfig",
     "RetrievalConfig",
     "RetrieveConfig",
     "ScoreConfig",

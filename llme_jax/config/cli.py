@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
 
-from llme_jax.config.commands import Config
+from llme_jax.config.commands import Config, RankConfig
 from llme_jax.config.setting import Group, Groups, Setting, SettingError, depth, kind_of
 from llme_jax.errors import InputError, RunError
 
@@ -35,6 +35,8 @@ REFUSED = {
     "storeDocvectors": "leave it out, nothing reads document vectors",
     "load_collection": "leave it out, Lucene's index is kept for the same corpus",
 }
+# What experiment files are of, and the command that trains it.
+EXPERIMENTS = {Config: "llme_jax.train", RankConfig: "llme_jax.rank"}
 
 
 def parse(
@@ -52,7 +54,7 @@ def parse(
     experiment, argv = _take_config(argv)
     config = settings()
     if experiment:
-        config.take_over(load_config(experiment))
+        config.take_over(load_config(experiment, settings))
     parser = Parser(
         prog=f"python -m llme_jax.{command}",
         usage="%(prog)s [--config FILE.py[:ARG]] [--flag value ...]",
@@ -174,8 +176,11 @@ def installed_configs() -> list[str]:
     return sorted(names)
 
 
-def load_config(experiment: str) -> Config:
+def load_config(experiment: str, wanted: type[Groups] = Config) -> Config | RankConfig:
     """Runs `get_config(arg)` of the experiment file named by `FILE.py` or `FILE.py:ARG`.
+
+    Args:
+        wanted: the settings that take it over; a command that trains trains its own experiments.
 
     Raises:
         InputError: there is no such file, or it does not give a Config; names its line.
@@ -205,8 +210,12 @@ def load_config(experiment: str) -> Config:
         raise InputError(
             f"{path}:{_line(error, path)}: {reason}{_nearest(error)}: correct the experiment file"
         ) from error
-    if not isinstance(config, Config):
-        raise InputError(f"{path}: get_config has to return a llme_jax.config.Config")
+    if type(config) not in EXPERIMENTS:
+        raise InputError(
+            f"{path}: get_config has to return a llme_jax.config.Config (or RankConfig)"
+        )
+    if wanted in EXPERIMENTS and type(config) is not wanted:
+        raise InputError(f"--config {name}: is for python -m {EXPERIMENTS[type(config)]}")
     return config
 
 

@@ -1,10 +1,12 @@
 """The settings of each command, and how an experiment shrinks."""
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from llme_jax.config.data import DataConfig, TextConfig
 from llme_jax.config.lm import LMConfig, ScoringConfig
 from llme_jax.config.model import EncoderConfig
+from llme_jax.config.rank import RankDataConfig, RankerConfig, RankLossConfig, RerankConfig
 from llme_jax.config.retrieval import (
     EvalConfig,
     MeasureConfig,
@@ -72,6 +74,18 @@ class RetrieveConfig(Groups):
 
 
 @dataclass
+class RankConfig(Groups):
+    """All settings of a reranker: of its training, or of one reranking."""
+
+    data: RankDataConfig = field(default_factory=RankDataConfig)
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+    loss: RankLossConfig = field(default_factory=RankLossConfig)
+    evaluation: RerankConfig = field(default_factory=RerankConfig)
+    training: TrainConfig = field(default_factory=TrainConfig)
+    processes: ProcessConfig = field(default_factory=ProcessConfig)
+
+
+@dataclass
 class ScoreConfig(Groups):
     """All settings of one scoring."""
 
@@ -106,7 +120,10 @@ class DoctorConfig(Groups):
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
-def shrunk(config: Config, arg: str | None) -> Config:
+Experiment = TypeVar("Experiment", Config, RankConfig)
+
+
+def shrunk(config: Experiment, arg: str | None) -> Experiment:
     """An experiment, or, when `arg` is `runlocal`, what takes seconds of it, in another folder.
 
     Raises:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llme_jax.config.data import SOURCES_HELP, SourceConfig
-from llme_jax.config.model import DTYPE_HELP, DTYPES, HubConfig
+from llme_jax.config.model import DTYPE_HELP, DTYPES, TensorConfig
 from llme_jax.config.setting import setting
 
 
@@ -35,7 +35,7 @@ class ScoringConfig(SourceConfig):
 
 
 @dataclass
-class LMConfig(HubConfig):
+class LMConfig(TensorConfig):
     """The language model, and what it reads at a time."""
 
     title = "language model"
@@ -57,11 +57,5 @@ class LMConfig(HubConfig):
         "auto",
         "Prompts on a device at a time; auto: as many as its memory allows.",
         unit="auto|PROMPTS",
-    )
-    tensor: int = setting(
-        1,
-        "Tensor parallelism: devices that split each weight matrix.",
-        unit="DEVICES",
-        least=1,
     )
     fsdp: int = setting(1, "Spread parameters over this many devices.", unit="DEVICES", least=1)

@@ -28,6 +28,18 @@ class HubConfig(Group):
 
 
 @dataclass
+class TensorConfig(HubConfig):
+    """How the weights of a language model are split."""
+
+    tensor: int = setting(
+        1,
+        "Tensor parallelism: devices that split each weight matrix.",
+        unit="DEVICES",
+        least=1,
+    )
+
+
+@dataclass
 class EncoderConfig(HubConfig):
     """The encoder: where its weights come from and how texts become vectors."""
 

@@ -131,6 +131,16 @@ class MiningConfig(Group):
     relative_margin: float | None = setting(
         None, "Drop passages scoring above best positive x (1 - this).", least=0
     )
+    rerank_result: str | None = setting(
+        None,
+        "Result file of llme_jax.rank --load_result on the same hits; its scores are noted, and "
+        "hits that it does not score are dropped.",
+        unit="FILE",
+    )
+    rerank_max_score: float | None = setting(None, "Drop passages that it scores above this.")
+    rerank_margin: float | None = setting(
+        None, "Drop passages that it scores above (best positive - margin).", least=0
+    )
     fuse: list[str] | None = setting(
         None,
         "Result files of other runs, merged round-robin into the negatives.",

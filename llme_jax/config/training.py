@@ -7,8 +7,8 @@ from llme_jax.config.setting import Group, setting
 
 
 @dataclass(unsafe_hash=True)
-class LossConfig(Group):
-    """What is minimised over the global batch; one for every dataset (its recipe)."""
+class DistillConfig(Group):
+    """What is minimised: learning from the positive, from teacher scores, or from both."""
 
     title = "loss"
 
@@ -17,11 +17,17 @@ class LossConfig(Group):
     stable_distill: bool = setting(
         False, "Distil by contrastive terms, ranked by the teacher, instead of KL divergence."
     )
-    cos_temperature: float = setting(0.01, "Divides cosine similarities.", above=0)
     teacher_temperature: float = setting(1.0, "Divides teacher scores.", above=0)
     student_temperature: float = setting(
-        1.0, "Divides the encoder's scores when distilling.", above=0
+        1.0, "Divides the model's scores when distilling.", above=0
     )
+
+
+@dataclass(unsafe_hash=True)
+class LossConfig(DistillConfig):
+    """What is minimised over the global batch; one for every dataset (its recipe)."""
+
+    cos_temperature: float = setting(0.01, "Divides cosine similarities.", above=0)
     negative_cross_device: bool = setting(
         True, "Use the keys of all devices as negatives; false: only the device's own."
     )

@@ -5,9 +5,16 @@ What a single setting cannot be stands at its declaration.
 
 import os
 
-from llme_jax.config.commands import Config, DoctorConfig, RetrieveConfig, ScoreConfig
+from llme_jax.config.commands import (
+    Config,
+    DoctorConfig,
+    RankConfig,
+    RetrieveConfig,
+    ScoreConfig,
+)
 from llme_jax.config.model import EncoderConfig
-from llme_jax.config.retrieval import NQ_CUTOFFS, EvalConfig
+from llme_jax.config.rank import RANK_COLLATIONS
+from llme_jax.config.retrieval import METRICS, NQ_CUTOFFS, EvalConfig
 from llme_jax.errors import InputError
 from llme_jax.files.storage import in_bucket
 
@@ -18,8 +25,46 @@ def validate(config: Config) -> None:
     Raises:
         InputError: names the setting, its value and the remedy.
     """
-    data, encoder, loss, ev, train, _ = config.groups()
-    _check_encoder(encoder)
+    _check_encoder(config.encoder)
+    _check_training(config)
+    if config.data.eval_data and not config.data.corpus:
+        raise InputError("--eval_data needs --corpus, the passages that are searched")
+
+
+def validate_ranking(config: RankConfig) -> None:
+    """As `validate`, for llme_jax.rank."""
+    data, ranker, _, ev, train, _ = config.groups()
+    if ev.load_result and not data.corpus:
+        raise InputError("--load_result needs --corpus, the passages whose numbers it holds")
+    if data.train_data:
+        _check_training(config)
+        if written := {*ev.metrics} & {*RANK_COLLATIONS}:
+            raise InputError(
+                f"--metrics {min(written)}: nothing is written while a ranker trains; run again "
+                "with the trained --ranker and without --train_data"
+            )
+        if ranker.ranker_method == "yes-no":
+            raise InputError(
+                "--ranker_method yes-no: a language model only scores; leave --train_data out, or "
+                "train a cross-encoder"
+            )
+        if ev.load_result:
+            raise InputError(
+                "--load_result: is for reranking; write rows with --metrics collate_key of "
+                "llme_jax.retrieve, and give them to --eval_data"
+            )
+        return
+    _check_cache_variable()
+    if not data.eval_data:
+        raise InputError("give --train_data to train a ranker, or --eval_data to rerank")
+    if train.plan:
+        raise InputError("--plan: says what training takes, give --train_data")
+    if in_bucket(train.output_dir):
+        raise InputError(f"--output_dir {train.output_dir}: give a local folder to rerank")
+
+
+def _check_training(config: Config | RankConfig) -> None:
+    data, loss, ev, train = config.data, config.loss, config.evaluation, config.training
     _check_cache_variable()
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
         raise InputError("nothing to train: give --max_steps or --num_train_epochs above 0")
@@ -32,13 +77,11 @@ def validate(config: Config) -> None:
         raise InputError(
             f"--metric_for_best_model {train.metric_for_best_model}: choose from {', '.join(names)}"
         )
-    if data.eval_data and not data.corpus:
-        raise InputError("--eval_data needs --corpus, the passages that are searched")
 
 
 def measured(ev: EvalConfig) -> list[str]:
     """The names of all metrics of an evaluation, as mrr@10."""
-    ranked = [metric for metric in ev.metrics if metric != "nq"]
+    ranked = [metric for metric in ev.metrics if metric in METRICS and metric != "nq"]
     names = [f"{metric}@{cutoff}" for metric in ranked for cutoff in ev.cutoffs]
     return names + [f"answer_recall@{cutoff}" for cutoff in NQ_CUTOFFS if "nq" in ev.metrics]
 
@@ -62,6 +105,9 @@ def validate_retrieval(config: RetrieveConfig) -> None:
             "--save_index and --load_index: Flat has no index, its embeddings are kept with "
             "--save_encode; give another --faiss_index_factory"
         )
+    for name in ("rerank_max_score", "rerank_margin"):
+        if getattr(mining, name) is not None and not mining.rerank_result:
+            raise InputError(f"--{name} needs --rerank_result, where the reranker's scores are")
     if mining.range_max is not None and mining.range_max <= mining.range_min:
         raise InputError(
             f"--range_max {mining.range_max}: leaves no rank, give more than --range_min "

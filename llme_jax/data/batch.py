@@ -26,6 +26,7 @@ class Texts(NamedTuple):
     ids: tuple[Int32[ndarray, "_ _"], ...]  # the longest texts first
     lengths: tuple[Int32[ndarray, "_"], ...]
     place: Int32[ndarray, "n"]
+    second: tuple[Int32[ndarray, "_"], ...] = ()  # of pairs: where the second text begins
 
 
 class Batch(NamedTuple):
@@ -35,14 +36,18 @@ class Batch(NamedTuple):
     64-bit hash of the raw text, without its instruction.
     """
 
-    texts: dict[str, Texts]  # by name: what a task reads, B or M of each; `query` and `key`
+    texts: dict[str, Texts]  # by name: B of `query` and M of `key`, or M of `pair`
     teacher_scores: Float32[ndarray, "B N"]  # 0 where the row has none
     has_scores: Bool[ndarray, "B"]
     key_hash: UInt32[ndarray, "M 2"]  # identity of the key's text
     positive_hash: UInt32[ndarray, "B P 2"]  # all known positives, padded by repeating key 0
 
 
-PLURALS = {"query": "queries", "key": "keys"}  # in the order in which they are reported
+PLURALS = {
+    "query": "queries",
+    "key": "keys",
+    "pair": "pairs",
+}  # in the order in which they are reported
 
 
 def shapes(batch: Batch) -> dict[str, list[tuple[int, int]]]:

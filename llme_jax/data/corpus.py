@@ -201,7 +201,7 @@ def _checked_query(row: dict, metrics: set[str], corpus_size: int | None) -> dic
     if NEED_POSITIVES & metrics or ("collate_neg" in metrics and row.get("pos_index")):
         _check_pos_index(row.get("pos_index"), corpus_size)
     if "nq" in metrics:
-        _check_answers(row.get("answers"))
+        check_answers(row.get("answers"))
     return row
 
 
@@ -222,7 +222,7 @@ def _check_pos_index(positives, corpus_size: int | None) -> None:
             )
 
 
-def _check_answers(answers) -> None:
+def check_answers(answers) -> None:
     if not answers:
         raise InputError(
             "has no answers, which nq needs: add them, or ask for --metrics mrr recall ndcg, which "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy import ndarray
 
-from llme_jax.config import DataConfig, LossConfig
+from llme_jax.config import DataConfig, DistillConfig
 from llme_jax.data.instructions import find_recipe
 from llme_jax.data.select import Selection, filter_rows, lacks_positive
 from llme_jax.data.train_store import TrainStore
@@ -24,8 +24,8 @@ class Dataset:
     store: TrainStore
     rows: ndarray  # int64, indices into the store
     selection: Selection
-    configured: LossConfig  # as flags and --use_train_config say
-    recipe: LossConfig  # the same, but distill_weight is 0 when no row has teacher_scores
+    configured: DistillConfig  # as flags and --use_train_config say
+    recipe: DistillConfig  # the same, but distill_weight is 0 when no row has teacher_scores
 
 
 def make_dataset(
@@ -33,7 +33,7 @@ def make_dataset(
     path: str,
     store: TrainStore,
     data: DataConfig,
-    loss: LossConfig,
+    loss: DistillConfig,
     sample_seed: tuple[int, int],
 ) -> Dataset:
     """Filters and samples the rows of a listed file and settles its recipe.
@@ -76,8 +76,8 @@ def check_one_recipe(datasets: list[Dataset]) -> None:
 
 
 def _with_recipe(
-    path: str, store: TrainStore, data: DataConfig, loss: LossConfig
-) -> tuple[DataConfig, LossConfig]:
+    path: str, store: TrainStore, data: DataConfig, loss: DistillConfig
+) -> tuple[DataConfig, DistillConfig]:
     """Settings with the values that --use_train_config takes from the file's task."""
     if len(store.tasks) > 1:
         raise InputError(
@@ -120,7 +120,9 @@ def _surviving_rows(path: str, store: TrainStore, how: Selection) -> ndarray:
     return np.flatnonzero(kept)
 
 
-def _possible_loss(path: str, store: TrainStore, rows: ndarray, loss: LossConfig) -> LossConfig:
+def _possible_loss(
+    path: str, store: TrainStore, rows: ndarray, loss: DistillConfig
+) -> DistillConfig:
     """The loss without distillation when no row has teacher scores."""
     if loss.distill_weight <= 0 or not np.isnan(store.rows.highest[rows]).all():
         return loss

@@ -147,9 +147,7 @@ def parse_row(record: dict) -> Row:
     Raises:
         InputError: says what is wrong with which field, without file and line.
     """
-    query, task = _query(record), record.get("task")
-    if not isinstance(task, str | None):
-        raise InputError(f"task is {shown(task)}: give a string, as in qa or tool")
+    query, task = query_of(record), task_of(record)
     pos, neg, names = _candidates(record)
     scores = record.get("teacher_scores")
     if scores is not None:
@@ -181,29 +179,36 @@ def parse_scoring_row(record: dict, tasks: Collection[str]) -> ScoringRow:
         if not answer:
             raise InputError("answer_inputs is empty: there is nothing to score")
         return ScoringRow(task, "", keys, len(pos), [""], (lists, *rest, answer))
-    answers = _strings(record, "answers")
+    answers = strings_of(record, "answers")
     if not answers:
         raise InputError("answers is missing or empty: give the desired outputs, a list of strings")
     for i, answer in enumerate(answers):
         if not answer.strip():
             raise InputError(f"answers[{i}] is {shown(answer)}: there is nothing to score")
-    return ScoringRow(task, _query(record), keys, len(pos), answers)
+    return ScoringRow(task, query_of(record), keys, len(pos), answers)
 
 
-def _query(record: dict) -> str:
+def query_of(record: dict) -> str:
     query = record.get("query")
     if not isinstance(query, str):
         raise InputError(f'query is {shown(query)}: every row needs "query", a string')
     return query
 
 
+def task_of(record: dict) -> str | None:
+    task = record.get("task")
+    if not isinstance(task, str | None):
+        raise InputError(f"task is {shown(task)}: give a string, as in qa or tool")
+    return task
+
+
 def _candidates(record: dict) -> tuple[list[str], list[str], str]:
     """Positives, the other candidates, and which fields they came from."""
     if record.get("history") is not None:
-        return [], _strings(record, "history"), "history"
+        return [], strings_of(record, "history"), "history"
     if record.get("pos") is None and record.get("neg") is None:
         raise InputError("no candidates: every row needs pos and neg, or history")
-    return _strings(record, "pos"), _strings(record, "neg"), "pos + neg"
+    return strings_of(record, "pos"), strings_of(record, "neg"), "pos + neg"
 
 
 def _tokens(value, name: str) -> list[int]:
@@ -231,7 +236,7 @@ def _parse(line: bytes) -> dict:
     return record
 
 
-def _strings(record: dict, name: str) -> list[str]:
+def strings_of(record: dict, name: str) -> list[str]:
     values = record.get(name)
     if values is None:
         return []

@@ -2,47 +2,49 @@
 
 import json
 from array import array
-from collections.abc import Collection, Iterable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from llme_jax.data.rows import BadRows, ScoringRow, parse_scoring_row, read_lines
+from llme_jax.data.rows import BadRows, read_lines
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 
+R = TypeVar("R")
 
-class ScoringData:
+
+class ScoringData(Generic[R]):
     """Rows of a JSON-lines file; of all of them, only counts are in memory.
 
     Args:
-        path: JSON lines with `task`, `query`, `answers` and `pos` and `neg`, or `history`.
-        tasks: those that there is a prompt for.
+        path: JSON lines.
+        parse: makes a row of a parsed line and its number among the rows, from 0. A row has
+            `keys` and `answers`; an InputError gets file and line in front.
 
     Attributes:
-        candidates, positives, answers: int32[n], how many each row has; the positives come first
-            among the candidates.
+        candidates, answers: int32[n], how many keys and answers each row has.
         digest: hash of the file's content.
 
     Raises:
         InputError: there is no such file, or a row that cannot be scored: names file and line.
     """
 
-    def __init__(self, path: str | Path, tasks: Collection[str]):
-        self.path, self._tasks = Path(path).expanduser(), tasks
+    def __init__(self, path: str | Path, parse: Callable[[dict, int], R]):
+        self.path, self._parse = Path(path).expanduser(), parse
         if not self.path.is_file():
             raise InputError(f"--eval_data {path}: there is no such file")
-        candidates, positives, answers = array("i"), array("i"), array("i")
-        parse = partial(parse_scoring_row, tasks=tasks)
-        for _, row in read_lines(str(self.path), parse, BadRows()):
+        candidates, answers, numbers = array("i"), array("i"), count()
+        rows = read_lines(str(self.path), lambda row: parse(row, next(numbers)), BadRows())
+        for _, row in rows:
             candidates.append(len(row.keys))
-            positives.append(row.positives)
             answers.append(len(row.answers))
         if not candidates:
             raise InputError(f"{self.path}: has no rows, give --eval_data a file that does")
-        self.candidates, self.positives, self.answers = (
-            np.array(column, np.int32) for column in (candidates, positives, answers)
+        self.candidates, self.answers = (
+            np.array(column, np.int32) for column in (candidates, answers)
         )
         self.digest = digest_file(self.path)
 
@@ -53,7 +55,11 @@ class ScoringData:
         """Every row as it is in the file."""
         return (json.loads(line) for _, line in self._lines())
 
-    def parts(self, ranges: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, ScoringRow]]]:
+    def rows(self) -> Iterator[tuple[dict, R]]:
+        """Every row as it is in the file, and what was made of it."""
+        return ((record, self._parse(record, i)) for i, record in enumerate(self.records()))
+
+    def parts(self, ranges: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, R]]]:
         """The rows of each range (start, stop), with the lines they are on.
 
         Ranges ascend and do not overlap; the file is read once, however many there are.
@@ -63,7 +69,7 @@ class ScoringData:
             part = []
             for i, (number, line) in lines:
                 if i >= start:
-                    part.append((number, parse_scoring_row(json.loads(line), self._tasks)))
+                    part.append((number, self._parse(json.loads(line), i)))
                 if i == stop - 1:
                     break
             yield part

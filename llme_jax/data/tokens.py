@@ -1,7 +1,7 @@
 """The token store: every text tokenised once, kept as ragged ids in memory-mapped files."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -18,23 +18,32 @@ CHUNK_CHARACTERS = 1 << 21
 
 
 class TokenStore:
-    """Token ids of n texts, memory-mapped: text i is `values[offsets[i] : offsets[i + 1]]`."""
+    """Token ids of n texts, memory-mapped: text i is `values[offsets[i] : offsets[i + 1]]`.
+
+    Attributes:
+        whole: of bare texts, int32[n], how many tokens each had before it was cut; else None.
+    """
 
     def __init__(self, folder: Path):
         self.values = np.asarray(np.load(folder / "values.npy", mmap_mode="r"))
         self.offsets = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
+        bare = (folder / "whole.npy").is_file()
+        self.whole = np.asarray(np.load(folder / "whole.npy", mmap_mode="r")) if bare else None
 
     @classmethod
-    def of(cls, values: np.ndarray, offsets: np.ndarray) -> "TokenStore":
+    def of(
+        cls, values: np.ndarray, offsets: np.ndarray, whole: np.ndarray | None = None
+    ) -> "TokenStore":
         """A store in memory."""
         store = cls.__new__(cls)
-        store.values, store.offsets = values, offsets
+        store.values, store.offsets, store.whole = values, offsets, whole
         return store
 
     def part(self, start: int, stop: int) -> "TokenStore":
         """The texts from `start` to before `stop`, as a store of their own; nothing is copied."""
         part = copy.copy(self)
         part.offsets = self.offsets[start : stop + 1]
+        part.whole = None if self.whole is None else self.whole[start:stop]
         return part
 
     def __len__(self) -> int:
@@ -79,18 +88,32 @@ class TokenWriter:
         tokenizer: a fast tokenizer of transformers.
         max_length: tokens a text keeps at most, special tokens included.
         truncation_side: "right" or "left", the side that is cut off.
+        bare: without special tokens, to be joined with another text; how long the texts were
+            before they were cut is kept too, as it decides which of two is cut.
     """
 
-    def __init__(self, folder: Path, tokenizer, *, max_length: int, truncation_side: str):
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer,
+        *,
+        max_length: int,
+        truncation_side: str,
+        bare: bool = False,
+    ):
         self._tokenizer = plain_backend(tokenizer)
+        self._bare = (max_length, truncation_side) if bare else None
         special = self._tokenizer.num_special_tokens_to_add(False)
         if max_length <= special:
             raise InputError(
                 f"a maximum length of {max_length} tokens leaves no room for text beside the "
                 f"tokenizer's {special} special tokens: give {special + 1} or more"
             )
-        self._tokenizer.enable_truncation(max_length, direction=truncation_side)
         folder.mkdir(exist_ok=True)
+        if bare:
+            self._whole = ArrayWriter(folder / "whole.npy", np.int32)
+        else:
+            self._tokenizer.enable_truncation(max_length, direction=truncation_side)
         largest = max(self._tokenizer.get_vocab().values())
         self._values = ArrayWriter(
             folder / "values.npy", np.uint16 if largest < 2**16 else np.uint32
@@ -107,10 +130,18 @@ class TokenWriter:
             self._flush()
 
     def _flush(self) -> None:
-        for encoding in self._tokenizer.encode_batch_fast(self._texts):
-            self._values.extend(encoding.ids)
-            self._offsets.append(len(self._values))
+        if self._bare:
+            for ids, whole in _bare_ids(self._tokenizer, self._texts, *self._bare):
+                self._add(ids)
+                self._whole.append(whole)
+        else:
+            for encoding in self._tokenizer.encode_batch_fast(self._texts):
+                self._add(encoding.ids)
         self._texts, self._characters = [], 0
+
+    def _add(self, ids: list[int]) -> None:
+        self._values.extend(ids)
+        self._offsets.append(len(self._values))
 
     def __enter__(self) -> "TokenWriter":
         return self
@@ -120,6 +151,8 @@ class TokenWriter:
             self._flush()
         self._values.close()
         self._offsets.close()
+        if self._bare:
+            self._whole.close()
 
 
 def tokenize(
@@ -152,6 +185,29 @@ def tokenize(
             for text in tqdm(texts, desc=desc, total=total, unit=" texts"):
                 writer.append(text)
     return TokenStore(folder)
+
+
+def bare_tokens(texts: Sequence[str], tokenizer, max_length: int, side: str) -> TokenStore:
+    """A store in memory of texts without special tokens, cut to `max_length` at `side`."""
+    backend = plain_backend(tokenizer)
+    kept, whole = [], []
+    for start in range(0, len(texts), CHUNK_TEXTS):
+        chunk = texts[start : start + CHUNK_TEXTS]
+        for ids, length in _bare_ids(backend, chunk, max_length, side):
+            kept.append(np.array(ids, np.uint32))
+            whole.append(length)
+    offsets = np.cumsum([0, *map(len, kept)])
+    values = np.concatenate([np.zeros(0, np.uint32), *kept])
+    return TokenStore.of(values, offsets, np.array(whole, np.int32))
+
+
+def _bare_ids(
+    backend, texts: Sequence[str], max_length: int, side: str
+) -> Iterator[tuple[list[int], int]]:
+    """Token ids of each text, cut, and how many there were."""
+    for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
+        ids = encoding.ids
+        yield ids[:max_length] if side == "right" else ids[-max_length:], len(ids)
 
 
 def fingerprint(tokenizer) -> str:

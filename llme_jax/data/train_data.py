@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from llme_jax.config import DataConfig, LossConfig
+from llme_jax.config import DataConfig, DistillConfig, LossConfig
 from llme_jax.data.batch import Batch, Blocks, Texts, fits, places
 from llme_jax.data.dataset import Dataset, check_one_recipe, make_dataset
 from llme_jax.data.instructions import check_recipes
+from llme_jax.data.pairs import PairLayout, Pairs
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.rows import BadRows, expand_paths
 from llme_jax.data.select import select_keys
@@ -39,8 +40,15 @@ class _Chosen(NamedTuple):
         kept = np.isin(self.at, positions)
         return _Chosen(self.store, self.at[kept], self.rows[kept], self.keys[kept])
 
-    def texts(self, name: str) -> tuple[TokenStore, ndarray]:
+    def texts(self, name: str) -> tuple[TokenStore | Pairs, ndarray]:
         """The store of the texts that a batch calls so, and which are the rows'; int64[b, n]."""
+        if name == "pair":
+            queries, keys = np.broadcast_arrays(self.rows[:, None], self.key_texts())
+            store = Pairs(
+                *(self.store.queries, self.store.keys, self.store.layout),
+                *(queries.ravel(), keys.ravel()),
+            )
+            return store, np.arange(keys.size).reshape(keys.shape)
         if name == "query":
             return self.store.queries, self.rows[:, None]
         if name == "key":
@@ -64,7 +72,14 @@ class TrainData:
             sampling; a content is the file's hash, a task the one that most rows name.
     """
 
-    def __init__(self, datasets: list[Dataset], data: DataConfig, pad_id: int, seed: int):
+    def __init__(
+        self,
+        datasets: list[Dataset],
+        data: DataConfig,
+        pad_id: int,
+        seed: int,
+        layout: PairLayout | None = None,
+    ):
         self._datasets, self._data = datasets, data
         self._pad_id, self._seed = pad_id, seed
         self.names = [d.name for d in datasets]
@@ -81,6 +96,8 @@ class TrainData:
         most = max(int(d.store.rows.n_pos[d.rows].max()) for d in datasets)
         self._usual_positives = min(8, _power_of_two(max(1, most)))
         self._limits = {"query": data.query_max_length, "key": data.key_max_length}
+        if layout:
+            self._limits = {"pair": layout.limit}
         self._widths: dict[str | None, dict[str, list[int]]] = {}  # by path and name of texts
 
     def recipe(self, dataset: int | None) -> LossConfig:
@@ -178,7 +195,8 @@ class TrainData:
         parts = [
             _padded(chosen, name, block[owned].ravel(), width, self._pad_id) for block, width in cut
         ]
-        return Texts(*map(tuple, zip(*parts, strict=True)), places([block for block, _ in cut]))
+        ids, lengths, *second = map(tuple, zip(*parts, strict=True))
+        return Texts(ids, lengths, places([block for block, _ in cut]), *second)
 
     def _choose(self, planned: PlannedBatch) -> list[_Chosen]:
         return [
@@ -231,11 +249,18 @@ class TrainData:
 
 
 def prepare(
-    data: DataConfig, loss: LossConfig, tokenizer, *, seed: int, bad_rows: BadRows
+    data: DataConfig,
+    loss: DistillConfig,
+    tokenizer,
+    *,
+    seed: int,
+    bad_rows: BadRows,
+    layout: PairLayout | None = None,
 ) -> TrainData:
     """Reads, validates and tokenises --train_data, or opens what an earlier run left in the cache.
 
     Args:
+        layout: how each query is joined with its keys to pairs; None: they are read apart.
         seed: of the sample that max_sample_num takes and of all choices of keys.
         bad_rows: gets the invalid lines of all files.
 
@@ -249,7 +274,7 @@ def prepare(
     paths = expand_paths(data.train_data, data.data_root, data.dataset_cache_dir)
     cache, tokenizer_name = cache_dir(data.dataset_cache_dir), fingerprint(tokenizer)
     stores = {
-        path: open_store(path, data, tokenizer, tokenizer_name, cache, bad_rows)
+        path: open_store(path, data, tokenizer, tokenizer_name, cache, bad_rows, layout)
         for path in dict.fromkeys(paths)
     }
     datasets, repeats = [], Counter()
@@ -261,23 +286,25 @@ def prepare(
         datasets.append(make_dataset(name, path, stores[path], data, loss, sample_seed))
     if data.inbatch_same_dataset is None:
         check_one_recipe(datasets)
-    return TrainData(datasets, data, tokenizer.pad_token_id or 0, seed)
+    return TrainData(datasets, data, tokenizer.pad_token_id or 0, seed, layout)
 
 
 def _padded(
     chosen: list[_Chosen], name: str, numbers: ndarray, width: int, pad_id: int
-) -> tuple[ndarray, ndarray]:
-    """Token ids [n, width] and lengths [n] of the batch's texts with these numbers."""
-    ids = np.empty((len(numbers), width), np.int32)
-    lengths = np.empty(len(numbers), np.int32)
+) -> tuple[ndarray, ...]:
+    """Of the batch's texts with these numbers, what `padded` of their store gives."""
+    columns: list[ndarray] = []
     for c in chosen:
         store, texts = c.texts(name)
         row, column = np.divmod(numbers, texts.shape[1])
         mine = np.isin(row, c.at)
         # c.at is ascending, so its entries are found by bisection.
         picked = texts[np.searchsorted(c.at, row[mine]), column[mine]]
-        ids[mine], lengths[mine] = store.padded(picked, width, pad_id)
-    return ids, lengths
+        for i, part in enumerate(store.padded(picked, width, pad_id)):
+            if i == len(columns):
+                columns.append(np.empty((len(numbers), *part.shape[1:]), np.int32))
+            columns[i][mine] = part
+    return tuple(columns)
 
 
 def _targets(chosen: _Chosen, num_positives: int) -> tuple[ndarray, ...]:

@@ -21,6 +21,7 @@ from llme_jax.data.instructions import (
     Instruction,
     instruction_of,
 )
+from llme_jax.data.pairs import PairLayout
 from llme_jax.data.rows import BadRows, Row, parse_row, read_lines
 from llme_jax.data.select import Candidates, RowSummary
 from llme_jax.data.tokens import TokenStore, TokenWriter
@@ -53,10 +54,11 @@ class TrainStore:
         rows: what the row filters look at.
         tasks: how many rows each task has ("" where a row names none).
         content: hash of the file.
+        layout: how queries and keys are joined to pairs; None where they are read apart.
     """
 
-    def __init__(self, folder: Path, content: str):
-        self.content = content
+    def __init__(self, folder: Path, content: str, layout: PairLayout | None = None):
+        self.content, self.layout = content, layout
         self.queries, self.keys = TokenStore(folder / "queries"), TokenStore(folder / "keys")
         columns = {
             name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in COLUMNS
@@ -90,13 +92,20 @@ class TrainStore:
 
 
 def open_store(
-    path: str, data: DataConfig, tokenizer, tokenizer_name: str, cache: Path, bad_rows: BadRows
+    path: str,
+    data: DataConfig,
+    tokenizer,
+    tokenizer_name: str,
+    cache: Path,
+    bad_rows: BadRows,
+    layout: PairLayout | None = None,
 ) -> TrainStore:
     """The store of a file under `{cache}/train`, made when its content or a setting is new.
 
     Args:
         tokenizer_name: `fingerprint(tokenizer)`.
         bad_rows: gets the file's invalid lines, also when the store was there before.
+        layout: how queries and keys are joined; None: they are read apart.
 
     Raises:
         InputError: the file has more invalid lines than `bad_rows` allows.
@@ -108,19 +117,26 @@ def open_store(
         content,
         tokenizer_name,
         COMMON_INSTRUCTIONS.get(version) or TASK_INSTRUCTIONS.get(version),
-        data.query_max_length,
-        data.key_max_length,
+        *_lengths(data, layout),
         data.truncation_side,
+        *(("bare",) if layout else ()),
     )
     folder = cache / "train" / key
     if folder.is_dir():
-        store = TrainStore(folder, content)
+        store = TrainStore(folder, content, layout)
         for line, reason in store.bad_rows:
             bad_rows.add(path, line, reason)
         return store
     with atomic_dir(folder) as beside:
-        _build(beside, path, data, tokenizer, bad_rows)
-    return TrainStore(folder, content)
+        _build(beside, path, data, tokenizer, bad_rows, layout)
+    return TrainStore(folder, content, layout)
+
+
+def _lengths(data: DataConfig, layout: PairLayout | None) -> tuple[int, int]:
+    """Tokens that a query and a key keep."""
+    if layout:
+        return layout.limit, layout.limit
+    return data.query_max_length, data.key_max_length
 
 
 class _InstructedRow(NamedTuple):
@@ -128,7 +144,14 @@ class _InstructedRow(NamedTuple):
     instruction: Instruction
 
 
-def _build(folder: Path, path: str, data: DataConfig, tokenizer, bad_rows: BadRows) -> None:
+def _build(
+    folder: Path,
+    path: str,
+    data: DataConfig,
+    tokenizer,
+    bad_rows: BadRows,
+    layout: PairLayout | None,
+) -> None:
     """Streams a file into `folder`."""
 
     def convert(record: dict) -> _InstructedRow:
@@ -137,7 +160,7 @@ def _build(folder: Path, path: str, data: DataConfig, tokenizer, bad_rows: BadRo
 
     known_bad = len(bad_rows.found)
     with ExitStack() as stack:
-        builder = _Builder(folder, data, tokenizer, stack)
+        builder = _Builder(folder, data, tokenizer, stack, layout)
         for line, (row, instruction) in read_lines(path, convert, bad_rows):
             builder.append(line, row, instruction)
     bad = [(line, reason) for _, line, reason in bad_rows.found[known_bad:]]
@@ -148,13 +171,18 @@ def _build(folder: Path, path: str, data: DataConfig, tokenizer, bad_rows: BadRo
 class _Builder:
     """Appends rows to the files of a store; keys with the same text are stored once."""
 
-    def __init__(self, folder: Path, data: DataConfig, tokenizer, stack: ExitStack):
-        side = data.truncation_side
+    def __init__(
+        self,
+        folder: Path,
+        data: DataConfig,
+        tokenizer,
+        stack: ExitStack,
+        layout: PairLayout | None,
+    ):
+        how = {"truncation_side": data.truncation_side, "bare": layout is not None}
         self._queries, self._keys = (
-            stack.enter_context(
-                TokenWriter(folder / name, tokenizer, max_length=length, truncation_side=side)
-            )
-            for name, length in (("queries", data.query_max_length), ("keys", data.key_max_length))
+            stack.enter_context(TokenWriter(folder / name, tokenizer, max_length=length, **how))
+            for name, length in zip(("queries", "keys"), _lengths(data, layout), strict=True)
         )
         self._columns = {n: ArrayWriter(folder / f"{n}.npy", t) for n, t in COLUMNS.items()}
         for column in self._columns.values():

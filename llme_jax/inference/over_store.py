@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from llme_jax.data.pairs import Pairs
 from llme_jax.data.tokens import TokenStore
 from llme_jax.data.widths import batches_by_length
 from llme_jax.devices.sharding import batch_sharding, to_mesh
@@ -22,8 +23,8 @@ def tokens_a_device(mesh: Mesh) -> int:
 
 
 def over_store(
-    store: TokenStore,
-    launch: Callable[[jax.Array, jax.Array, np.ndarray], jax.Array],
+    store: TokenStore | Pairs,
+    launch: Callable[..., jax.Array],
     *,
     mesh: Mesh,
     pad_id: int,
@@ -36,8 +37,9 @@ def over_store(
     Batch t is on the devices while the host fetches batch t - 1.
 
     Args:
-        launch: (ids [B, L], lengths [B], which texts these are [B]) -> [B, ...], not waited for.
-            The arrays are on the mesh, their rows spread over the axes of batches.
+        launch: (ids [B, L], lengths [B], of pairs where the second text begins [B], which texts
+            these are [B]) -> [B, ...], not waited for. The arrays are on the mesh, their rows
+            spread over the axes of batches; which texts is numpy.
         width, rows: see `batches_by_length`.
         done: is told texts and tokens of each batch as it is finished.
     """
@@ -55,7 +57,8 @@ def over_store(
 
     for texts, filled, columns in batches_by_length(lengths, width, rows):
         batch = store.padded(filled, columns, pad_id)
-        pending.append((texts, launch(*to_mesh(batch, (batch_sharding(mesh),) * 2), filled)))
+        on_mesh = to_mesh(batch, (batch_sharding(mesh),) * len(batch))
+        pending.append((texts, launch(*on_mesh, filled)))
         if len(pending) > 1:
             fetch()
     while pending:

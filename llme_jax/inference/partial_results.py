@@ -1,13 +1,33 @@
 """Scores as they come: parts of a file's rows on disk, so that a killed run continues."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
-from llme_jax.files.atomic import atomic_write
+from llme_jax.data.prefetch import prefetch
+from llme_jax.files.atomic import atomic_write, digest
+
+T = TypeVar("T")
+
+
+def parts_folder(out: Path, describe: dict) -> Path:
+    """Where unfinished scores are kept: a folder for each set of things that they depend on.
+
+    Args:
+        out: the file that the scores are for.
+        describe: these things, by name.
+    """
+    parts = out.with_suffix(".parts") / digest(sorted(describe.items()))
+    if jax.process_index() == 0:
+        with atomic_write(parts / "manifest.json") as beside:
+            beside.write_text(json.dumps(describe, indent=2) + "\n")
+    return parts
 
 
 class PartialResults:
@@ -71,6 +91,45 @@ class PartialResults:
                 path = self._folder / f"{start:012d}-{stop:012d}.npy"
                 with atomic_write(path) as beside, beside.open("wb") as file:
                     np.save(file, part)
+
+    def fill(
+        self,
+        missing: Sequence[tuple[int, int]],
+        tokenized: Callable[[Iterable[tuple[int, int]]], Iterator[T]],
+        score: Callable[[T, Callable[[int, int], None]], np.ndarray],
+    ) -> None:
+        """Scores what is missing, part by part; each process takes every n-th of them.
+
+        Args:
+            missing: ranges of rows, see `missing`.
+            tokenized: makes the input of each range's pairs, one after the other.
+            score: scores them; is told by whom to report pairs and tokens of each batch.
+        """
+        processes, process = jax.process_count(), jax.process_index()
+        rounds = [missing[i : i + processes] for i in range(0, len(missing), processes)]
+        mine = [ranges[process] for ranges in rounds if process < len(ranges)]
+        # The tokenizer works on the next part while the devices work on this one.
+        inputs = prefetch(tokenized(mine), depth=1)
+        with tqdm(
+            total=len(self.scores),
+            initial=self.found,
+            desc="Scoring",
+            unit=" pairs",
+            smoothing=0.05,
+            disable=process != 0,
+        ) as bar:
+            tokens = 0
+
+            def done(pairs: int, more: int) -> None:
+                nonlocal tokens
+                tokens += more * processes
+                rate = tokens / max(bar.format_dict["elapsed"], 1e-3)
+                bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
+                bar.update(min(pairs * processes, bar.total - bar.n))
+
+            for ranges in rounds:
+                scores = score(next(inputs), done) if process < len(ranges) else None
+                self.add(ranges, scores)
 
     def of_row(self, row: int) -> np.ndarray:
         return self.scores[self._first[row] : self._first[row + 1]]

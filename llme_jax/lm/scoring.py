@@ -11,20 +11,21 @@ import numpy as np
 from tqdm import tqdm
 
 from llme_jax.config import ScoreConfig
-from llme_jax.data.prefetch import prefetch
+from llme_jax.data.rows import parse_scoring_row
 from llme_jax.data.scoring import ScoringData
 from llme_jax.data.sources import is_remote, local_file
 from llme_jax.data.tokens import fingerprint
 from llme_jax.data.widths import choose_widths
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_text, atomic_write, digest, digest_file
+from llme_jax.files.atomic import atomic_text, digest
 from llme_jax.files.storage import check_writable, result_path
-from llme_jax.inference.partial_results import PartialResults
+from llme_jax.inference.partial_results import PartialResults, parts_folder
 from llme_jax.lm.likelihood import Scorer
 from llme_jax.lm.prompts import TEMPLATES, Pair, PromptMaker, Prompts
 from llme_jax.lm.teacher_report import report_on
 from llme_jax.models.causal_lm import load_causal_lm, open_causal_lm
+from llme_jax.models.weights import fingerprint_files
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def score(config: ScoreConfig) -> int:
             f"--context_max_length {model.context_max_length}: {model.model_name_or_path} reads "
             f"{lm.max_length} tokens, give {lm.max_length} or less"
         )
-    data = ScoringData(path, TEMPLATES)
+    data = ScoringData(path, lambda record, _: parse_scoring_row(record, TEMPLATES))
     out = result_path(beside, path, "scored", settings.save_name)
     most = 1 if settings.answer_reduction == "first" else None
     pairs = data.candidates * (np.minimum(data.answers, 1) if most else data.answers)
@@ -91,45 +92,12 @@ def score(config: ScoreConfig) -> int:
             for part in data.parts(ranges):
                 yield prompts(_pairs(part, most), path)
 
-        _score_parts(scorer, tokenized, partial, missing)
+        partial.fill(missing, tokenized, scorer)
     if jax.process_index() != 0:
         return 0
     _write(out, data, partial, settings.answer_reduction)
     print(f"scores: {out}")
     return report_on(out)
-
-
-def _score_parts(scorer: Scorer, tokenized, partial: PartialResults, missing: list) -> None:
-    """Scores what is missing, part by part; each process takes every n-th of them.
-
-    Args:
-        tokenized: the prompts of ranges of rows, one after the other.
-    """
-    processes, process = jax.process_count(), jax.process_index()
-    rounds = [missing[i : i + processes] for i in range(0, len(missing), processes)]
-    mine = [ranges[process] for ranges in rounds if process < len(ranges)]
-    # The tokenizer works on the next part while the devices work on this one.
-    prompts = prefetch(tokenized(mine), depth=1)
-    with tqdm(
-        total=len(partial.scores),
-        initial=partial.found,
-        desc="Scoring",
-        unit=" pairs",
-        smoothing=0.05,
-        disable=process != 0,
-    ) as bar:
-        tokens = 0
-
-        def done(pairs: int, more: int) -> None:
-            nonlocal tokens
-            tokens += more * processes
-            rate = tokens / max(bar.format_dict["elapsed"], 1e-3)
-            bar.set_postfix_str(f"{rate:.0f} tokens/s", refresh=False)
-            bar.update(min(pairs * processes, bar.total - bar.n))
-
-        for ranges in rounds:
-            scores = scorer(next(prompts), done) if process < len(ranges) else None
-            partial.add(ranges, scores)
 
 
 def _pairs(part: list, most: int | None) -> list[Pair]:
@@ -154,7 +122,7 @@ def _parts_folder(out: Path, data, folder: Path, lm, tokenizer, config: ScoreCon
     settings, model, _ = config.groups()
     describe = {
         "data": data.digest,
-        "weights": _fingerprint(folder),
+        "weights": fingerprint_files(folder),
         "model": repr(lm),
         "tokenizer": fingerprint(tokenizer),
         "templates": digest(sorted(TEMPLATES.items())),
@@ -162,18 +130,7 @@ def _parts_folder(out: Path, data, folder: Path, lm, tokenizer, config: ScoreCon
         "context_max_length": model.context_max_length,
         "answers": "first" if settings.answer_reduction == "first" else "all",
     }
-    parts = out.with_suffix(".parts") / digest(sorted(describe.items()))
-    if jax.process_index() == 0:
-        with atomic_write(parts / "manifest.json") as beside:
-            beside.write_text(json.dumps(describe, indent=2) + "\n")
-    return parts
-
-
-def _fingerprint(folder: Path) -> str:
-    """A name for the weights, from every bit of their files."""
-    files = sorted([*folder.glob("model*.safetensors"), *folder.glob("*.bin")])
-    bar = tqdm(files, desc="Hashing weights", unit=" files", leave=False)
-    return digest([digest_file(path) for path in bar])
+    return parts_folder(out, describe)
 
 
 def _write(out: Path, data: ScoringData, partial: PartialResults, reduction: str) -> None:

@@ -93,7 +93,12 @@ def report_on(path: Path) -> int:
         positives.append(row.positives)
     if not any(len(s) > 1 for s in scores):
         raise InputError(f"{path}: no row has teacher_scores for two keys; score the file first")
-    report = Report(scores, positives)
+    show_report(Report(scores, positives), path)
+    return 0
+
+
+def show_report(report: Report, path: Path) -> None:
+    """Prints a report on the scores in `path`, and draws it beside that file."""
     png = path.with_suffix(".png")
     draw_histograms(
         {
@@ -104,4 +109,3 @@ def report_on(path: Path) -> int:
         png,
     )
     print(f"{report}\nhistograms: {png}")
-    return 0

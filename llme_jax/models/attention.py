@@ -1,7 +1,7 @@
 """Softmax attention over right-padded texts, in the form that is fastest on the platform.
 
-Full attention for encoders, with dropout and a backward pass of its own; causal and windowed
-attention for language models, which only read.
+Full attention for encoders, also with a bias for every pair of tokens, with dropout and a backward
+pass of its own; causal and windowed attention for language models, which only read.
 """
 
 from functools import partial
@@ -41,6 +41,25 @@ def attention(
             q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
             implementation="cudnn",
         )  # fmt: skip
+    return _folded(q, k, v, None, lengths, dropout_key, rate)
+
+
+def biased_attention(
+    q: Float[Array, "B L H Dh"],
+    k: Float[Array, "B L H Dh"],
+    v: Float[Array, "B L H Dh"],
+    bias: Float[Array, "B H L L"],
+    lengths: Int[Array, "B"],
+    *,
+    dropout_key: DropoutKey | None = None,
+    rate: float = 0.0,
+) -> Float[Array, "B L H Dh"]:
+    """`attention` with something added to q k^T / sqrt(Dh), float32."""
+    lengths = jnp.maximum(lengths, 1)
+    return _folded(q, k, v, bias, lengths, None if rate == 0.0 else dropout_key, rate)
+
+
+def _folded(q, k, v, bias, lengths, dropout_key, rate):
     # With the heads folded into the batch every product is one batched matrix product; on CPU this
     # takes a fifth of the time of einsum over [B, L, H, Dh].
     n, length, heads, width = q.shape
@@ -48,19 +67,25 @@ def attention(
     if dropout_key is not None:  # one number a text and head
         numbers = dropout_key.texts[:, None] * heads + jnp.arange(heads)
         dropout_key = dropout_key._replace(texts=numbers.reshape(-1))
-    bias = jnp.where(jnp.arange(length) < lengths[:, None], 0.0, -jnp.inf)
-    out = _attend(q, k, v, jnp.repeat(bias, heads, axis=0)[:, None], dropout_key, rate)
+    mask = jnp.where(jnp.arange(length) < lengths[:, None], 0.0, -jnp.inf)
+    added = jnp.repeat(mask, heads, axis=0)[:, None]
+    if bias is not None:
+        added += bias.reshape(n * heads, length, length)
+    out = _attend(q, k, v, added, dropout_key, rate, bias is not None)
     return out.reshape(n, heads, length, width).transpose(0, 2, 1, 3)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q, k, v, bias, key, rate):
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(q, k, v, bias, key, rate, learned):
     """Attention of [B*H, L, Dh]. The backward pass is written out because the derived one makes
-    two more passes over the [B*H, L, L] weights, which is what costs time here."""
-    return _attend_forward(q, k, v, bias, key, rate)[0]
+    two more passes over the [B*H, L, L] weights, which is what costs time here.
+
+    `learned`: the bias is [B*H, L, L] and has a gradient; else it is a mask.
+    """
+    return _attend_forward(q, k, v, bias, key, rate, learned)[0]
 
 
-def _attend_forward(q, k, v, bias, key, rate):
+def _attend_forward(q, k, v, bias, key, rate, learned):
     scores = dot(q, k, 2, 2) * q.shape[-1] ** -0.5 + bias
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
@@ -70,16 +95,18 @@ def _attend_forward(q, k, v, bias, key, rate):
     return out, (q, k, v, key, weights, total, out)
 
 
-def _attend_backward(rate, saved, g):
+def _attend_backward(rate, learned, saved, g):
     q, k, v, key, weights, total, out = saved
     g = g.astype(jnp.float32) / total
     mean = (g * out).sum(-1, keepdims=True)  # sum_j weights_j dweights_j, dropout included
     g = g.astype(v.dtype)
     d_weights = dropout(dot(g, v, 2, 2), key, rate)
-    d_scores = (weights * (d_weights - mean) * q.shape[-1] ** -0.5).astype(v.dtype)
+    d_bias = weights * (d_weights - mean)
+    d_scores = (d_bias * q.shape[-1] ** -0.5).astype(v.dtype)
     d_q, d_k = dot(d_scores, k, 2, 1), dot(d_scores, q, 1, 1)
     d_v = dot(dropout(weights, key, rate), g, 1, 1)
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+    d_q, d_k, d_v = d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
+    return d_q, d_k, d_v, d_bias if learned else None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)

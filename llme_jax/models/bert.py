@@ -1,10 +1,11 @@
-"""The BERT family (bert, roberta, xlm-roberta) in Flax NNX.
+"""The BERT family (bert, roberta, xlm-roberta, electra) in Flax NNX.
 
 Attributes carry the names of the Hugging Face weights (`encoder.layer.3.attention.self.query`).
 NNX serves to write the modules down; the parameters live in a plain nested dict.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,7 @@ class BertConfig:
     hidden_dropout_prob: float
     attention_probs_dropout_prob: float
     first_position: int  # row of the first token in the position table
+    embedding_size: int  # of the tables; another than hidden_size is projected to it
     source: str = field(compare=False, repr=False)  # config.json as it was read, for saving
 
     @classmethod
@@ -57,25 +59,16 @@ class BertConfig:
                 f"{path}: position_embedding_type {given['position_embedding_type']} is not "
                 "served; give a model with absolute positions"
             )
-        names = [f.name for f in fields(cls) if f.name not in ("first_position", "source")]
-        if model_type != "bert":
-            names.append("pad_token_id")
-        if missing := [name for name in names if given.get(name) is None]:
-            raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
-        if given["hidden_act"] not in ACTIVATIONS:
-            raise InputError(
-                f"{path}: hidden_act {given['hidden_act']} is not served; give one of "
-                f"{', '.join(ACTIVATIONS)}"
-            )
-        if given["hidden_size"] % given["num_attention_heads"]:
-            raise InputError(
-                f"{path}: hidden_size {given['hidden_size']} is not a multiple of "
-                f"num_attention_heads {given['num_attention_heads']}; correct one of them"
-            )
-        values = {name: given[name] for name in names}
-        # RoBERTa counts positions on from the pad token's.
-        first = 0 if model_type == "bert" else values.pop("pad_token_id") + 1
-        return cls(**values, first_position=first, source=source)
+        counted = "roberta" in model_type  # positions go on from the pad token's
+        values = checked(path, given, [*NEEDED, *(["pad_token_id"] if counted else [])])
+        first = values.pop("pad_token_id") + 1 if counted else 0
+        width = given.get("embedding_size", 128) if model_type == "electra" else None
+        return cls(
+            **values,
+            first_position=first,
+            embedding_size=width or values["hidden_size"],
+            source=source,
+        )
 
     def saved(self) -> str:
         """config.json for the float32 weights that this package saves."""
@@ -91,6 +84,30 @@ class BertConfig:
 
 
 read = BertConfig.read
+_DERIVED = ("first_position", "embedding_size", "source")
+# Fields that every config.json has to have, DeBERTa's too.
+NEEDED = tuple(f.name for f in fields(BertConfig) if f.name not in _DERIVED)
+
+
+def checked(path: Path, given: dict, names: Sequence[str]) -> dict:
+    """The fields of a config.json that are needed.
+
+    Raises:
+        InputError: one is missing, or has a value that is not served.
+    """
+    if missing := [name for name in names if given.get(name) is None]:
+        raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
+    if given["hidden_act"] not in ACTIVATIONS:
+        raise InputError(
+            f"{path}: hidden_act {given['hidden_act']} is not served; give one of "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    if given["hidden_size"] % given["num_attention_heads"]:
+        raise InputError(
+            f"{path}: hidden_size {given['hidden_size']} is not a multiple of "
+            f"num_attention_heads {given['num_attention_heads']}; correct one of them"
+        )
+    return {name: given[name] for name in names}
 
 
 def hidden_states(
@@ -101,6 +118,7 @@ def hidden_states(
     ids: Int[Array, "B L"],
     lengths: Int[Array, "B"],
     dropout_key: DropoutKey | None = None,
+    second: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B L D"]:
     """Hidden states of the last layer in float32; rows of padding are without meaning.
 
@@ -110,17 +128,28 @@ def hidden_states(
         remat: recompute the activations inside each layer in the backward pass.
         params: nested dict in the shape of `abstract_params(config)`.
         dropout_key: drops as config.json says; None for no dropout.
+        second: where the second text of a pair begins, whose tokens have type 1; None: all have
+            type 0.
 
     Raises:
         InputError: the texts are longer than the model's position table.
     """
-    if ids.shape[1] > config.max_length:
+    check_width(config, ids.shape[1])
+    model = nnx.merge(_abstract(config, dtype, remat)[0], params)
+    return model(ids, lengths, dropout_key, second)
+
+
+def check_width(config, width: int) -> None:
+    """Refuses texts that are padded beyond a model's positions.
+
+    Raises:
+        InputError: they are.
+    """
+    if width > config.max_length:
         raise InputError(
-            f"texts are padded to {ids.shape[1]} tokens, the encoder has {config.max_length} "
+            f"texts are padded to {width} tokens, the encoder has {config.max_length} "
             "positions: lower --query_max_length and --key_max_length"
         )
-    model = nnx.merge(_abstract(config, dtype, remat)[0], params)
-    return model(ids, lengths, dropout_key)
 
 
 def abstract_params(config: BertConfig) -> dict:
@@ -140,11 +169,16 @@ class Bert(nnx.Module):
     def __init__(self, c: BertConfig, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
         self.embeddings = Embeddings(c, rngs)
         self.encoder = Encoder(c, dtype, rngs)
+        self.projects = c.embedding_size != c.hidden_size
+        if self.projects:
+            self.embeddings_project = linear(c.embedding_size, c.hidden_size, dtype, rngs)
         self.dtype = dtype
         self.remat = remat
 
-    def __call__(self, ids, lengths, key):
-        x = self.embeddings(ids, fold_in(key, 0)).astype(self.dtype)
+    def __call__(self, ids, lengths, key, second):
+        x = self.embeddings(ids, fold_in(key, 0), second).astype(self.dtype)
+        if self.projects:
+            x = self.embeddings_project(x)
         # Not .values(): the order of a merged nnx.Dict is that of strings, "10" before "2".
         for i in range(len(self.encoder.layer)):
             layer = self.encoder.layer[str(i)]
@@ -162,20 +196,29 @@ class Embeddings(nnx.Module):
     """Word, position and token-type vectors summed and normalised, in float32."""
 
     def __init__(self, c: BertConfig, rngs: nnx.Rngs):
-        self.word_embeddings = nnx.Embed(c.vocab_size, c.hidden_size, rngs=rngs)
-        self.position_embeddings = nnx.Embed(c.max_position_embeddings, c.hidden_size, rngs=rngs)
-        self.token_type_embeddings = nnx.Embed(c.type_vocab_size, c.hidden_size, rngs=rngs)
-        self.LayerNorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
+        width = c.embedding_size
+        self.word_embeddings = nnx.Embed(c.vocab_size, width, rngs=rngs)
+        self.position_embeddings = nnx.Embed(c.max_position_embeddings, width, rngs=rngs)
+        self.token_type_embeddings = nnx.Embed(c.type_vocab_size, width, rngs=rngs)
+        self.LayerNorm = layer_norm(width, c.layer_norm_eps, rngs)
         self.first_position = c.first_position
         self.rate = c.hidden_dropout_prob
 
-    def __call__(self, ids, key):
-        # Texts are right-padded and single, so positions are a slice and the type is always 0.
+    def __call__(self, ids, key, second):
+        # Texts are right-padded, so positions are a slice.
         last = self.first_position + ids.shape[1]
         x = self.word_embeddings(ids)
         x += self.position_embeddings.embedding[self.first_position : last]
-        x += self.token_type_embeddings.embedding[0]
+        x += type_vectors(self.token_type_embeddings, second, ids.shape[1])
         return dropout(self.LayerNorm(x), key, self.rate)
+
+
+def type_vectors(types: nnx.Embed, second: Int[Array, "B"] | None, length: int):
+    """Vectors of the token types of texts of `length` tokens; [D] where all are the same."""
+    table = types.embedding
+    if second is None or types.num_embeddings == 1:
+        return table[0]
+    return jnp.where((jnp.arange(length) >= second[:, None])[..., None], table[1], table[0])
 
 
 class Layer(nnx.Module):
@@ -214,7 +257,7 @@ class SelfAttention(nnx.Module):
 
 
 class Intermediate(nnx.Module):
-    def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, c, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dense = linear(c.hidden_size, c.intermediate_size, dtype, rngs)
         self.activation = c.hidden_act
 
@@ -225,7 +268,7 @@ class Intermediate(nnx.Module):
 class Residual(nnx.Module):
     """LayerNorm(residual + dropout(dense(x))): how attention and feed-forward both end."""
 
-    def __init__(self, width: int, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, c, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dense = linear(width, c.hidden_size, dtype, rngs)
         self.LayerNorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.rate = c.hidden_dropout_prob

@@ -13,12 +13,11 @@ from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
 from llme_jax.models import sentence_transformers
-from llme_jax.models.bert import BertConfig
 from llme_jax.models.dropout import DropoutKey
-from llme_jax.models.families import ENCODERS, read_config
+from llme_jax.models.families import ENCODERS, Architecture, read_config
 from llme_jax.models.platform import compute_dtype
 from llme_jax.models.pooling import normalize, pool
-from llme_jax.models.tokenizer import load_tokenizer, save_tokenizer
+from llme_jax.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
 from llme_jax.models.weights import find_model, load_params, save_params
 
 _logger = logging.getLogger(__name__)
@@ -32,8 +31,8 @@ class DualEncoder:
     closes over either, or takes it as a static argument, is compiled once.
     """
 
-    query_config: BertConfig
-    key_config: BertConfig
+    query_config: Architecture
+    key_config: Architecture
     tied: bool
     pooling: Literal["cls", "mean"]
     metric: Literal["cos", "ip", "l2"]
@@ -127,11 +126,7 @@ def load_dual_encoder(
         raise InputError(
             f"{names[-1]}: another vocabulary than {names[0]}; give two encoders of one tokenizer"
         )
-    if (largest := max(tokenizers[0].get_vocab().values())) >= configs[0].vocab_size:
-        raise InputError(
-            f"{names[0]}: the tokenizer gives ids up to {largest}, the encoder has "
-            f"{configs[0].vocab_size} word vectors; give the tokenizer that belongs to it"
-        )
+    check_vocabulary(tokenizers[0], configs[0].vocab_size, names[0])
     trees = [
         load_params(folder, ENCODERS[c.model_type].abstract_params(c))
         for folder, c in zip(folders, configs, strict=True)

@@ -8,10 +8,22 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-from llme_jax.errors import InputError
-from llme_jax.models import bert, llama
+import jax
+import numpy as np
+from numpy import ndarray
 
-ENCODERS = {"bert": bert, "roberta": bert, "xlm-roberta": bert}
+from llme_jax.devices.sharding import path_name
+from llme_jax.errors import InputError
+from llme_jax.models import bert, deberta, llama
+
+ENCODERS = {
+    "bert": bert,
+    "roberta": bert,
+    "xlm-roberta": bert,
+    "electra": bert,
+    "deberta-v2": deberta,
+}
+Architecture = bert.BertConfig | deberta.DebertaConfig  # what `read` of an encoder's module gives
 LANGUAGE_MODELS = {"llama": llama, "mistral": llama, "qwen2": llama, "qwen3": llama}
 
 
@@ -27,3 +39,19 @@ def read_config(path: Path, families: dict[str, ModuleType]):
             f"{path}: model_type {model_type} is not served; give one of {', '.join(families)}"
         )
     return families[model_type].read(path)
+
+
+def forward_flops(config: Architecture, params: dict, lengths: ndarray) -> float:
+    """Operations of the matrix products of an encoder, additions and multiplications apart.
+
+    2 for each weight of a linear layer and token, 4 D for each pair of tokens of a text and layer.
+
+    Args:
+        params: of the encoder, arrays or ShapeDtypeStructs.
+        lengths: tokens of every text.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    linear = sum(x.size for path, x in leaves if "kernel" in path_name(path))
+    tokens = np.asarray(lengths, float)
+    attention = 4 * config.hidden_size * config.num_hidden_layers
+    return 2 * linear * tokens.sum() + attention * (tokens**2).sum()

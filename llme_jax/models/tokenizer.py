@@ -8,7 +8,13 @@ from llme_jax.errors import InputError
 
 # How tokenizer.json's truncation and padding come back as settings of tokenizer_config.json.
 _STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "pad_token_type_id")
-_CLASSES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+_CLASSES = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "xlm-roberta": "XLMRoberta",
+    "electra": "Electra",
+    "deberta-v2": "DebertaV2",
+}
 
 
 def load_tokenizer(folder: Path):
@@ -44,9 +50,29 @@ def load_tokenizer(folder: Path):
     return _without_state(tokenizer)
 
 
-def save_tokenizer(tokenizer, folder: Path) -> None:
-    """Write the tokenizer as transformers does, without cutting or padding."""
-    _without_state(copy.deepcopy(tokenizer)).save_pretrained(folder)
+def save_tokenizer(tokenizer, folder: Path, max_length: int | None = None) -> None:
+    """Write the tokenizer as transformers does, without cutting or padding.
+
+    Args:
+        max_length: what others are to cut texts to by default.
+    """
+    tokenizer = _without_state(copy.deepcopy(tokenizer))
+    if max_length is not None:
+        tokenizer.model_max_length = max_length
+    tokenizer.save_pretrained(folder)
+
+
+def check_vocabulary(tokenizer, vocab_size: int, name: str) -> None:
+    """Refuses a tokenizer that gives ids for which a model has no vector.
+
+    Raises:
+        InputError: names the model.
+    """
+    if (largest := max(tokenizer.get_vocab().values())) >= vocab_size:
+        raise InputError(
+            f"{name}: the tokenizer gives ids up to {largest}, the encoder has {vocab_size} word "
+            "vectors; give the tokenizer that belongs to it"
+        )
 
 
 def _without_state(tokenizer):

@@ -11,15 +11,21 @@ import jax
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from tqdm import tqdm
 
 from llme_jax.errors import InputError
+from llme_jax.files.atomic import digest, digest_file
 
 # Last step of a parameter's path -> last step of the tensor's name; all steps before are the same.
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-# What checkpoints hold besides the model: heads, and buffers that older versions wrote.
+# What checkpoints hold besides the model: heads, buffers that older versions wrote, DeBERTa's table
+# of absolute positions where only relative ones are read.
 _IGNORED = re.compile(
-    r"(^|\.)(pooler|cls|lm_head|classifier|position_ids|token_type_ids|rotary_emb)(\.|$)"
+    r"(^|\.)(pooler|cls|lm_head|classifier|position_ids|token_type_ids|rotary_emb"
+    r"|discriminator_predictions|generator_predictions|generator_lm_head"
+    r"|lm_predictions|mask_predictions|position_embeddings)(\.|$)"
 )
+_CHECKPOINT = ("encoder", "query_encoder", "ranker")  # folders of a checkpoint that hold models
 _DOWNLOADED = [
     # Not *.safetensors: some repositories hold the weights a second time in another format.
     "config.json", "model*.safetensors", "model.safetensors.index.json", "modules.json",
@@ -39,7 +45,7 @@ def find_model(name: str, cache_dir: str | None) -> Path:
     if folder.is_dir():
         if (folder / "config.json").is_file():
             return folder
-        inner = [p for p in ("encoder", "query_encoder") if (folder / p / "config.json").is_file()]
+        inner = [p for p in _CHECKPOINT if (folder / p / "config.json").is_file()]
         hint = f"did you mean {folder / inner[0]}?" if inner else "give a Hugging Face folder"
         raise InputError(f"{name}: no config.json in this folder; {hint}")
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
@@ -207,6 +213,13 @@ def fingerprint_params(params) -> str:
         state.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         state.update(array)
     return state.hexdigest()
+
+
+def fingerprint_files(folder: Path) -> str:
+    """A name for the weights of a model's folder, from every bit of their files."""
+    files = sorted([*folder.glob("model*.safetensors"), *folder.glob("*.bin")])
+    bar = tqdm(files, desc="Hashing weights", unit=" files", leave=False)
+    return digest([digest_file(path) for path in bar])
 
 
 def _tensor_name(path: tuple) -> str:

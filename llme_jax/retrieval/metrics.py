@@ -5,8 +5,9 @@ A query without a hit counts as 0: every row of `ids` is in the denominator.
 """
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import islice
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -85,18 +86,22 @@ def answer_recall(
         answers: accepted answers of each query, any of which counts.
         text: passage by index.
     """
-    ranks = np.array(
-        [_first_answer(row, accepted, text) for row, accepted in zip(ids, answers, strict=True)]
-    )
+    passages = ((text(int(i)) if i >= 0 else "" for i in row) for row in ids)
+    return answer_recall_at(map(answer_rank, passages, answers))
+
+
+def answer_recall_at(ranks: Iterable[float]) -> dict[str, float]:
+    """`answer_recall` from the rank, see `answer_rank`, of each query's first answer."""
+    ranks = np.array(list(ranks), np.float64)
     return {f"answer_recall@{k}": float((ranks < k).mean()) for k in NQ_CUTOFFS}
 
 
-def _first_answer(row, accepted: Sequence[str], text: Callable[[int], str]) -> int | float:
+def answer_rank(passages: Iterable[str], answers: Sequence[str]) -> float:
     """Rank, from 0, of the first passage with an answer; infinite when there is none."""
-    runs = [_token_run(answer) for answer in accepted]
-    for rank, i in enumerate(row[: max(NQ_CUTOFFS)]):
-        if i >= 0 and _contains(_token_run(text(int(i))), runs):
-            return rank
+    runs = [_token_run(answer) for answer in answers]
+    for rank, passage in enumerate(islice(passages, max(NQ_CUTOFFS))):
+        if _contains(_token_run(passage), runs):
+            return float(rank)
     return np.inf
 
 

@@ -2,7 +2,7 @@
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy import ndarray
 from llme_jax.config import MiningConfig
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.rows import BadRows, read_lines
+from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text
 from llme_jax.retrieval.metrics import has_answer
 
@@ -45,6 +46,8 @@ class Report:
     without_any: int = 0  # queries
     too_few: int = 0  # queries with fewer than max_neg_num
     positive_not_found: int = 0  # queries, in the first ranking
+    judged: int = 0  # hits that a reranker has scored
+    positive_not_judged: int = 0  # queries
     dropped: dict[str, int] = field(default_factory=dict)
     # In the first ranking: of each query's best positive, of all negatives.
     positive_scores: array = field(default_factory=lambda: array("d"))
@@ -77,6 +80,9 @@ class Report:
         if self.positive_scores or self.positive_not_found:
             lines.append(f"queries whose positives are not among the hits: "
                          f"{self.positive_not_found}")  # fmt: skip
+        if self.positive_not_judged:
+            lines.append(f"queries whose positives the reranker has not scored, so that "
+                         f"--rerank_margin drops nothing: {self.positive_not_judged}")  # fmt: skip
         for name in ("positive", "negative"):
             scores = getattr(self, f"{name}_scores")
             if scores:
@@ -101,6 +107,7 @@ def collate_neg(
     corpus: Corpus,
     rankings: list[Ranking],
     settings: MiningConfig,
+    reranker: Sequence[dict[int, float]] | None = None,
 ) -> Report:
     """Every row of `eval_data` with `neg` and `neg_index` replaced by what was retrieved.
 
@@ -110,22 +117,40 @@ def collate_neg(
 
     Args:
         rankings: of the queries of `eval_data`, in its order.
+        reranker: a reranker's scores of each query's hits, by their ids; `neg_reranker_score` has
+            those of the negatives.
+
+    Raises:
+        InputError: the reranker has scored none of the hits.
     """
     report = Report()
     with atomic_text(path) as out:
         for i, row in _rows(eval_data):
-            taken = mine(row, [_hits(r, i) for r in rankings], corpus, settings, report)
+            scores = reranker and reranker[i]
+            taken = mine(row, [_hits(r, i) for r in rankings], corpus, settings, report, scores)
             row["neg"], row["neg_index"] = list(taken.values()), [hit.id for hit in taken]
             row["neg_source"] = [hit.source for hit in taken]
             row["neg_rank"] = [hit.rank for hit in taken]
             row["neg_score"] = [hit.score for hit in taken]
+            if scores is not None:
+                row["neg_reranker_score"] = [scores[hit.id] for hit in taken]
             row.pop("teacher_scores", None)
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if reranker is not None and not report.judged:
+            raise InputError(
+                f"--rerank_result {settings.rerank_result}: scores none of these hits; rerank "
+                "their result file with llme_jax.rank --load_result"
+            )
     return report
 
 
 def mine(
-    row: dict, rankings: list[list[Hit]], corpus: Corpus, settings: MiningConfig, report: Report
+    row: dict,
+    rankings: list[list[Hit]],
+    corpus: Corpus,
+    settings: MiningConfig,
+    report: Report,
+    reranker: dict[int, float] | None = None,
 ) -> dict[Hit, str]:
     """The negatives of one row and their texts, at most `max_neg_num`, in the order taken.
 
@@ -135,6 +160,9 @@ def mine(
     positives, answers = set(row.get("pos_index") or []), row.get("answers") or []
     texts = {*(row.get("pos") or []), *(corpus.text(i) for i in positives)}
     allowed = [_allowed(hits, positives, settings, report) for hits in rankings]
+    if reranker is not None:
+        report.judged += sum(hit.id in reranker for hits in rankings for hit in hits)
+    ceiling = _reranker_ceiling(reranker, positives, settings, report)
     taken: dict[Hit, str] = {}
     for hit in chain.from_iterable(zip_longest(*allowed)):
         if len(taken) == settings.max_neg_num:
@@ -146,6 +174,10 @@ def mine(
             report.drop("with the text of a positive or of another negative")
         elif settings.filter_answers and has_answer(text, answers):
             report.drop("with an answer")
+        elif reranker is not None and hit.id not in reranker:
+            report.drop("without a score of the reranker")
+        elif reranker is not None and reranker[hit.id] > ceiling:
+            report.drop("scored too high by the reranker")
         else:
             texts.add(text)
             taken[hit] = text
@@ -170,6 +202,20 @@ def _allowed(
         else:
             allowed.append(hit)
     return allowed
+
+
+def _reranker_ceiling(
+    scores: dict[int, float] | None, positives: set[int], settings: MiningConfig, report: Report
+) -> float:
+    """The reranker's score above which a passage is more likely an unmarked positive."""
+    if scores is None:
+        return np.inf
+    bounds = [np.inf if settings.rerank_max_score is None else settings.rerank_max_score]
+    if settings.rerank_margin is not None:
+        own = [scores[i] for i in positives if i in scores]
+        bounds += [max(own) - settings.rerank_margin] if own else []
+        report.positive_not_judged += not own
+    return min(bounds)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict]]:

@@ -42,16 +42,36 @@ def read_result(
     Raises:
         InputError: the file is missing, a line is malformed, or it belongs to another corpus.
     """
+    found = read_predictions(path, corpus_size)
+    if not set(found) & set(query_ids):
+        raise InputError(f"{path}: has none of the query_ids of --eval_data; give its own file")
+    rows = [found.get(query_id, ([], [])) for query_id in query_ids]
+    hits = max(1, *(len(pred) for pred, _ in rows))
+    scores = np.full((len(rows), hits), -np.inf, np.float32)
+    ids = np.full((len(rows), hits), -1, np.int32)
+    for i, (pred, score) in enumerate(rows):
+        ids[i, : len(pred)], scores[i, : len(pred)] = pred, score
+    return scores, ids
+
+
+def read_predictions(
+    path: Path, corpus_size: int
+) -> dict[int | str, tuple[Int32[ndarray, "hits"], Float32[ndarray, "hits"]]]:
+    """Ids and scores of every query_id of a result file, see `read_result`.
+
+    Raises:
+        InputError: the file is missing, a line is malformed, or it belongs to another corpus.
+    """
     if not path.is_file():
         raise InputError(f"{path}: there is no such result file; run once without --load_result")
-    found: dict[int | str, tuple[list[int], list[float]]] = {}
+    found = {}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
                 pred = row["pred"]
                 score = row.get("score") or [-float(rank) for rank in range(len(pred))]
-                found[row["query_id"]] = pred, score
+                query_id = row["query_id"]
                 wrong = len(score) != len(pred)
             except (ValueError, KeyError, TypeError):
                 wrong = True
@@ -65,20 +85,26 @@ def read_result(
                     f"{path}:{number}: pred has {max(pred, key=str)}, the corpus {corpus_size} "
                     "passages; give the --corpus that was searched"
                 )
-    if not set(found) & set(query_ids):
-        raise InputError(f"{path}: has none of the query_ids of --eval_data; give its own file")
-    rows = [found.get(query_id, ([], [])) for query_id in query_ids]
-    hits = max(1, *(len(pred) for pred, _ in rows))
-    scores = np.full((len(rows), hits), -np.inf, np.float32)
-    ids = np.full((len(rows), hits), -1, np.int32)
-    for i, (pred, score) in enumerate(rows):
-        ids[i, : len(pred)], scores[i, : len(pred)] = pred, score
-    return scores, ids
+            found[query_id] = np.array(pred, np.int32), np.array(score, np.float32)
+    return found
 
 
 def write_metrics(path: Path, metrics: dict[str, float]) -> None:
     with atomic_text(path) as file:
         file.write(json.dumps(metrics, indent=2) + "\n")
+
+
+def metrics_table(metrics: dict[str, float]) -> str:
+    """Metrics in rows, cutoffs in columns."""
+    names = list(dict.fromkeys(name.split("@")[0] for name in metrics))
+    cutoffs = sorted({int(name.split("@")[1]) for name in metrics})
+    width = max(map(len, names))
+    lines = [" " * width + "".join(f"{f'@{k}':>9}" for k in cutoffs)]
+    for name in names:
+        values = (metrics.get(f"{name}@{k}") for k in cutoffs)
+        cells = (f"{value:9.4f}" if value is not None else " " * 9 for value in values)
+        lines.append(name.ljust(width) + "".join(cells).rstrip())
+    return "\n".join(lines)
 
 
 def check_log(path: str | None) -> None:

@@ -21,6 +21,8 @@ from llme_jax.retrieval.mining import Ranking, collate_key, collate_neg
 from llme_jax.retrieval.results import (
     append_log,
     check_log,
+    metrics_table,
+    read_predictions,
     read_result,
     write_metrics,
     write_result,
@@ -40,6 +42,7 @@ def retrieve(config: RetrieveConfig) -> int:
     corpus, eval_data = open_data(config.data, settings.metrics)
     output_dir = Path(how.output_dir)
     fused = [_read(path, corpus, eval_data) for path in config.mining.fuse or []]
+    reranker = _read_reranker(config.mining.rerank_result, corpus, eval_data)
     result = result_path(output_dir, eval_data.path, "result", settings.save_name)
     name = settings.save_name or how.retrieval_method
     if how.load_result:
@@ -57,7 +60,7 @@ def retrieve(config: RetrieveConfig) -> int:
         path = result_path(output_dir, eval_data.path, "metrics", settings.save_name)
         write_metrics(path, metrics)
         append_log(settings.log_path, metrics, config.flat())
-        print(_table(metrics))
+        print(metrics_table(metrics))
         logger.info("metrics: %s", path)
 
     beside = output_dir if _collates_to_output(config) else eval_data.path.parent
@@ -68,7 +71,7 @@ def retrieve(config: RetrieveConfig) -> int:
     if "collate_neg" in settings.metrics:
         path = result_path(beside, eval_data.path, "neg", settings.save_name)
         rankings = [ranking, *fused]
-        print(collate_neg(path, eval_data.path, corpus, rankings, config.mining))
+        print(collate_neg(path, eval_data.path, corpus, rankings, config.mining, reranker))
         print(f"negatives: {path}")
     return 0
 
@@ -131,19 +134,17 @@ def _search(
     return search.from_disk(params, how, hits=settings.hits, batch_size=settings.batch_size)
 
 
+def _read_reranker(
+    path: str | None, corpus: Corpus, eval_data: EvalData
+) -> list[dict[int, float]] | None:
+    """A reranker's scores of every query's passages; None without a file."""
+    if path is None:
+        return None
+    found = read_predictions(Path(path).expanduser(), len(corpus))
+    rows = (found.get(query_id, ([], [])) for query_id in eval_data.query_ids)
+    return [{int(i): float(s) for i, s in zip(*row, strict=True)} for row in rows]
+
+
 def _read(path: str | Path, corpus: Corpus, eval_data: EvalData, name: str | None = None):
     scores, ids = read_result(Path(path), eval_data.query_ids, len(corpus))
     return Ranking(name or Path(path).name.removesuffix(".json"), scores, ids)
-
-
-def _table(metrics: dict[str, float]) -> str:
-    """Metrics in rows, cutoffs in columns."""
-    names = list(dict.fromkeys(name.split("@")[0] for name in metrics))
-    cutoffs = sorted({int(name.split("@")[1]) for name in metrics})
-    width = max(map(len, names))
-    lines = [" " * width + "".join(f"{f'@{k}':>9}" for k in cutoffs)]
-    for name in names:
-        values = (metrics.get(f"{name}@{k}") for k in cutoffs)
-        cells = (f"{value:9.4f}" if value is not None else " " * 9 for value in values)
-        lines.append(name.ljust(width) + "".join(cells).rstrip())
-    return "\n".join(lines)

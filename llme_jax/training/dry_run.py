@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from llme_jax.config import LossConfig, TrainConfig
+from llme_jax.config import DistillConfig, TrainConfig
 from llme_jax.data.batch import Batch, describe_shapes, padded_lengths, real_lengths
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.train_data import SAMPLED_BATCHES, TrainData
@@ -32,7 +32,7 @@ class Program:
     """A step for batches of the same shapes and the same losses."""
 
     batch: Batch  # one of them, of all hosts
-    recipe: LossConfig
+    recipe: DistillConfig
     planned: PlannedBatch
     share: float = 0.0  # of all batches
 
@@ -142,7 +142,7 @@ class DryRun:
         stats = self.mesh.local_devices[0].memory_stats() or {}
         return stats.get("bytes_limit")
 
-    def _memory(self, batch: Batch, recipe: LossConfig, settings: TrainConfig) -> float:
+    def _memory(self, batch: Batch, recipe: DistillConfig, settings: TrainConfig) -> float:
         """Bytes of a device while a step runs, as XLA plans them."""
         mesh = sharding.make_mesh(settings.fsdp)
         shardings = sharding.state_sharding(mesh, self.abstract, self.task.rules)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.config import Config
+from llme_jax.config import Config, RankConfig
 from llme_jax.data.plan import Plan
 from llme_jax.data.prefetch import prefetch
 from llme_jax.data.rows import BadRows
@@ -36,7 +36,7 @@ from llme_jax.training.telemetry import Recorder, StepInput, count
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, open_task: OpenTask) -> int:
+def train(config: Config | RankConfig, open_task: OpenTask) -> int:
     """One run from its settings to its last checkpoint; returns the exit code.
 
     Args:
@@ -54,7 +54,12 @@ def train(config: Config, open_task: OpenTask) -> int:
     global_batch = folder.global_batch(config, mesh.size)
     task, params, frozen = open_task(config)
     bad_rows = BadRows(config.data.max_bad_rows)
-    data = prepare(config.data, config.loss, task.tokenizer, seed=settings.seed, bad_rows=bad_rows)
+    data = prepare(
+        *(config.data, config.loss, task.tokenizer),
+        seed=settings.seed,
+        bad_rows=bad_rows,
+        layout=task.layout,
+    )
     folder.check_data(data)
     plan = data.plan(global_batch)
     data.settle_widths(plan, mesh.size)
@@ -80,7 +85,7 @@ def train(config: Config, open_task: OpenTask) -> int:
     if jax.process_count() > 1:
         loaded = fingerprint_params((params, frozen) if start is None else frozen)
         facts = {
-            "--corpus or --eval_data, its size": evaluator and evaluator.sizes,
+            "--eval_data or --corpus, its size": evaluator and evaluator.sizes,
             "the checkpoint to continue from": start,
             f"{task.flag}, its tokenizer": fingerprint(task.tokenizer),
             f"{task.flag}, its weights": loaded,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
-from llme_jax.config import LossConfig
+from llme_jax.config import DistillConfig, LossConfig
 
 NEGATIVE_INFINITY = -1e30  # a masked score: its softmax is exactly 0 and no gradient is NaN
 
@@ -65,20 +65,20 @@ def kl_distill(
     own_scores: Float[Array, "B N"],
     teacher_scores: Float[Array, "B N"],
     has_scores: Bool[Array, "B"],
-    loss: LossConfig,
+    loss: DistillConfig,
 ) -> Float[Array, ""]:
     """KL(softmax(teacher / tau_t) || softmax(own / tau_s)), mean over the rows that have scores."""
     log_teacher = jax.nn.log_softmax(teacher_scores / loss.teacher_temperature, axis=1)
     log_student = jax.nn.log_softmax(own_scores / loss.student_temperature, axis=1)
     divergence = jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=1)
-    return _mean_where(divergence, has_scores)
+    return mean_where(divergence, has_scores)
 
 
 def stable_distill(
     scores: Float[Array, "B M"],
     teacher_scores: Float[Array, "B N"],
     has_scores: Bool[Array, "B"],
-    loss: LossConfig,
+    loss: DistillConfig,
     key_hash: UInt32[Array, "M 2"] | None = None,
 ) -> Float[Array, ""]:
     """A contrastive term for each own key, weighted by the teacher's softmax.
@@ -103,7 +103,7 @@ def stable_distill(
         return weights[:, i] * (jax.nn.logsumexp(logits, axis=1) - target)
 
     per_row = jax.lax.map(term, jnp.arange(own_columns.shape[1])).sum(axis=0)
-    return _mean_where(per_row, has_scores)
+    return mean_where(per_row, has_scores)
 
 
 def total(
@@ -133,11 +133,16 @@ def total(
             )
         else:
             parts["distill"] = kl_distill(own_group(scores), teacher_scores, has_scores, loss)
+    return weighted_sum(parts, loss), parts
+
+
+def weighted_sum(parts: dict[str, Float[Array, ""]], loss: DistillConfig) -> Float[Array, ""]:
+    """Of the parts `contrastive` and `distill`; a single one is not weighted."""
     weights = {"contrastive": loss.contrastive_weight, "distill": loss.distill_weight}
     if len(parts) == 1:
-        return next(iter(parts.values())), parts
-    return sum(weights[name] * part for name, part in parts.items()), parts
+        return next(iter(parts.values()))
+    return sum(weights[name] * part for name, part in parts.items())
 
 
-def _mean_where(values: Float[Array, "B"], where: Bool[Array, "B"]) -> Float[Array, ""]:
+def mean_where(values: Float[Array, "*n"], where: Bool[Array, "*n"]) -> Float[Array, ""]:
     return jnp.sum(jnp.where(where, values, 0.0)) / jnp.maximum(jnp.sum(where), 1)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from llme_jax.config import LossConfig
+from llme_jax.config import DistillConfig
 from llme_jax.data.batch import Batch
 from llme_jax.devices.sharding import replicate_in_trace
 from llme_jax.training.task import Params, Task
@@ -77,7 +77,7 @@ class Step:
         self._apply = jax.jit(self._of_several, **to_state)
 
     def __call__(
-        self, state: TrainState, batches: list[Batch], recipes: list[LossConfig]
+        self, state: TrainState, batches: list[Batch], recipes: list[DistillConfig]
     ) -> tuple[TrainState, StepMetrics]:
         if len(batches) == 1:
             return self._single(state, self._frozen, batches[0], recipe=recipes[0])
@@ -93,7 +93,7 @@ class Step:
                 all_parts.setdefault(name, []).append(part)
         return self._apply(state, values, all_parts, grads)
 
-    def lower(self, state: TrainState, batch: Batch, recipe: LossConfig, *, accumulating: bool):
+    def lower(self, state: TrainState, batch: Batch, recipe: DistillConfig, *, accumulating: bool):
         """As `jax.jit(f).lower`, the program of a step of one batch, or of one of several."""
         if accumulating:
             return self._gradient.lower(

@@ -12,8 +12,9 @@ import jax
 from jax.sharding import Mesh
 from numpy import ndarray
 
-from llme_jax.config import Config, LossConfig
+from llme_jax.config import Config, DistillConfig, RankConfig
 from llme_jax.data.batch import Batch
+from llme_jax.data.pairs import PairLayout
 
 Params = dict  # nested, of arrays; what is trained and what is frozen differ in their first keys
 
@@ -39,12 +40,15 @@ class Task(Protocol):
         tokenizer: a fast one of transformers; texts become tokens with it.
         rules: where parameters go, see `sharding.state_sharding`.
         exports: the folders of a checkpoint that users take away.
+        layout: how each query is joined with its keys, which makes `pair` the one text that a
+            batch has; None: it has `query` and `key`.
     """
 
     flag: str
     tokenizer: object
     rules: tuple
     exports: tuple[str, ...]
+    layout: PairLayout | None
 
     def loss(
         self,
@@ -52,7 +56,7 @@ class Task(Protocol):
         batch: Batch,
         key: jax.Array | None,
         *,
-        recipe: LossConfig,
+        recipe: DistillConfig,
         devices: int,
         chunk: int | None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -100,4 +104,4 @@ class Opened(NamedTuple):
     frozen: Params
 
 
-OpenTask = Callable[[Config], Opened]
+OpenTask = Callable[[Config | RankConfig], Opened]

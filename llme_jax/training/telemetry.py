@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import optax
 
-from llme_jax.config import LossConfig
+from llme_jax.config import DistillConfig
 from llme_jax.data.batch import Batch, describe_shapes, shapes
 from llme_jax.data.plan import PlannedBatch
 from llme_jax.data.train_data import TrainData
@@ -62,7 +62,7 @@ class StepInput(NamedTuple):
     """What one optimizer step reads: gradient_accumulation_steps batches and their losses."""
 
     batches: list[Batch]  # on the mesh
-    recipes: list[LossConfig]
+    recipes: list[DistillConfig]
     plans: list[PlannedBatch]
     counts: list[Count]
 

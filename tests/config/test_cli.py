@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from llme_jax.config import Config, DoctorConfig, RetrieveConfig, ScoreConfig, cli
-from llme_jax.config.validate import validate, validate_doctor, validate_retrieval, validate_scoring
+from llme_jax.config import Config, DoctorConfig, RankConfig, RetrieveConfig, ScoreConfig, cli
+from llme_jax.config.validate import (
+    validate,
+    validate_doctor,
+    validate_ranking,
+    validate_retrieval,
+    validate_scoring,
+)
 from llme_jax.data.sources import resolve_path
 from llme_jax.errors import InputError
 
@@ -99,6 +105,28 @@ def test_settings_that_cannot_work_are_refused(line, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "give --train_data to train a ranker, or --eval_data to rerank"),
+        ("--eval_data a.json --load_result r.json", "--load_result needs --corpus"),
+        ("--eval_data a.json --plan", "--plan: says what training takes, give --train_data"),
+        ("--eval_data a.json --output_dir gs://b/x", "give a local folder to rerank"),
+        ("--train_data a.json --metrics mrr collate_score", "--metrics collate_score: nothing is"),
+        ("--train_data a.json --ranker_method yes-no", "a language model only scores"),
+        ("--train_data a.json --load_result r.json --corpus c.json", "is for reranking"),
+        ("--train_data a.json --contrastive_weight 0 --distill_weight 0", "are both 0"),
+        ("--train_data a.json --metric_for_best_model recall@3", "choose from mrr@1, mrr@5,"),
+        ("--eval_data a.json --query_encoder x", "unknown flag --query_encoder"),
+        ("--config qa.py", "--config qa.py: is for python -m llme_jax.train"),
+    ],
+)
+def test_settings_of_a_ranker_that_cannot_work_are_refused(line, message):
+    with pytest.raises(InputError) as error:
+        validate_ranking(cli.parse(line.split(), "rank", "", RankConfig))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
 def test_paths_relative_to_the_data_root():
     assert resolve_path("llm-embedder:qa/nq/train.json", "/d") == "/d/qa/nq/train.json"
     assert resolve_path("qa/train.json", "/d") == "qa/train.json"
@@ -126,6 +154,7 @@ COMMANDS = {
     "train": (validate, Config, ""),
     "retrieve": (validate_retrieval, RetrieveConfig, "--eval_data a.json --corpus c.json"),
     "score": (validate_scoring, ScoreConfig, "--eval_data a.json"),
+    "rank": (validate_ranking, RankConfig, "--eval_data a.json"),
     "doctor": (validate_doctor, DoctorConfig, "--train_data a.json"),
 }
 

@@ -9,6 +9,7 @@ from llme_jax.config import (
     Config,
     DoctorConfig,
     LossConfig,
+    RankConfig,
     RetrieveConfig,
     ScoreConfig,
     TrainConfig,
@@ -21,6 +22,7 @@ COMMANDS = {
     "train": Config,
     "retrieve": RetrieveConfig,
     "score": ScoreConfig,
+    "rank": RankConfig,
     "doctor": DoctorConfig,
 }
 # Every numeric flag of all commands, written down a second time: its type, and whether it may be
@@ -61,6 +63,8 @@ NUMBERS = {
     "range_max": (int, False, True, False, "100"),
     "range_min": (int, False, True, False, "10"),
     "relative_margin": (float, False, True, True, "0.05"),
+    "rerank_margin": (float, False, True, True, "0.5"),
+    "rerank_max_score": (float, True, True, True, "-1.5"),
     "save_steps": (int, False, False, False, "50"),
     "save_total_limit": (int, False, False, False, "2"),
     "seed": (int, True, True, False, "-5"),
@@ -216,7 +220,10 @@ def test_what_an_experiment_does_not_give_is_refused(tmp_path):
     path = tmp_path / "mine.py"
     for text, message in (
         ("x = 1\n", "has no get_config(arg), write one that returns a Config"),
-        ("get_config = print\n", "get_config has to return a llme_jax.config.Config"),
+        (
+            "get_config = print\n",
+            "get_config has to return a llme_jax.config.Config (or RankConfig)",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(InputError) as error:

@@ -16,7 +16,7 @@ from samples import assert_same, make_rows, plan_rows
 from llme_jax import build_tfds
 from llme_jax.config import LMConfig, RetrieveConfig, ScoreConfig, TextConfig
 from llme_jax.data import tfds_builder
-from llme_jax.data.rows import expand_paths
+from llme_jax.data.rows import expand_paths, parse_scoring_row
 from llme_jax.data.scoring import ScoringData
 from llme_jax.data.sources import is_remote, local_file, local_files
 from llme_jax.errors import InputError
@@ -176,7 +176,8 @@ def test_evaluation_and_scoring_data_are_those_of_the_file(build):
     rows = [row | {"answers": ["a", "b"]} for row in make_rows(9)]
     files = build("scored", rows)
     name = "tfds:llm_embedder/scored:train"
-    one, other = (ScoringData(local_file(n, ""), TEMPLATES) for n in (name, files["train_data"]))
+    parse = lambda row, _: parse_scoring_row(row, TEMPLATES)  # noqa: E731
+    one, other = (ScoringData(local_file(n, ""), parse) for n in (name, files["train_data"]))
     np.testing.assert_array_equal(one.candidates, other.candidates)
     assert [*one.records()] == [*other.records()] == rows
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from llme_jax.errors import InputError
 from llme_jax.models.bert import abstract_params, hidden_states
@@ -15,6 +16,7 @@ from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.weights import load_params
 
 LENGTHS = np.array([24, 1, 7, 16], np.int32)
+SECOND = np.array([11, 1, 3, 15], np.int32)
 
 
 def _load(folder):
@@ -22,9 +24,11 @@ def _load(folder):
     return config, load_params(folder, abstract_params(config))
 
 
-def _encode(config, params, ids, lengths=LENGTHS, *, dtype="float32", remat=False, key=None):
+def _encode(
+    config, params, ids, lengths=LENGTHS, *, dtype="float32", remat=False, key=None, second=None
+):
     ids, lengths = jnp.asarray(ids, jnp.int32), jnp.asarray(lengths, jnp.int32)
-    return _jitted(config, dtype, remat, params, ids, lengths, key)
+    return _jitted(config, dtype, remat, params, ids, lengths, key, second)
 
 
 _jitted = jax.jit(hidden_states, static_argnums=(0, 1, 2))
@@ -37,11 +41,26 @@ def _ids(model_type, vocab=101, width=24):
     return np.where(inside, ids, pad), inside
 
 
-def _torch_hidden(model, ids, inside):
+def _torch_hidden(model, ids, inside, types=None):
     return model(
         input_ids=torch.tensor(ids, dtype=torch.long),
         attention_mask=torch.tensor(inside, dtype=torch.long),
+        token_type_ids=None if types is None else torch.tensor(types, dtype=torch.long),
     ).last_hidden_state
+
+
+def _assert_same_gradient(ours, model):
+    theirs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    leaves = jax.tree_util.tree_leaves_with_path(ours)
+    assert len(leaves) == len(theirs)
+    for path, leaf in leaves:
+        *steps, last = (step.key for step in path)
+        name = ".".join([*steps, "bias" if last == "bias" else "weight"])
+        want = theirs[name].numpy()
+        want = want.T if last == "kernel" else want
+        # the key's bias shifts all scores of a row alike: its true gradient is 0
+        scale = 1.0 if name.endswith("key.bias") else np.abs(want).max()
+        assert np.abs(leaf - want).max() < 1e-4 * scale, name
 
 
 @pytest.mark.parametrize(
@@ -52,6 +71,8 @@ def _torch_hidden(model, ids, inside):
         ("bert", {"hidden_act": "relu", "type_vocab_size": 1}),
         ("roberta", {"type_vocab_size": 1}),
         ("xlm-roberta", {"pad_token_id": 3, "type_vocab_size": 1}),
+        ("electra", {"embedding_size": 48}),
+        ("electra", {"embedding_size": 24}),
     ],
 )
 def test_hidden_states_are_those_of_transformers(tiny, model_type, changes):
@@ -78,7 +99,6 @@ def test_real_encoder_and_its_gradient(minilm):
 
     hidden = _torch_hidden(model, ids, inside)
     (hidden * torch.tensor(weight)).sum().backward()
-    theirs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     def loss(params):
         hidden = _encode(config, params, ids)
@@ -86,17 +106,51 @@ def test_real_encoder_and_its_gradient(minilm):
 
     ours, values = jax.grad(loss, has_aux=True)(params)
     np.testing.assert_allclose(values[inside], hidden.detach().numpy()[inside], atol=1e-5, rtol=0)
+    _assert_same_gradient(ours, model)
 
-    leaves = jax.tree_util.tree_leaves_with_path(ours)
-    assert len(leaves) == len(theirs)
-    for path, leaf in leaves:
-        *steps, last = (step.key for step in path)
-        name = ".".join([*steps, "bias" if last == "bias" else "weight"])
-        want = theirs[name].numpy()
-        want = want.T if last == "kernel" else want
-        # the key's bias shifts all scores of a row alike: its true gradient is 0
-        scale = 1.0 if name.endswith("key.bias") else np.abs(want).max()
-        assert np.abs(leaf - want).max() < 1e-4 * scale, name
+
+@pytest.mark.parametrize(
+    "model_type, changes",
+    [("bert", {}), ("electra", {"embedding_size": 48}), ("electra", {"embedding_size": 24})],
+)
+def test_pairs_and_their_gradient(tiny, model_type, changes):
+    folder, model = tiny(model_type, **changes)
+    config, params = _load(folder)
+    ids, inside = _ids(model_type)
+    weight = np.random.default_rng(1).standard_normal((4, 24, 48)).astype(np.float32)
+    weight[~inside] = 0
+
+    hidden = _torch_hidden(model, ids, inside, np.arange(24) >= SECOND[:, None])
+    (hidden * torch.tensor(weight)).sum().backward()
+
+    @jax.jit
+    def loss(params):
+        hidden = _encode(config, params, ids, second=jnp.asarray(SECOND))
+        return (hidden * weight).sum(), hidden
+
+    ours, values = jax.grad(loss, has_aux=True)(params)
+    np.testing.assert_allclose(values[inside], hidden.detach().numpy()[inside], atol=1e-5, rtol=0)
+    _assert_same_gradient(ours, model)
+    single = _encode(config, params, ids)
+    differs = np.abs(values - single).max(-1, where=inside[..., None], initial=0).max(1)
+    # The text of one token has no second part, the others have.
+    np.testing.assert_array_equal(differs > 1e-2, [True, False, True, True])
+
+
+def test_one_token_type_is_that_of_both_texts(tiny):
+    config, params = _load(tiny("roberta", type_vocab_size=1)[0])
+    ids, _ = _ids("roberta")
+    pairs = _encode(config, params, ids, second=jnp.asarray(SECOND))
+    np.testing.assert_array_equal(pairs, _encode(config, params, ids))
+
+
+@pytest.mark.parametrize("kind", ["ElectraForPreTraining", "ElectraForMaskedLM"])
+def test_electra_as_it_is_published(tiny, tmp_path, kind):
+    folder, model = tiny("electra", embedding_size=24)
+    whole = getattr(transformers, kind)(model.config)
+    whole.electra.load_state_dict(model.state_dict())
+    whole.save_pretrained(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, _load(tmp_path / "whole")[1], _load(folder)[1])
 
 
 def test_recomputed_layers_give_the_same_gradient(tiny):

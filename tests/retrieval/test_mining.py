@@ -8,6 +8,7 @@ import pytest
 
 from llme_jax.config import MiningConfig
 from llme_jax.data.corpus import Corpus
+from llme_jax.errors import InputError
 from llme_jax.retrieval.mining import Ranking, collate_key, collate_neg
 
 TEXTS = ["zero", "one two", "one two", "the U.S. army", "business", "five", "six", "seven"]
@@ -30,10 +31,10 @@ def ranking(ids, scores=None, name="run"):
 def mined(corpus, tmp_path):
     """mined(rows, rankings, **settings): the rows that come out, and the report."""
 
-    def run(rows, *rankings, **settings):
+    def run(rows, *rankings, reranker=None, **settings):
         data, out = tmp_path / "train.json", tmp_path / "out" / "train.neg.json"
         data.write_text("".join(json.dumps(row) + "\n\n" for row in rows))
-        report = collate_neg(out, data, corpus, list(rankings), MiningConfig(**settings))
+        report = collate_neg(out, data, corpus, list(rankings), MiningConfig(**settings), reranker)
         assert [path.name for path in out.parent.iterdir()] == [out.name]
         return [json.loads(line) for line in out.open()], report
 
@@ -96,6 +97,39 @@ def test_a_positive_that_was_not_found_scores_as_the_last_hit(mined):
     row = {"query": "q", "pos_index": [3]}
     (out,), _ = mined([row], ranking([[4, 0, 5]], [[9, 5, 1]]), margin=0)
     assert out["neg_index"] == [5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept", "dropped"),
+    [
+        ({}, [4, 0, 5], {"without a score of the reranker": 1}),
+        ({"rerank_max_score": 2.5}, [0, 5], {"scored too high by the reranker": 1}),
+        ({"rerank_margin": 1}, [5], {"scored too high by the reranker": 2}),
+        ({"rerank_margin": 4, "max_neg_num": 1}, [], {"scored too high by the reranker": 3}),
+    ],
+)
+def test_a_reranker_decides(mined, settings, kept, dropped):
+    """The positive has 3, of the hits 6 has no score."""
+    row, scores = {"query": "q", "pos_index": [3]}, {3: 3.0, 4: 4.0, 0: 2.5, 5: 0.0, 7: 9.0}
+    hits = ranking([[4, 0, 3, 5, 6]])
+    (out,), report = mined([row], hits, reranker=[scores], **settings)
+    assert out["neg_index"] == kept
+    assert out["neg_reranker_score"] == [scores[i] for i in kept]
+    assert report.dropped.items() >= dropped.items() and report.judged == 4
+    assert all(reason in str(report) for reason in dropped)
+
+
+def test_a_positive_that_the_reranker_has_not_scored(mined):
+    row = {"query": "q", "pos_index": [3]}
+    settings = {"rerank_margin": 1, "rerank_max_score": 2}
+    out, report = mined([row], ranking([[4, 0]]), reranker=[{4: 4.0, 0: 1.0}], **settings)
+    assert out[0]["neg_index"] == [0] and report.positive_not_judged == 1
+    assert "the reranker has not scored, so that --rerank_margin drops nothing: 1" in str(report)
+
+
+def test_a_reranker_of_other_hits_is_refused(mined):
+    with pytest.raises(InputError, match="--rerank_result r.json: scores none of these hits"):
+        mined([{"query": "q"}], ranking([[4, 0]]), reranker=[{7: 1.0}], rerank_result="r.json")
 
 
 def test_several_rankings_take_turns(mined):

@@ -68,7 +68,7 @@ def said(tmp_path_factory) -> list[str]:
     [
         ("weights", "--query_encoder, its weights: differs between process 0 and process 1"),
         ("tokenizer", "--query_encoder, its tokenizer: differs between process 0 and process 1"),
-        ("corpus", "--corpus or --eval_data, its size: differs between process 0 and process 1"),
+        ("corpus", "--eval_data or --corpus, its size: differs between process 0 and process 1"),
         ("start", "the checkpoint to continue from: differs between process 0 and process 1"),
     ],
 )

@@ -25,7 +25,7 @@ WIDTH, STEPS = 8, 12
 
 
 class DotPairs:
-    flag, rules, exports = "--words", FSDP_RULES, ("words",)
+    flag, rules, exports, layout = "--words", FSDP_RULES, ("words",), None
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer

@@ -1,0 +1,119 @@
+"""Settings of rerankers: the model, its loss, what is reranked."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from llme_jax.config.data import SOURCES_HELP, DataConfig
+from llme_jax.config.model import DTYPE_HELP, DTYPES, TensorConfig
+from llme_jax.config.retrieval import METRICS, MeasureConfig
+from llme_jax.config.setting import setting
+from llme_jax.config.training import DistillConfig
+
+RANK_COLLATIONS = ("collate_key", "collate_score")  # written by the rank command among its metrics
+
+
+@dataclass
+class RankDataConfig(DataConfig):
+    """Pairs of query and key: which to train on, which to score, and how long they are."""
+
+    eval_data: str | None = setting(
+        None,
+        "JSON-lines file whose candidates are reranked: key, else pos and neg, else history; also "
+        f"{SOURCES_HELP}.",
+        unit="FILE",
+        may_change=True,
+    )
+    corpus: str | None = setting(
+        None,
+        "JSON-lines file with the passages that a result file of retrieve names; for "
+        "--load_result.",
+        unit="FILE",
+        may_change=True,
+    )
+    add_instruction: bool = setting(False, "Put the task's instruction before queries and keys.")
+    query_max_length: int = setting(
+        256,
+        "With --key_max_length added, the longest pair, special tokens included; tokens are cut "
+        "off the longer of the two texts.",
+        unit="TOKENS",
+        least=1,
+    )
+    key_max_length: int = setting(
+        256, "See --query_max_length: only their sum counts.", unit="TOKENS", least=1
+    )
+
+
+@dataclass
+class RankerConfig(TensorConfig):
+    """The reranker: a model that reads query and key together."""
+
+    title = "ranker"
+
+    ranker: str = setting(
+        "BAAI/bge-base-en",
+        "Hub name or folder of a cross-encoder, of an encoder that is to become one, or of a "
+        "language model (yes-no).",
+        unit="MODEL",
+    )
+    ranker_method: Literal["cross-encoder", "yes-no"] = setting(
+        "cross-encoder",
+        "What scores a pair. cross-encoder: its head; yes-no: how much likelier a language model "
+        "answers yes than no, log P(yes) - log P(no); only without --train_data.",
+    )
+    yes_no_instruction: str = setting(
+        "Given a web search query, retrieve relevant passages that answer the query",
+        "What a language model is told to judge by (yes-no).",
+        unit="TEXT",
+    )
+    dtype: str = setting("auto", DTYPE_HELP, **DTYPES)
+
+
+@dataclass(unsafe_hash=True)
+class RankLossConfig(DistillConfig):
+    """What is minimised over the scores of each query's own keys."""
+
+    contrastive_weight: float = setting(
+        0.2, "Weight of the cross-entropy, whose target is the positive.", least=0
+    )
+    distill_loss: Literal["kl", "ranknet", "lambdaloss"] = setting(
+        "kl",
+        "How teacher scores are distilled: kl compares distributions; ranknet and lambdaloss "
+        "compare pairs of keys, the latter by what swapping them is worth in ndcg.",
+    )
+
+    negative_cross_device: ClassVar[bool] = True  # pairs meet only those of their own query
+
+
+@dataclass
+class RerankConfig(MeasureConfig):
+    """Reranking, and what is measured of it."""
+
+    metrics: list[str] = setting(
+        ["mrr", "recall", "ndcg"],
+        "What is measured (nq: how often a key holds an answer) and written (collate_key: rows "
+        "with the keys as ranked, collate_score: rows with teacher_scores).",
+        choices=(*METRICS, *RANK_COLLATIONS),
+        may_change=True,
+    )
+    hits: int | None = setting(
+        None, "Keep this many keys of a query, the best [all].", unit="KEYS", least=1,
+        may_change=True,
+    )  # fmt: skip
+    batch_size: int = setting(
+        1000,
+        "Queries whose pairs are scored at a time, at most; no score depends on it.",
+        unit="QUERIES",
+        least=1,
+        may_change=True,
+    )
+    load_result: str | None = setting(
+        None,
+        "Rerank the hits of this result file of retrieve, instead of the rows' own keys.",
+        unit="FILE",
+        may_change=True,
+    )
+    save_to_output: bool = setting(
+        False,
+        "Write collated rows to --output_dir instead of beside --eval_data.",
+        may_change=True,
+    )

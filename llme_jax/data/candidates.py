@@ -1,0 +1,112 @@
+"""Rows whose candidates are reranked: which these are, what they are called, which are right."""
+
+import json
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from llme_jax.data.corpus import NEED_POSITIVES, check_answers
+from llme_jax.data.rows import query_of, shown, strings_of, task_of
+from llme_jax.errors import InputError
+
+NOWHERE = -2  # a positive that is no candidate, and those after it: -3, -4, ...
+
+
+class CandidateRow(NamedTuple):
+    """A query and the keys that are put in order."""
+
+    query: str
+    task: str | None
+    keys: list[str]
+    ids: list[int]  # what each key is called: its number in the corpus, else its place in the row
+    relevant: list[int]  # the ids of all positives, candidates or not
+    answers: list[str]
+
+
+# The ids and texts of a row's candidates that come from elsewhere, by the row and its number.
+Found = Callable[[dict, int], tuple[list[int], list[str]]]
+
+
+def parse_candidates(
+    record: dict, number: int, *, metrics: Collection[str], found: Found | None = None
+) -> CandidateRow:
+    """Validates one row: its candidates are `key`, else `pos` and `neg`, else `history`.
+
+    Args:
+        number: of the row, from 0.
+        metrics: those to be computed; decides which fields every row has to have.
+        found: gives the candidates instead.
+
+    Raises:
+        InputError: says what is wrong with which field, without file and line.
+    """
+    query, task, pos = query_of(record), task_of(record), strings_of(record, "pos")
+    numbers = _numbers(record, "pos_index")
+    if found:
+        ids, keys = found(record, number)
+        given = numbers
+    elif record.get("key") is not None:
+        keys = strings_of(record, "key")
+        ids, given = _numbers(record, "key_index"), numbers
+        if ids is not None and len(ids) != len(keys):
+            raise InputError(f"key_index has {len(ids)} numbers, key has {len(keys)} texts")
+    elif record.get("pos") is not None or record.get("neg") is not None:
+        keys, (ids, given) = pos + strings_of(record, "neg"), _indices(record, pos, numbers)
+    elif record.get("history") is not None:
+        keys = strings_of(record, "history")
+        ids, given = [*range(len(keys))], numbers
+    else:
+        raise InputError("no candidates: every row needs key, or pos and neg, or history")
+    if ids is None:  # pos_index counts in the corpus, which says nothing of places in the row
+        ids, given = [*range(len(keys))], None
+    relevant = _by_text(keys, ids, pos) if given is None else given
+    if NEED_POSITIVES & {*metrics} and not relevant:
+        raise InputError(
+            "has neither pos nor pos_index, which mrr, recall and ndcg need: add one, or ask for "
+            "--metrics without them, as in --metrics collate_score"
+        )
+    if "nq" in metrics:
+        check_answers(record.get("answers"))
+    answers = record.get("answers") if "nq" in metrics else []
+    return CandidateRow(query, task, keys, ids, [*dict.fromkeys(relevant)], answers)
+
+
+def _indices(
+    record: dict, pos: list[str], pos_index: list[int] | None
+) -> tuple[list[int] | None, list[int] | None]:
+    """The numbers of pos + neg, and those of the positives; None where they have none."""
+    neg, neg_index = strings_of(record, "neg"), _numbers(record, "neg_index")
+    both = (pos_index or []), (neg_index or [])
+    if (len(pos), len(neg)) != tuple(map(len, both)):
+        return None, None
+    return both[0] + both[1], pos_index
+
+
+def _by_text(keys: list[str], ids: list[int], pos: list[str]) -> list[int]:
+    """The ids of the positives, found by their texts."""
+    known = {}
+    for key, id in zip(keys, ids, strict=True):
+        known.setdefault(key, id)
+    texts = dict.fromkeys(pos)
+    missing = [text for text in texts if text not in known]
+    return [known[t] for t in texts if t in known] + [NOWHERE - i for i in range(len(missing))]
+
+
+def _numbers(record: dict, name: str) -> list[int] | None:
+    numbers = record.get(name)
+    if numbers is None:
+        return None
+    if not isinstance(numbers, list) or any(type(n) is not int or n < 0 for n in numbers):
+        raise InputError(f"{name} is {shown(numbers)}: give a list of integers from 0")
+    return numbers
+
+
+def query_id_of(record: dict, number: int) -> int | str:
+    """The row's `query_id`, its number where it has none.
+
+    Raises:
+        InputError: it is neither an integer nor a string.
+    """
+    query_id = record.get("query_id")
+    if query_id is not None and type(query_id) not in (int, str):
+        raise InputError(f"query_id is {json.dumps(query_id)}: give an integer or a string")
+    return number if query_id is None else query_id

@@ -1,0 +1,238 @@
+"""Rerankers that read query and key together: an encoder with its classification head of one score.
+
+Their parameters have the names of Hugging Face's sequence classifiers (`bert.pooler.dense`,
+`classifier`), so that folders of either kind are the same folders.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from llme_jax.errors import InputError
+from llme_jax.files.atomic import atomic_dir
+from llme_jax.models.dropout import DropoutKey, dropout
+from llme_jax.models.families import ENCODERS, Architecture, read_config
+from llme_jax.models.layers import ACTIVATIONS
+from llme_jax.models.platform import compute_dtype
+from llme_jax.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
+from llme_jax.models.weights import find_model, load_params, open_tensors, save_params
+
+_logger = logging.getLogger(__name__)
+
+FOLDER = "ranker"  # of a checkpoint
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a family: out(drop(activation(dense(drop(first token)))))."""
+
+    prefix: str  # what the encoder's parameters are under
+    dense: tuple[str, ...]
+    out: tuple[str, ...]
+    activation: Literal["tanh", "gelu"]
+    architecture: str  # the class of transformers
+    drops_first: str | None = None  # the rate's name in config.json, None for no dropout there
+    drops_last: str = "classifier_dropout"  # the same; hidden_dropout_prob where it is not set
+
+
+_POOLER = {"dense": ("bert", "pooler", "dense"), "out": ("classifier",)}
+_OWN = {"dense": ("classifier", "dense"), "out": ("classifier", "out_proj")}
+HEADS = {
+    "bert": Head("bert", **_POOLER, activation="tanh", architecture="Bert"),
+    "roberta": Head(
+        "roberta", **_OWN, activation="tanh", architecture="Roberta",
+        drops_first="classifier_dropout",
+    ),
+    "xlm-roberta": Head(
+        "roberta", **_OWN, activation="tanh", architecture="XLMRoberta",
+        drops_first="classifier_dropout",
+    ),
+    "electra": Head(
+        "electra", **_OWN, activation="gelu", architecture="Electra",
+        drops_first="classifier_dropout",
+    ),
+    "deberta-v2": Head(
+        "deberta", dense=("pooler", "dense"), out=("classifier",), activation="gelu",
+        architecture="DebertaV2", drops_first="pooler_dropout", drops_last="cls_dropout",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CrossEncoder:
+    """What is computed, without the parameters; a static argument of jitted functions."""
+
+    config: Architecture
+    dtype: Literal["float32", "bfloat16"]
+    remat: bool
+    rates: tuple[float, float]  # of the head's dropouts
+    typed: bool  # do the two texts of a pair have types of their own?
+
+    @property
+    def head(self) -> Head:
+        return HEADS[self.config.model_type]
+
+    @property
+    def sharding_rules(self) -> tuple:
+        """The rules that place the parameters."""
+        return ENCODERS[self.config.model_type].SHARDING
+
+    def base(self, params: dict) -> dict:
+        """The encoder's parameters."""
+        return {k: v for k, v in params[self.head.prefix].items() if k != "pooler"}
+
+    def score(
+        self,
+        params: dict,
+        ids: Int[Array, "B L"],
+        lengths: Int[Array, "B"],
+        second: Int[Array, "B"],
+        *,
+        dropout_key: DropoutKey | None = None,
+    ) -> Float[Array, "B"]:
+        """Raw scores (logits) of right-padded pairs in float32; the higher, the more relevant.
+
+        Args:
+            params: as `load_cross_encoder` gives them.
+            lengths: tokens of each pair, special tokens included.
+            second: where the key begins.
+            dropout_key: drops as config.json says; None for no dropout.
+        """
+        head, family = self.head, ENCODERS[self.config.model_type]
+        keys = [dropout_key and dropout_key.fold_in(site) for site in range(3)]
+        hidden = family.hidden_states(
+            *(self.config, self.dtype, self.remat, self.base(params), ids, lengths),
+            dropout_key=keys[0],
+            second=second if self.typed else None,
+        )
+        x = dropout(hidden[:, 0], keys[1], self.rates[0])
+        x = _ACTIVATIONS[head.activation](_linear(x, _at(params, head.dense)))
+        x = dropout(x, keys[2], self.rates[1])
+        return _linear(x, _at(params, head.out))[:, 0]
+
+
+_ACTIVATIONS = {"tanh": jnp.tanh, "gelu": ACTIVATIONS["gelu"]}
+
+
+def _linear(x: Float[Array, "B D"], layer: dict) -> Float[Array, "B F"]:
+    return jnp.matmul(x, layer["kernel"], precision="highest") + layer["bias"]
+
+
+def load_cross_encoder(
+    name: str,
+    *,
+    dtype: Literal["auto", "fp32", "bf16"],
+    cache_dir: str | None,
+    max_length: int,
+    remat: bool = False,
+    seed: int = 0,
+) -> tuple[CrossEncoder, dict, object]:
+    """Reads a reranker, or an encoder that is to become one.
+
+    Args:
+        name: a folder or a name of the Hub.
+        max_length: tokens of the longest pair.
+        seed: of the parts of the head that the folder does not have.
+
+    Returns:
+        The encoder; its parameters, a nested dict of float32 numpy arrays; the tokenizer, a fast
+        one of transformers, which neither cuts nor pads by itself.
+
+    Raises:
+        InputError: the model cannot be found, read or served, gives more than one score, or reads
+            shorter texts than `max_length`.
+    """
+    folder = find_model(name, cache_dir)
+    config = read_config(folder / "config.json", ENCODERS)
+    if max_length > config.max_length:
+        raise InputError(
+            f"--query_max_length and --key_max_length are {max_length} tokens together: {name} has "
+            f"{config.max_length} positions, give {config.max_length} or less"
+        )
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, config.vocab_size, name)
+    head, given = HEADS[config.model_type], json.loads(config.source)
+    params = {head.prefix: load_params(folder, ENCODERS[config.model_type].abstract_params(config))}
+    _add_head(params, folder, head, config.hidden_size, given.get("initializer_range", 0.02), seed)
+    rates = [given.get(rate) if rate else 0.0 for rate in (head.drops_first, head.drops_last)]
+    rates = [given.get("hidden_dropout_prob", 0.1) if rate is None else rate for rate in rates]
+    typed = "token_type_ids" in tokenizer.model_input_names  # what others give to the model
+    encoder = CrossEncoder(config, compute_dtype(dtype), remat, tuple(rates), typed)
+    return encoder, params, tokenizer
+
+
+def _add_head(params: dict, folder: Path, head: Head, width: int, spread: float, seed: int) -> None:
+    """Puts the head's parameters beside the encoder's: those of the folder, else new ones.
+
+    Raises:
+        InputError: they are of another shape.
+    """
+    tensors, new = open_tensors(folder), []
+    rng = np.random.default_rng(seed % 2**63)
+    for path, out in ((head.dense, width), (head.out, 1)):
+        drawn = rng.normal(0, spread, (width, out)).astype(np.float32)
+        layer = {"kernel": drawn, "bias": np.zeros(out, np.float32)}
+        name = ".".join(path)
+        found = [
+            n for n in (name, name.removeprefix(f"{head.prefix}.")) if f"{n}.weight" in tensors
+        ]
+        if found:
+            weight, bias = (tensors[f"{found[0]}.{part}"][...] for part in ("weight", "bias"))
+            if weight.shape != (out, width):
+                raise InputError(
+                    f"{folder}: {found[0]}.weight is {weight.shape}, a reranker has "
+                    f"{(out, width)}; give a model with one label, or an encoder without a head"
+                )
+            kernel = np.ascontiguousarray(weight.T, np.float32)
+            layer = {"kernel": kernel, "bias": np.asarray(bias, np.float32)}
+        else:
+            new.append(name)
+        place = params
+        for step in path[:-1]:
+            place = place.setdefault(step, {})
+        place[path[-1]] = layer
+    if new:
+        _logger.warning(
+            "%s: has no %s, which starts from random (seed %d): train it before you rank with it",
+            *(folder, " and no ".join(new), seed),
+        )
+
+
+def save_cross_encoder(
+    folder: str | os.PathLike, encoder: CrossEncoder, params: dict, tokenizer, *, max_length: int
+) -> None:
+    """Writes `{folder}/ranker`, which transformers and sentence-transformers open as it is.
+
+    It is written beside and renamed, so that it is there completely or not at all.
+
+    Args:
+        params: as `load_cross_encoder` gives them, of numpy or of fully addressable jax arrays.
+        max_length: tokens of the longest pair.
+    """
+    with atomic_dir(Path(folder) / FOLDER, replace=True) as beside:
+        config = json.loads(encoder.config.saved())
+        config |= {
+            "architectures": [f"{encoder.head.architecture}ForSequenceClassification"],
+            "id2label": {"0": "LABEL_0"},
+            "label2id": {"LABEL_0": 0},
+            # CrossEncoder would put a sigmoid on the scores of a single label.
+            "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
+        }
+        config.pop("num_labels", None)
+        text = json.dumps(config, indent=2) + "\n"
+        (beside / "config.json").write_text(text, encoding="utf-8")
+        save_params(beside / "model.safetensors", params)
+        save_tokenizer(tokenizer, beside, max_length=max_length)
+
+
+def _at(params: dict, path: tuple[str, ...]) -> dict:
+    for step in path:
+        params = params[step]
+    return params

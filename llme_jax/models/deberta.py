@@ -1,0 +1,285 @@
+"""DeBERTa-v2 and -v3 in Flax NNX: attention that sees contents and relative positions apart.
+
+Source: arXiv:2006.03654 and arXiv:2111.09543. Attributes carry the names of the Hugging Face
+weights, as in bert.py, from which everything comes that is the same. Unlike there, the table of
+relative positions is not dropped from in training: all texts of a batch share it.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from llme_jax.devices.sharding import FSDP_RULES
+from llme_jax.errors import InputError
+from llme_jax.models import bert
+from llme_jax.models.attention import biased_attention
+from llme_jax.models.bert import Intermediate, Residual, check_width, checked, type_vectors
+from llme_jax.models.dropout import DropoutKey, dropout, fold_in
+from llme_jax.models.layers import layer_norm, linear, precision
+
+SHARDING = FSDP_RULES
+
+
+@dataclass(frozen=True)
+class DebertaConfig:
+    """The fields of config.json that decide what is computed."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    max_position_embeddings: int
+    type_vocab_size: int
+    layer_norm_eps: float
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    embedding_size: int  # of the tables; another than hidden_size is projected to it
+    absolute: bool  # are absolute positions added to the words?
+    terms: frozenset[str]  # of c2p (contents see positions) and p2c
+    buckets: int  # of relative positions, in which far ones share; 0 for none
+    farthest: int  # relative position that is told from others
+    shared: bool  # are positions projected as contents are?
+    normed: bool  # is the table of relative positions normalised?
+    source: str = field(compare=False, repr=False)  # config.json as it was read, for saving
+
+    saved = bert.BertConfig.saved
+
+    @classmethod
+    def read(cls, path: Path) -> "DebertaConfig":
+        """Read config.json.
+
+        Raises:
+            InputError: the file describes a model that this module does not compute.
+        """
+        source = path.read_text(encoding="utf-8")
+        given = json.loads(source)
+        values = checked(path, given, bert.NEEDED)
+        if given.get("conv_kernel_size", 0) > 0:
+            raise InputError(
+                f"{path}: conv_kernel_size {given['conv_kernel_size']} is not served; give a model "
+                "without a convolution, as all of version 3 are"
+            )
+        if not given.get("relative_attention"):
+            raise InputError(
+                f"{path}: relative_attention false is not served; give a model with relative "
+                "positions"
+            )
+        terms = given.get("pos_att_type") or []
+        terms = terms.lower().split("|") if isinstance(terms, str) else terms
+        farthest = given.get("max_relative_positions", -1)
+        return cls(
+            **values,
+            embedding_size=given.get("embedding_size", values["hidden_size"]),
+            absolute=given.get("position_biased_input", True),
+            terms=frozenset(term.strip() for term in terms),
+            buckets=max(given.get("position_buckets", -1), 0),
+            farthest=farthest if farthest > 0 else values["max_position_embeddings"],
+            shared=given.get("share_att_key", False),
+            normed="layer_norm" in given.get("norm_rel_ebd", "none").lower(),
+            source=source,
+        )
+
+    @property
+    def max_length(self) -> int:
+        """Tokens the longest text may have."""
+        return self.max_position_embeddings
+
+    @property
+    def span(self) -> int:
+        """Half of the table of relative positions."""
+        return self.buckets or self.farthest
+
+    def rows(self, length: int) -> np.ndarray:
+        """Rows of that table for the distances -(length - 1) ... length - 1."""
+        distance = np.arange(1 - length, length)
+        if self.buckets:
+            # Near ones have a bucket each, the others share in equal steps of the logarithm.
+            middle = self.buckets // 2
+            far = np.maximum(np.abs(distance), middle).astype(np.float32)
+            steps = np.log(far / np.float32(middle)) / np.log(
+                np.float32((self.farthest - 1) / middle)
+            )
+            bucket = np.ceil(steps * np.float32(middle - 1)).astype(int) + middle
+            distance = np.where(np.abs(distance) <= middle, distance, bucket * np.sign(distance))
+        return np.clip(distance + self.span, 0, 2 * self.span - 1)
+
+
+read = DebertaConfig.read
+
+
+def hidden_states(
+    config: DebertaConfig,
+    dtype: str,
+    remat: bool,
+    params: dict,
+    ids: Int[Array, "B L"],
+    lengths: Int[Array, "B"],
+    dropout_key: DropoutKey | None = None,
+    second: Int[Array, "B"] | None = None,
+) -> Float[Array, "B L D"]:
+    """As `bert.hidden_states`."""
+    check_width(config, ids.shape[1])
+    model = nnx.merge(_abstract(config, dtype, remat)[0], params)
+    return model(ids, lengths, dropout_key, second)
+
+
+def abstract_params(config: DebertaConfig) -> dict:
+    """Nested dict of `jax.ShapeDtypeStruct`: every parameter of the model, float32."""
+    return _abstract(config, "float32", False)[1].to_pure_dict()
+
+
+@cache
+def _abstract(config: DebertaConfig, dtype: str, remat: bool) -> tuple[nnx.GraphDef, nnx.State]:
+    # Rngs(0) is never drawn from: no weight is computed under eval_shape.
+    return nnx.split(nnx.eval_shape(lambda: Deberta(config, jnp.dtype(dtype), remat, nnx.Rngs(0))))
+
+
+class Deberta(nnx.Module):
+    """Embeddings and a stack of post-LayerNorm transformer layers, without the pooler."""
+
+    def __init__(self, c: DebertaConfig, dtype: jnp.dtype, remat: bool, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(c, rngs)
+        self.encoder = Encoder(c, dtype, rngs)
+        self.dtype = dtype
+        self.remat = remat
+
+    def __call__(self, ids, lengths, key, second):
+        x = self.embeddings(ids, fold_in(key, 0), second).astype(self.dtype)
+        positions = self.encoder.positions(ids.shape[1]).astype(self.dtype)
+        for i in range(len(self.encoder.layer)):  # as strings, "10" comes before "2"
+            layer = self.encoder.layer[str(i)]
+            layer = jax.checkpoint(layer) if self.remat else layer
+            x = layer(x, positions, lengths, fold_in(key, i + 1))
+        return x.astype(jnp.float32)
+
+
+class Encoder(nnx.Module):
+    def __init__(self, c: DebertaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.layer = nnx.Dict({str(i): Layer(c, dtype, rngs) for i in range(c.num_hidden_layers)})
+        self.rel_embeddings = nnx.Embed(2 * c.span, c.hidden_size, rngs=rngs)
+        if c.normed:
+            self.LayerNorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
+        self.config = c
+
+    def positions(self, length: int) -> Float[Array, "P D"]:
+        """Vectors of the distances -(length - 1) ... length - 1; P is 2 length - 1."""
+        table = self.rel_embeddings.embedding
+        table = self.LayerNorm(table) if self.config.normed else table
+        return table[self.config.rows(length)]
+
+
+class Embeddings(nnx.Module):
+    """Word vectors, those of positions and token types where there are any, normalised."""
+
+    def __init__(self, c: DebertaConfig, rngs: nnx.Rngs):
+        width = c.embedding_size
+        self.word_embeddings = nnx.Embed(c.vocab_size, width, rngs=rngs)
+        if c.absolute:
+            self.position_embeddings = nnx.Embed(c.max_position_embeddings, width, rngs=rngs)
+        if c.type_vocab_size:
+            self.token_type_embeddings = nnx.Embed(c.type_vocab_size, width, rngs=rngs)
+        if width != c.hidden_size:
+            self.embed_proj = linear(width, c.hidden_size, jnp.dtype("float32"), rngs, bias=False)
+        self.LayerNorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
+        self.config = c
+
+    def __call__(self, ids, key, second):
+        c, length = self.config, ids.shape[1]
+        x = self.word_embeddings(ids)
+        if c.absolute:
+            x += self.position_embeddings.embedding[:length]
+        if c.type_vocab_size:
+            x += type_vectors(self.token_type_embeddings, second, length)
+        if c.embedding_size != c.hidden_size:
+            x = self.embed_proj(x)
+        return dropout(self.LayerNorm(x), key, c.hidden_dropout_prob)
+
+
+class Layer(nnx.Module):
+    def __init__(self, c: DebertaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention = Attention(c, dtype, rngs)
+        self.intermediate = Intermediate(c, dtype, rngs)
+        self.output = Residual(c.intermediate_size, c, dtype, rngs)
+
+    def __call__(self, x, positions, lengths, key):
+        x = self.attention(x, positions, lengths, fold_in(key, 0))
+        return self.output(self.intermediate(x), x, fold_in(key, 1))
+
+
+class Attention(nnx.Module):
+    def __init__(self, c: DebertaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.self = SelfAttention(c, dtype, rngs)
+        self.output = Residual(c.hidden_size, c, dtype, rngs)
+
+    def __call__(self, x, positions, lengths, key):
+        attended = self.self(x, positions, lengths, fold_in(key, 0))
+        return self.output(attended, x, fold_in(key, 1))
+
+
+class SelfAttention(nnx.Module):
+    """Scores of contents with contents, of contents with positions, of positions with contents."""
+
+    def __init__(self, c: DebertaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        names = ["query_proj", "key_proj", "value_proj"]
+        if not c.shared:
+            names += [
+                f"pos_{n}_proj" for n, t in (("key", "c2p"), ("query", "p2c")) if t in c.terms
+            ]
+        for name in names:
+            setattr(self, name, linear(c.hidden_size, c.hidden_size, dtype, rngs))
+        self.config = c
+
+    def __call__(self, x, positions, lengths, key):
+        c = self.config
+        q, k, v = (self._heads(f"{name}_proj", x) for name in ("query", "key", "value"))
+        # The sum of so many terms is divided by the root of their number.
+        terms = 1 + len(c.terms & {"c2p", "p2c"})
+        bias = self._bias(q, k, positions) / math.sqrt(q.shape[-1] * terms)
+        return biased_attention(
+            (q / math.sqrt(terms)).astype(q.dtype), k, v, bias, lengths,
+            dropout_key=key, rate=c.attention_probs_dropout_prob,
+        ).reshape(x.shape)  # fmt: skip
+
+    def _heads(self, name: str, x):
+        return getattr(self, name)(x).reshape(*x.shape[:-1], self.config.num_attention_heads, -1)
+
+    def _bias(self, q, k, positions) -> Float[Array, "B H L L"]:
+        """What depends on a position: on i - j alone, so there is no gather for each pair i, j."""
+        c, prefix = self.config, "" if self.config.shared else "pos_"
+        batch, length, heads, _ = q.shape
+        bias = jnp.zeros((batch, heads, length, length), jnp.float32)
+        if "c2p" in c.terms:  # of query i and the distance i - j, which falls with j
+            keys = self._heads(f"{prefix}key_proj", positions[::-1])
+            bias += skewed(_products(q, keys))
+        if "p2c" in c.terms:  # of key j and the same distance, which grows with i
+            queries = self._heads(f"{prefix}query_proj", positions)
+            bias += skewed(_products(k, queries)).swapaxes(2, 3)
+        return bias
+
+
+def _products(x: Float[Array, "B L H Dh"], positions: Float[Array, "P H Dh"]):
+    return jnp.einsum(
+        "blhd,phd->bhlp", x, positions,
+        precision=precision(x.dtype), preferred_element_type=jnp.float32,
+    )  # fmt: skip
+
+
+def skewed(x: Float[Array, "*n L P"]) -> Float[Array, "*n L L"]:
+    """y[i, j] = x[i, L - 1 + j - i], by cutting the same numbers into rows that are one shorter."""
+    *rest, length, columns = x.shape
+    if length == 1:
+        return x
+    flat = x.reshape(*rest, length * columns)[..., length - 1 :]
+    rows = flat[..., : length * (columns - 1)].reshape(*rest, length, columns - 1)
+    return rows[..., :length]

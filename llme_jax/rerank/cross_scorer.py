@@ -1,0 +1,158 @@
+"""Scores of pairs by a cross-encoder: batches of static shape over all devices, longest first."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from llme_jax.config import RankConfig, RankDataConfig
+from llme_jax.data.candidates import CandidateRow
+from llme_jax.data.instructions import instruction_of
+from llme_jax.data.pairs import PairLayout, Pairs, pair_layout
+from llme_jax.data.tokens import bare_tokens, fingerprint
+from llme_jax.data.widths import usual_width
+from llme_jax.devices.sharding import make_mesh, replicated
+from llme_jax.inference.over_store import over_store, tokens_a_device
+from llme_jax.models.cross_encoder import CrossEncoder, load_cross_encoder
+from llme_jax.models.weights import fingerprint_params
+from llme_jax.retrieval.encode import on_every_device
+
+T = TypeVar("T")
+
+
+class Scoring(NamedTuple, Generic[T]):
+    """A way to score the candidates of rows.
+
+    Attributes:
+        describe: what scores depend on, besides the rows, by name.
+        tokens: makes the input of all pairs of some rows, on the host.
+        load: puts the model on the devices; returns what gives the pairs' scores, float32[n], and
+            tells of pairs and tokens of each batch.
+    """
+
+    describe: dict[str, str]
+    tokens: Callable[[Sequence[CandidateRow]], T]
+    load: Callable[[], Callable[[T, Callable[[int, int], None]], np.ndarray]]
+
+
+def open_cross_scorer(config: RankConfig) -> Scoring:
+    """The cross-encoder that `config` names, on the devices of this process.
+
+    Each process scores its share of the rows: nothing waits for another host.
+
+    Raises:
+        InputError: the model cannot be found, read or served, or pairs are longer than it reads.
+    """
+    data, limit = config.data, config.data.query_max_length + config.data.key_max_length
+    encoder, params, tokenizer = load_cross_encoder(
+        config.ranker.ranker,
+        dtype=config.ranker.dtype,
+        cache_dir=config.ranker.model_cache_dir,
+        max_length=limit,
+        seed=config.training.seed,
+    )
+    layout = pair_layout(tokenizer, limit, data.truncation_side)
+    mesh = make_mesh(devices=jax.local_devices())
+    scorer = CrossScorer(data, encoder, tokenizer, layout, mesh, config.evaluation.batch_size)
+    describe = {
+        "weights": fingerprint_params(params),
+        "model": repr(encoder),
+        "tokenizer": fingerprint(tokenizer),
+        "pairs": repr(layout),
+        "instruction": data.version if data.add_instruction else "",
+    }
+    return Scoring(describe, scorer.tokens, partial(scorer.bound, params))
+
+
+class CrossScorer:
+    """Scores the candidates of rows.
+
+    Args:
+        encoder: the static part of the model.
+        layout: how its tokenizer joins query and key.
+        mesh: whose devices share every batch. With several processes on it, all call this with
+            the same rows and all receive the scores.
+        rows: queries scored at a time, at most; no score depends on it.
+    """
+
+    def __init__(
+        self,
+        data: RankDataConfig,
+        encoder: CrossEncoder,
+        tokenizer,
+        layout: PairLayout,
+        mesh: Mesh,
+        rows: int,
+    ):
+        self._data, self._encoder, self._tokenizer = data, encoder, tokenizer
+        self._layout, self._mesh, self._rows = layout, mesh, rows
+
+    def tokens(self, rows: Sequence[CandidateRow]) -> tuple[Pairs, int]:
+        """Every candidate of every row joined with its query, and the most that a row has.
+
+        Raises:
+            InputError: --version has no instruction for a row's task.
+        """
+        instructions = [instruction_of(self._data, row.task) for row in rows]
+        queries = [i.query + row.query for i, row in zip(instructions, rows, strict=True)]
+        keys: dict[str, int] = {}
+        numbers = [
+            keys.setdefault(i.key + key, len(keys))
+            for i, row in zip(instructions, rows, strict=True)
+            for key in row.keys
+        ]
+        limits = self._tokenizer, self._layout.limit, self._layout.side
+        counts = [len(row.keys) for row in rows]
+        pairs = Pairs(
+            *(bare_tokens([*texts], *limits) for texts in (queries, keys)),
+            self._layout,
+            np.repeat(np.arange(len(rows)), counts),
+            np.array(numbers, np.int64),
+        )
+        return pairs, max(counts, default=0)
+
+    def __call__(
+        self, params: dict, tokens: tuple[Pairs, int], done: Callable[[int, int], None]
+    ) -> np.ndarray:
+        """Raw scores of all pairs, float32[n].
+
+        Args:
+            params: whole on every device of the mesh.
+            tokens: as `tokens` gives them.
+            done: is told pairs and tokens of each batch as it is finished.
+        """
+        pairs, most = tokens
+        if not len(pairs):
+            return np.zeros(0, np.float32)
+        mesh, longest = self._mesh, int(pairs.lengths.max())
+        longest += longest % 2  # fused attention on GPU takes even widths
+        at_once = min(self._rows * max(most, 1), len(pairs))
+
+        def rows(width: int) -> int:
+            a_device = min(-(-at_once // mesh.size), max(tokens_a_device(mesh) // width, 1))
+            return a_device * mesh.size
+
+        forward = partial(_forward, params, encoder=self._encoder, result=replicated(mesh))
+        return over_store(
+            pairs,
+            lambda ids, lengths, second, _: forward(ids, lengths, second),
+            mesh=mesh,
+            pad_id=self._tokenizer.pad_token_id or 0,
+            width=lambda length: usual_width(length, longest),
+            rows=rows,
+            done=done,
+        )
+
+    def bound(self, params: dict) -> Callable[..., np.ndarray]:
+        """A call with these parameters, which go to the devices now."""
+        return partial(self, on_every_device(params, self._mesh))
+
+
+@partial(jax.jit, static_argnames=("encoder", "result"))
+def _forward(params, ids, lengths, second, *, encoder: CrossEncoder, result: NamedSharding):
+    scores = encoder.score(params, ids, lengths, second)
+    # On every device, so that every process can read all of them.
+    return jax.lax.with_sharding_constraint(scores, result)

@@ -1,0 +1,95 @@
+"""The evaluation of a reranker while it trains."""
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from llme_jax.config import RankConfig
+from llme_jax.data.candidates import CandidateRow, parse_candidates, query_id_of
+from llme_jax.data.pairs import PairLayout
+from llme_jax.data.scoring import ScoringData
+from llme_jax.data.sources import local_file
+from llme_jax.files.storage import open_folder, result_path
+from llme_jax.models.cross_encoder import CrossEncoder
+from llme_jax.rerank.cross_scorer import CrossScorer
+from llme_jax.rerank.outputs import Files, Measured, Order, Writer
+from llme_jax.retrieval.results import append_log
+
+
+def open_candidates(config: RankConfig, found=None) -> ScoringData[CandidateRow]:
+    """--eval_data, validated.
+
+    Args:
+        found: see `parse_candidates`.
+
+    Raises:
+        InputError: the file or a row cannot be used; names the line and the remedy.
+    """
+    data = config.data
+    path = local_file(data.eval_data, data.data_root, data.dataset_cache_dir)
+    metrics = config.evaluation.metrics
+
+    def parse(record: dict, number: int) -> CandidateRow:
+        query_id_of(record, number)
+        return parse_candidates(record, number, metrics=metrics, found=found)
+
+    return ScoringData(path, parse)
+
+
+class RerankEvaluator:
+    """Reranks --eval_data as often as wanted; it is read and tokenised once, when this is made.
+
+    Args:
+        mesh: whose devices share the pairs.
+
+    Raises:
+        InputError: the file or a row cannot be used; names the line and the remedy.
+    """
+
+    def __init__(
+        self,
+        config: RankConfig,
+        encoder: CrossEncoder,
+        tokenizer,
+        layout: PairLayout,
+        mesh: Mesh,
+    ):
+        self._config = config
+        self._data = open_candidates(config)
+        self._scorer = CrossScorer(
+            *(config.data, encoder, tokenizer, layout, mesh), config.evaluation.batch_size
+        )
+        self._tokens = self._scorer.tokens([row for _, row in self._data.rows()])
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many queries and candidates there are."""
+        return len(self._data), int(self._data.candidates.sum())
+
+    def __call__(self, params, step: int | None = None) -> dict[str, float]:
+        """Metrics of these parameters, as {"mrr@10": 0.5, ...}.
+
+        Process 0 also writes the result file and a line of --log_path, when these are wanted.
+
+        Args:
+            step: of the training run, for the log.
+        """
+        settings, first = self._config.evaluation, jax.process_index() == 0
+        with tqdm(
+            total=self.sizes[1], desc="Reranking", unit=" pairs", leave=False, disable=not first
+        ) as bar:
+            scores = self._scorer.bound(params)(self._tokens, lambda pairs, _: bar.update(pairs))
+        measured, start, path = Measured(settings), 0, None
+        if settings.save_result and first:
+            folder = open_folder(self._config.training.output_dir)
+            path = result_path(folder, self._data.path, "result", settings.save_name)
+        with Writer(Files(path, None, None), found=False) as out:
+            for i, (record, row) in enumerate(self._data.rows()):
+                own = scores[start : (start := start + len(row.keys))]
+                order = Order.of(own, settings.hits)
+                measured.add(row, order)
+                out.add(record, i, row, own, order)
+        metrics = measured.metrics()
+        if first:
+            append_log(settings.log_path, metrics, self._config.flat(), step)
+        return metrics

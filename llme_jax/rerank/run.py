@@ -1,0 +1,156 @@
+"""One reranking, from settings to files: tokenise, score, put in order, measure, write."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from llme_jax.config import RankConfig
+from llme_jax.config.retrieval import METRICS
+from llme_jax.data.candidates import Found, query_id_of
+from llme_jax.data.corpus import Corpus
+from llme_jax.data.scoring import ScoringData
+from llme_jax.data.sources import is_remote, local_file, resolve_path
+from llme_jax.errors import InputError
+from llme_jax.files.atomic import digest_file
+from llme_jax.files.cache import check_cache
+from llme_jax.files.storage import check_writable, result_path
+from llme_jax.inference.partial_results import PartialResults, parts_folder
+from llme_jax.lm.teacher_report import show_report
+from llme_jax.rerank.cross_scorer import open_cross_scorer
+from llme_jax.rerank.evaluate import open_candidates
+from llme_jax.rerank.outputs import Files, Measured, Order, Writer
+from llme_jax.rerank.yes_no import open_yes_no
+from llme_jax.retrieval.results import (
+    append_log,
+    check_log,
+    metrics_table,
+    read_predictions,
+    write_metrics,
+)
+
+logger = logging.getLogger(__name__)
+
+# Pairs of one part: what a kill can cost. Large enough that lengths within it fill whole batches.
+PART = {"cpu": 1 << 11, "gpu": 1 << 16, "tpu": 1 << 16}
+
+
+def rerank(config: RankConfig) -> int:
+    """Returns the exit code."""
+    settings, output_dir = config.evaluation, Path(config.training.output_dir)
+    _check_outputs(config)
+    opening = {"cross-encoder": open_cross_scorer, "yes-no": open_yes_no}
+    scorer = opening[config.ranker.ranker_method](config)  # its errors come before a large file
+    found, describe = _found(config)
+    rows = open_candidates(config, found)
+    result = result_path(output_dir, rows.path, "result", settings.save_name)
+    if settings.load_result and result.expanduser().resolve() == _loaded(config).resolve():
+        raise InputError(
+            f"--load_result {settings.load_result}: would be overwritten by what comes out; give "
+            "another --save_name or --output_dir"
+        )
+    describe |= {"data": rows.digest} | scorer.describe
+    partial = PartialResults(parts_folder(result, describe), rows.candidates)
+    if partial.found:
+        logger.info("%d of %d pairs are scored already", partial.found, len(partial.scores))
+    missing = partial.missing(PART[jax.default_backend()] * jax.local_device_count())
+    if missing:
+
+        def tokenized(ranges) -> Iterator:
+            for part in rows.parts(ranges):
+                yield scorer.tokens([row for _, row in part])
+
+        partial.fill(missing, tokenized, scorer.load())
+    if jax.process_index() == 0:
+        _write(config, rows, partial, result)
+    return 0
+
+
+def _write(config: RankConfig, rows: ScoringData, partial: PartialResults, result: Path) -> None:
+    """All files of a reranking, in one pass over the rows."""
+    settings, output_dir = config.evaluation, Path(config.training.output_dir)
+    beside = output_dir if _collates_to_output(config) else rows.path.parent
+    key, scored = (
+        result_path(beside, rows.path, kind, settings.save_name)
+        if f"collate_{metric}" in settings.metrics
+        else None
+        for kind, metric in (("key", "key"), ("scored", "score"))
+    )
+    files = Files(result if settings.save_result else None, key, scored)
+    measured = Measured(settings)
+    with Writer(files, found=settings.load_result is not None) as out:
+        bar = tqdm(rows.rows(), total=len(rows), desc="Writing", unit=" rows")
+        for i, (record, row) in enumerate(bar):
+            scores = partial.of_row(i)
+            order = Order.of(scores, settings.hits)
+            measured.add(row, order)
+            out.add(record, i, row, scores, order)
+    metrics = measured.metrics()
+    if metrics:
+        path = result_path(output_dir, rows.path, "metrics", settings.save_name)
+        write_metrics(path, metrics)
+        append_log(settings.log_path, metrics, config.flat())
+        print(metrics_table(metrics))
+        logger.info("metrics: %s", path)
+    if files.result:
+        logger.info("ranked: %s", files.result)
+    if key:
+        print(f"keys:    {key}")
+    if scored:
+        print(f"scores:  {scored}")
+        if report := out.report():
+            show_report(report, scored)
+
+
+def _found(config: RankConfig) -> tuple[Found | None, dict[str, str]]:
+    """The candidates that --load_result names, and what they depend on.
+
+    Raises:
+        InputError: the result file or the corpus cannot be used.
+    """
+    data, settings = config.data, config.evaluation
+    if not settings.load_result:
+        return None, {}
+    corpus_file = local_file(data.corpus, data.data_root, data.dataset_cache_dir)
+    corpus = Corpus(corpus_file, data.key_template)
+    path = _loaded(config)
+    predictions = read_predictions(path, len(corpus))
+
+    def found(record: dict, number: int) -> tuple[list[int], list[str]]:
+        ids = predictions.get(query_id_of(record, number), ([], []))[0]
+        ids = [int(i) for i in ids if i >= 0]
+        return ids, [corpus.text(i) for i in ids]
+
+    describe = {"result": digest_file(path), "corpus": corpus.digest}
+    return found, describe | {"key_template": data.key_template}
+
+
+def _loaded(config: RankConfig) -> Path:
+    return Path(resolve_path(config.evaluation.load_result, config.data.data_root)).expanduser()
+
+
+def _collates_to_output(config: RankConfig) -> bool:
+    remote = is_remote(config.data.eval_data, config.data.data_root)
+    return config.evaluation.save_to_output or remote
+
+
+def _check_outputs(config: RankConfig) -> None:
+    """Finds out before any long work whether the results can be written.
+
+    Raises:
+        InputError: some cannot.
+    """
+    check_cache(config.data.dataset_cache_dir)
+    if jax.process_index() != 0:
+        return
+    data, settings = config.data, config.evaluation
+    check_writable("--output_dir", config.training.output_dir)  # scores are kept there
+    beside = Path(resolve_path(data.eval_data, data.data_root)).parent
+    collates = {*settings.metrics} - {*METRICS}
+    if collates and not _collates_to_output(config) and beside.is_dir():
+        remedy = "collated rows go there, give --save_to_output"
+        check_writable("--eval_data", beside, remedy=remedy)
+    if {*settings.metrics} & {*METRICS}:
+        check_log(settings.log_path)

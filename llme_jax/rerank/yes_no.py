@@ -1,0 +1,171 @@
+"""Scores of pairs by a language model that is asked whether the key answers the query.
+
+score = log P(yes) - log P(no) of the next token, which is the difference of the two logits. Prompt
+and default instruction are those of Qwen3-Reranker (https://github.com/QwenLM/Qwen3-Embedding),
+put into the model's own chat template.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from llme_jax.config import RankConfig
+from llme_jax.data.candidates import CandidateRow
+from llme_jax.data.tokens import TokenStore, fingerprint, plain_backend
+from llme_jax.data.widths import usual_width
+from llme_jax.devices.sharding import make_mesh
+from llme_jax.errors import InputError
+from llme_jax.inference.over_store import over_store, tokens_a_device
+from llme_jax.lm.likelihood import TOKENS
+from llme_jax.models.causal_lm import CausalLM, load_causal_lm, open_causal_lm
+from llme_jax.models.weights import fingerprint_files
+from llme_jax.rerank.cross_scorer import Scoring
+
+SYSTEM = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".'
+)
+PROMPT = "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {key}"
+HERE = "<<<PROMPT>>>"  # stands for a prompt while the chat template is filled in
+TEXTS = 1 << 12  # tokenised at a time
+
+
+def open_yes_no(config: RankConfig) -> Scoring:
+    """The language model that `config` names, on the devices of this process.
+
+    Raises:
+        InputError: it cannot be found or served, has no chat template, no single token for yes or
+            no, or reads shorter texts.
+    """
+    data, ranker = config.data, config.ranker
+    mesh = make_mesh(config.training.fsdp, ranker.tensor, devices=jax.local_devices())
+    lm, folder, tokenizer = open_causal_lm(
+        ranker.ranker, dtype=ranker.dtype, cache_dir=ranker.model_cache_dir
+    )
+    prompts = Prompts(
+        tokenizer,
+        ranker.ranker,
+        instruction=ranker.yes_no_instruction,
+        max_length=data.query_max_length + data.key_max_length,
+    )
+    if prompts.longest > lm.max_length:
+        raise InputError(
+            f"--query_max_length and --key_max_length: prompts of up to {prompts.longest} tokens, "
+            f"{ranker.ranker} reads {lm.max_length}; give less"
+        )
+    answers = tuple(_single_token(tokenizer, word, ranker.ranker) for word in ("yes", "no"))
+
+    def load() -> Callable:
+        return partial(_score, load_causal_lm(lm, folder, mesh), lm=lm, answers=answers, mesh=mesh)
+
+    describe = {
+        "weights": fingerprint_files(folder),
+        "model": repr(lm),
+        "tokenizer": fingerprint(tokenizer),
+        "prompt": repr(prompts),
+    }
+    return Scoring(describe, prompts, load)
+
+
+class Prompts:
+    """Makes prompts as tokens: the template's beginning, the pair cut to a length, its end.
+
+    Args:
+        name: of the model, for errors.
+        max_length: tokens of instruction, query and key at most; the key's end is cut off.
+    """
+
+    def __init__(self, tokenizer, name: str, *, instruction: str, max_length: int):
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"{name}: has no chat template, which --ranker_method yes-no asks with; give a "
+                "model that has one"
+            )
+        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": HERE}]
+        try:
+            filled = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except ImportError:
+            raise InputError(
+                "--ranker_method yes-no: chat templates take a package, pip install jinja2"
+            ) from None
+        self._backend, self._max_length = plain_backend(tokenizer), max_length
+        self._instruction = instruction
+        self._ends = tuple(
+            self._backend.encode(end, add_special_tokens=False).ids for end in filled.split(HERE)
+        )
+
+    def __repr__(self) -> str:
+        return repr((self._ends, PROMPT, self._instruction, self._max_length))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return sum(map(len, self._ends)) + self._max_length
+
+    def __call__(self, rows: Sequence[CandidateRow]) -> TokenStore:
+        """The prompts of every candidate of every row."""
+        texts = [
+            PROMPT.format(instruction=self._instruction, query=row.query, key=key)
+            for row in rows
+            for key in row.keys
+        ]
+        before, after = self._ends
+        ids = []
+        for start in range(0, len(texts), TEXTS):
+            chunk = texts[start : start + TEXTS]
+            for encoding in self._backend.encode_batch_fast(chunk, add_special_tokens=False):
+                tokens = before + encoding.ids[: self._max_length] + after
+                ids.append(np.array(tokens, np.uint32))
+        offsets = np.cumsum([0, *map(len, ids)])
+        return TokenStore.of(np.concatenate([np.zeros(0, np.uint32), *ids]), offsets)
+
+
+def _score(params, store: TokenStore, done, *, lm: CausalLM, answers, mesh) -> np.ndarray:
+    """Scores of all prompts, float32[n]."""
+    if not len(store):
+        return np.zeros(0, np.float32)
+    longest = int(store.lengths.max())
+    longest += longest % 2  # fused attention on GPU takes even widths
+    tokens, devices = min(tokens_a_device(mesh), TOKENS), mesh.size // mesh.shape["tensor"]
+    return over_store(
+        store,
+        lambda ids, lengths, _: yes_or_no(params, ids, lengths, lm=lm, answers=answers),
+        mesh=mesh,
+        pad_id=0,
+        width=lambda length: usual_width(length, longest),
+        rows=lambda width: max(tokens // width, 1) * devices,
+        done=done,
+    )
+
+
+@partial(jax.jit, static_argnames=("lm", "answers"))
+def yes_or_no(
+    params,
+    ids: Int[Array, "B L"],
+    lengths: Int[Array, "B"],
+    *,
+    lm: CausalLM,
+    answers: tuple[int, int],
+) -> Float[Array, "B"]:
+    """log P(yes) - log P(no) of what follows right-padded texts, in fp32.
+
+    Args:
+        answers: the tokens that mean yes and no.
+    """
+    last = (lengths - 1)[:, None, None]
+    hidden = jnp.take_along_axis(lm.hidden(params, ids), last, axis=1)[:, 0]
+    logits = lm.logits(params, hidden)
+    return logits[:, answers[0]] - logits[:, answers[1]]
+
+
+def _single_token(tokenizer, word: str, name: str) -> int:
+    ids = plain_backend(tokenizer).encode(word, add_special_tokens=False).ids
+    if len(ids) != 1:
+        raise InputError(f"{name}: writes {word} in {len(ids)} tokens; give a model with one")
+    return ids[0]

@@ -1,0 +1,85 @@
+"""The reranker as a task: pairs of query and key to scores, losses on each query's own keys."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from jax.sharding import Mesh
+from numpy import ndarray
+
+from llme_jax.config import RankConfig
+from llme_jax.data.pairs import PairLayout, pair_layout
+from llme_jax.models.cross_encoder import (
+    FOLDER,
+    CrossEncoder,
+    load_cross_encoder,
+    save_cross_encoder,
+)
+from llme_jax.models.families import forward_flops
+from llme_jax.rerank.evaluate import RerankEvaluator
+from llme_jax.training import rank_losses
+from llme_jax.training.chunks import over_blocks
+from llme_jax.training.task import Opened
+
+
+def open_cross(config: RankConfig) -> Opened:
+    """The reranker that `config` names.
+
+    Raises:
+        InputError: the model cannot be found, read or served, or pairs are longer than it reads.
+    """
+    data, limit = config.data, config.data.query_max_length + config.data.key_max_length
+    encoder, params, tokenizer = load_cross_encoder(
+        config.ranker.ranker,
+        dtype=config.ranker.dtype,
+        cache_dir=config.ranker.model_cache_dir,
+        max_length=limit,
+        remat=config.training.gradient_checkpointing,
+        seed=config.training.seed,
+    )
+    layout = pair_layout(tokenizer, limit, data.truncation_side)
+    return Opened(CrossTask(config, encoder, tokenizer, layout), params, {})
+
+
+@dataclass(frozen=True)
+class CrossTask:
+    """See `training.task.Task`."""
+
+    config: RankConfig
+    encoder: CrossEncoder
+    tokenizer: object
+    layout: PairLayout
+
+    flag = "--ranker"
+    exports = (FOLDER,)
+
+    @property
+    def rules(self) -> tuple:
+        return self.encoder.sharding_rules
+
+    def loss(self, params, batch, key, *, recipe, devices, chunk):
+        compute = partial(self.encoder.score, params)
+        scores = over_blocks(compute, batch.texts["pair"], key, devices=devices, chunk=chunk)
+        teacher = batch.teacher_scores
+        return rank_losses.total(scores.reshape(teacher.shape), teacher, batch.has_scores, recipe)
+
+    def forward_flops(self, params: dict, lengths: dict[str, ndarray]) -> float:
+        return forward_flops(self.encoder.config, self.encoder.base(params), lengths["pair"])
+
+    def recomputing(self, on: bool) -> "CrossTask":
+        return replace(self, encoder=replace(self.encoder, remat=on))
+
+    def evaluator(self, mesh: Mesh) -> RerankEvaluator | None:
+        if not self.config.data.eval_data:
+            return None
+        return RerankEvaluator(self.config, self.encoder, self.tokenizer, self.layout, mesh)
+
+    def exporter(self, params: dict, tasks: list[str]) -> Callable[[Path], None]:
+        return partial(
+            save_cross_encoder,
+            encoder=self.encoder,
+            params=params,
+            tokenizer=self.tokenizer,
+            max_length=self.layout.limit,
+        )

@@ -1,0 +1,197 @@
+"""Rerankers against transformers and sentence-transformers: scores, gradients, folders."""
+
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+from sentence_transformers import CrossEncoder as TorchCrossEncoder
+from tiny import letter_tokenizer
+
+from llme_jax.data.pairs import Pairs, pair_layout
+from llme_jax.data.tokens import bare_tokens
+from llme_jax.errors import InputError
+from llme_jax.models.cross_encoder import load_cross_encoder, save_cross_encoder
+
+LIMIT = 40
+FAMILIES = {
+    "bert": {},
+    "roberta": {"max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1},
+    "xlm-roberta": {"max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1},
+    "electra": {"embedding_size": 24},
+    "deberta-v2": {
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 16,
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+        "pooler_hidden_size": 48,
+    },
+}
+
+
+@pytest.fixture
+def classifier(tmp_path):
+    """classifier(model_type): (folder, torch model), one label, no two parameters alike."""
+
+    def make(model_type: str, name: str = "cross", num_labels: int = 1, head: bool = True,
+             typed: bool = True):  # fmt: skip
+        settings = {
+            "vocab_size": 128,
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 80,
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+            "num_labels": num_labels,
+        } | FAMILIES[model_type]
+        config = transformers.AutoConfig.for_model(model_type, **settings)
+        kind = transformers.AutoModelForSequenceClassification if head else transformers.AutoModel
+        torch.manual_seed(0)
+        model = kind.from_config(config, dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(tmp_path / name)
+        letter_tokenizer().save_pretrained(tmp_path / name)
+        if typed and config.type_vocab_size > 1:
+            path = tmp_path / name / "tokenizer_config.json"
+            names = ["input_ids", "token_type_ids", "attention_mask"]
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"model_input_names": names}))
+        return tmp_path / name, model
+
+    return make
+
+
+def load(folder, **settings):
+    how = {"dtype": "fp32", "cache_dir": None, "max_length": LIMIT} | settings
+    return load_cross_encoder(str(folder), **how)
+
+
+def pairs_of_all_lengths(count: int = 24) -> list[tuple[str, str]]:
+    """Some longer than the limit."""
+    rng = np.random.default_rng(0)
+    letters = [*"abcdefghijklmnopqrstuvwxyz"]
+
+    def text(most):
+        return " ".join(rng.choice(letters, rng.integers(1, most)))
+
+    return [(text(12), text(60)) for _ in range(count)]
+
+
+def tokens(tokenizer, pairs):
+    layout = pair_layout(tokenizer, LIMIT, "right")
+    stores = [bare_tokens(texts, tokenizer, LIMIT, "right") for texts in zip(*pairs, strict=True)]
+    numbers = np.arange(len(pairs))
+    padded = Pairs(*stores, layout, numbers, numbers).padded(numbers, LIMIT, 0)
+    return tuple(map(jnp.asarray, padded))
+
+
+def torch_inputs(tokenizer, pairs, model):
+    first, second = map(list, zip(*pairs, strict=True))
+    inputs = tokenizer(first, second, truncation=True, max_length=LIMIT, padding=True,
+                       return_tensors="pt", return_token_type_ids=True)  # fmt: skip
+    if model.config.type_vocab_size < 2:
+        inputs.pop("token_type_ids")
+    return inputs
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_scores_and_gradients_are_those_of_transformers(classifier, model_type):
+    folder, model = classifier(model_type)
+    encoder, params, tokenizer = load(folder)
+    pairs = pairs_of_all_lengths()
+    ids, lengths, second = tokens(tokenizer, pairs)
+    assert (lengths == LIMIT).any() and (lengths < LIMIT).any()
+
+    def loss(params):
+        scores = encoder.score(params, ids, lengths, second)
+        return (scores**2).mean(), scores
+
+    (_, ours), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    theirs = model(**torch_inputs(tokenizer, pairs, model)).logits[:, 0]
+    np.testing.assert_allclose(ours, theirs.detach(), rtol=1e-5, atol=1e-5)
+    (theirs**2).mean().backward()
+    names = dict(model.named_parameters())
+    compared = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        *steps, kind = (step.key for step in path)
+        name = ".".join([*steps, {"bias": "bias"}.get(kind, "weight")])
+        want = names[name].grad.numpy()
+        want = want.T if kind == "kernel" else want
+        np.testing.assert_allclose(leaf, want, atol=1e-5 * max(1, np.abs(want).max()), err_msg=name)
+        compared += 1
+    assert compared == len(names)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_saved_folders_give_the_same_raw_scores_elsewhere(classifier, model_type, tmp_path):
+    folder, model = classifier(model_type)
+    encoder, params, tokenizer = load(folder)
+    save_cross_encoder(tmp_path / "out", encoder, params, tokenizer, max_length=LIMIT)
+    saved = tmp_path / "out/ranker"
+    mine, others = load_file(saved / "model.safetensors"), load_file(folder / "model.safetensors")
+    for name, tensor in mine.items():
+        np.testing.assert_array_equal(tensor, others[name], err_msg=name)
+    assert json.loads((saved / "config.json").read_text())["architectures"] == [
+        type(model).__name__
+    ]
+    pairs = pairs_of_all_lengths()
+    ours = encoder.score(params, *tokens(tokenizer, pairs))
+    theirs = TorchCrossEncoder(str(saved), device="cpu").predict(pairs, show_progress_bar=False)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    again, params_again, _ = load(saved)
+    assert again == encoder
+    jax.tree.map(np.testing.assert_array_equal, params_again, params)
+
+
+def test_without_token_types_all_are_0(classifier):
+    """What others do where the tokenizer's configuration does not name them."""
+    folder, _ = classifier("bert", typed=False)
+    encoder, params, tokenizer = load(folder)
+    pairs = pairs_of_all_lengths()
+    ours = encoder.score(params, *tokens(tokenizer, pairs))
+    theirs = TorchCrossEncoder(str(folder), device="cpu", activation_fn=torch.nn.Identity())
+    want = theirs.predict([(a, b[:20]) for a, b in pairs], show_progress_bar=False)
+    short = [len(b) <= 20 for _, b in pairs]
+    np.testing.assert_allclose(ours[np.array(short)], want[short], rtol=1e-5, atol=1e-5)
+    assert any(short)
+
+
+def test_an_encoder_without_head_gets_a_new_one(classifier, caplog):
+    folder, model = classifier("bert", head=False)
+    with caplog.at_level(logging.WARNING):
+        _, params, _ = load(folder, seed=3)
+    assert "has no classifier, which starts from random (seed 3)" in caplog.text
+    pooler = model.pooler.dense.weight.detach().numpy()  # as transformers takes it over
+    np.testing.assert_array_equal(params["bert"]["pooler"]["dense"]["kernel"], pooler.T)
+    kernel = params["classifier"]["kernel"]
+    assert kernel.shape == (48, 1) and 0.01 < kernel.std() < 0.04
+    assert not params["classifier"]["bias"].any()
+    np.testing.assert_array_equal(load(folder, seed=3)[1]["classifier"]["kernel"], kernel)
+    assert (load(folder, seed=4)[1]["classifier"]["kernel"] != kernel).any()
+
+
+def test_what_cannot_be_a_reranker_is_refused(classifier):
+    folder, _ = classifier("bert", num_labels=3)
+    with pytest.raises(InputError, match=r"classifier.weight is \(3, 48\).* one label"):
+        load(folder)
+    folder, _ = classifier("bert", name="other")
+    with pytest.raises(InputError, match=r"are 65 tokens together: .* has 64 positions, give 64"):
+        load(folder, max_length=65)
+
+
+def test_bf16_is_close(classifier):
+    folder, _ = classifier("bert")
+    (encoder, params, tokenizer), (exact, _, _) = load(folder, dtype="bf16"), load(folder)
+    inputs = tokens(tokenizer, pairs_of_all_lengths())
+    found, want = encoder.score(params, *inputs), exact.score(params, *inputs)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, want, atol=0.05 * np.abs(want).max())
