@@ -21,7 +21,7 @@ GGUF = ["gguf>=0.17"]  # the language model of the quickstart
 setup(
     name="llme_jax",
     version=version,
-    description="Fine-tune the retrievers that feed language models, in JAX on TPUs and GPUs",
+    description="Fine-tune the retrievers and rerankers of language models, in JAX on TPUs and GPUs",
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -37,6 +37,7 @@ setup(
         "etils[epath]",
         "transformers>=5",
         "safetensors>=0.5",
+        "jinja2>=3.1",  # with which transformers fills in chat templates
         "jaxtyping>=0.3",
         "numpy>=2",
         "regex",

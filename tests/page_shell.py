@@ -126,17 +126,20 @@ class Shell:
         more = []
         if not (flag(words, "--data_root") or "").startswith("gs://"):
             more += ["--data_root", str(self.root)]
-        models = dict.fromkeys(("train", "retrieve", "doctor"), "bert") | {"score": "llama"}
+        models = dict.fromkeys(("train", "retrieve", "doctor", "rank"), "bert")
+        models |= {"score": "llama"} | ({"rank": "llama"} if "yes-no" in words else {})
         if command in models:
-            name = "--model_name_or_path" if command == "score" else "--query_encoder"
+            names = {"score": "--model_name_or_path", "rank": "--ranker"}
+            name = names.get(command, "--query_encoder")
             if not Path(cwd, flag(words, name) or "-").is_dir():
                 more += [name, str(self.root / models[command])]
-        if command in ("train", "retrieve", "doctor"):
+        if command in ("train", "retrieve", "doctor", "rank"):
             more += SMALL.split()
         if (out := flag(words, "--output_dir") or "").startswith("gs://"):
             # Orbax needs more than a folder to find gs://; test_storage.py has it.
             more += ["--output_dir", str(self.bucket / out.removeprefix("gs://"))]
-        if command == "train" and ":runlocal" not in (flag(words, "--config") or ""):
+        trains = command == "train" or "--train_data" in words
+        if trains and command != "doctor" and ":runlocal" not in (flag(words, "--config") or ""):
             more += SMALL_RUN.split()
         return more
 

@@ -19,7 +19,7 @@ from guide import COMMANDS, launched, write_data_root
 from page_shell import Shell
 
 from llme_jax.config import Config as TrainingConfig
-from llme_jax.config import DoctorConfig, RetrieveConfig, ScoreConfig, cli
+from llme_jax.config import DoctorConfig, RankConfig, RetrieveConfig, ScoreConfig, cli
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import RECIPES
 from llme_jax.data.rows import BadRows, parse_row, parse_scoring_row, read_lines
@@ -66,6 +66,18 @@ PROMISED = {
         "train.neg.mixed.scored.llama.json",
         "distilled/checkpoint-*/encoder",
         "data/outputs/support-runlocal/checkpoint-4/encoder",
+    ],
+    "rerank": [
+        "train.neg.bge.json",
+        "ranker/checkpoint-*/ranker/model.safetensors",
+        "reranked/test.result.json",
+        "reranked/test.metrics.json",
+        "test.key.json",
+        "train.neg.bge.scored.ranker.json",
+        "train.neg.bge.scored.ranker.png",
+        "distilled/checkpoint-*/encoder",
+        "train.neg.bge.scored.qwen.json",
+        "hits/train.result.judged.json",
     ],
     "pods": [
         "data/outputs/nq/contrastive/checkpoint-*/encoder",
@@ -236,7 +248,7 @@ def test_the_recipes_are_those_of_the_code():
 
 
 def test_flags_exist():
-    groups = (TrainingConfig(), RetrieveConfig(), ScoreConfig(), DoctorConfig())
+    groups = (TrainingConfig(), RetrieveConfig(), ScoreConfig(), RankConfig(), DoctorConfig())
     known = {name for settings in groups for name in settings.flat()} | {*cli.REFUSED, "config"}
     known |= {*re.findall(r'"--(\w+)"', (ROOT / "llme_jax/build_tfds.py").read_text())}
     # Of other programs: torchrun, srun, gcloud.

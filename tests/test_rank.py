@@ -216,6 +216,11 @@ def test_the_hits_of_a_result_file_are_reranked(arguments, rows, cross, tmp_path
     for row, given, want in zip(scored, ranked, by_torch(cross, ranked), strict=True):
         assert row["key"] == given["key"]
         np.testing.assert_allclose(row["teacher_scores"], want, atol=1e-5)
+    assert any(len(row["key"]) > 2 for row in scored)
+    depth = ["--rerank_depth", "2", "--save_name", "two", "--corpus", str(corpus_file)]
+    rank.main([*arguments, "--load_result", str(result), *depth])
+    for row, whole in zip(output(tmp_path, "scored", "two"), scored, strict=True):
+        assert row["key_index"] == whole["key_index"][:2]
     with pytest.raises(InputError, match=r"would be overwritten .* give another --save_name"):
         again = ["--load_result", str(tmp_path / "out/test.result.s.json")]
         rank.main([*arguments, *again, "--corpus", str(corpus_file)])
@@ -299,16 +304,9 @@ def test_a_file_without_positives_is_scored(arguments, tmp_path, capsys):
     assert "1 rows with 2 keys" in capsys.readouterr().out
 
 
-def test_a_language_model_that_answers_yes_or_no(arguments, rows, tmp_path, monkeypatch):
+def test_a_language_model_that_answers_yes_or_no(arguments, rows, tmp_path):
     """Against transformers, prompt by prompt; the key's end is cut."""
     folder = tiny.save_llama(tmp_path / "llama")
-    path = folder / "tokenizer_config.json"
-    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<answer>"
-    config = json.loads(path.read_text()) | {"chat_template": template}
-    path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="llama: writes yes in 3 tokens; give a model with one"):
-        rank.main([*arguments, "--ranker", str(folder), "--ranker_method", "yes-no"])
-    monkeypatch.setattr("llme_jax.rerank.yes_no._single_token", lambda _, word, __: ord(word[0]))
     limit = ["--query_max_length", "100", "--key_max_length", "100"]
     given = ["--ranker", str(folder), "--ranker_method", "yes-no", "--yes_no_instruction", "Find."]
     rank.main([*arguments, *given, *limit])
@@ -327,7 +325,8 @@ def test_a_language_model_that_answers_yes_or_no(arguments, rows, tmp_path, monk
         ids = encode(f"<system>{system}\n<user>") + prompt + encode("\n<answer>")
         with torch.no_grad():
             logs = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-        return float(logs[ord("y")] - logs[ord("n")])
+        (yes,), (no,) = encode("yes"), encode("no")
+        return float(logs[yes] - logs[no])
 
     for row, given in zip(output(tmp_path, "scored"), rows, strict=True):
         want = [one(given["query"], key) for key in candidates(given)[0]]
@@ -336,8 +335,24 @@ def test_a_language_model_that_answers_yes_or_no(arguments, rows, tmp_path, monk
 
 def test_what_a_language_model_lacks_is_said(arguments, tmp_path):
     folder = tiny.save_llama(tmp_path / "llama")
+    given = [*arguments, "--ranker", str(folder), "--ranker_method", "yes-no"]
+    with pytest.raises(InputError, match="llama reads 1024; give less"):
+        rank.main([*given, "--key_max_length", "1000"])
+    vocabulary = folder / "tokenizer.json"
+    tokenizer = json.loads(vocabulary.read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:2]
+    vocabulary.write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match="llama: writes yes in 3 tokens; give a model with one"):
+        rank.main(given)
+    for path in (folder / "tokenizer_config.json", folder / "chat_template.jinja"):
+        if path.exists() and path.suffix == ".jinja":
+            path.unlink()
+        elif path.exists():
+            config = json.loads(path.read_text())
+            config.pop("chat_template", None)
+            path.write_text(json.dumps(config))
     with pytest.raises(InputError, match="llama: has no chat template, which --ranker_method"):
-        rank.main([*arguments, "--ranker", str(folder), "--ranker_method", "yes-no"])
+        rank.main(given)
 
 
 def test_part_sizes_are_there_for_every_platform():

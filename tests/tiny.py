@@ -15,6 +15,7 @@ from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.weights import save_params
 
 WORDS = [f"w{i}" for i in range(200)]
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<answer>"
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "query", "passage", ":", "represent", "this"]
 
 
@@ -64,7 +65,7 @@ def save_bert(
 
 
 def save_llama(folder: Path, *, ends: bool = False, seed: int = 0) -> Path:
-    """Writes a Hugging Face folder: 2 layers, random weights, one token a byte behind <s>.
+    """Writes a Hugging Face folder: 2 layers, random weights, about a token a byte behind <s>.
 
     Args:
         ends: does the tokenizer put </s> behind every text?
@@ -73,17 +74,16 @@ def save_llama(folder: Path, *, ends: bool = False, seed: int = 0) -> Path:
     from transformers import LlamaForCausalLM
 
     characters = [*pre_tokenizers.ByteLevel.alphabet()]
-    vocabulary = ["<s>", "</s>", *sorted(characters), "an", "Ġa"]
-    tokenizer = Tokenizer(
-        models.BPE({t: i for i, t in enumerate(vocabulary)}, [("a", "n"), ("Ġ", "a")])
-    )
+    merges = [("a", "n"), ("Ġ", "a"), ("n", "o"), ("y", "e"), ("ye", "s")]
+    vocabulary = ["<s>", "</s>", *sorted(characters), *("".join(pair) for pair in merges)]
+    tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(vocabulary)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"<s> $A{' </s>' if ends else ''}", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=CHAT
     ).save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=264,  # a few more than tokens, so that 8 devices can share them

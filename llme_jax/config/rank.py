@@ -112,6 +112,13 @@ class RerankConfig(MeasureConfig):
         unit="FILE",
         may_change=True,
     )
+    rerank_depth: int | None = setting(
+        None,
+        "Of the hits of --load_result take this many, the best [all].",
+        unit="KEYS",
+        least=1,
+        may_change=True,
+    )
     save_to_output: bool = setting(
         False,
         "Write collated rows to --output_dir instead of beside --eval_data.",

@@ -187,11 +187,18 @@ def tokenize(
     return TokenStore(folder)
 
 
-def bare_tokens(texts: Sequence[str], tokenizer, max_length: int, side: str) -> TokenStore:
-    """A store in memory of texts without special tokens, cut to `max_length` at `side`."""
+def bare_tokens(
+    texts: Sequence[str], tokenizer, max_length: int, side: str, desc: str | None = None
+) -> TokenStore:
+    """A store in memory of texts without special tokens, cut to `max_length` at `side`.
+
+    Args:
+        desc: what a progress bar says; None for no bar.
+    """
     backend = plain_backend(tokenizer)
     kept, whole = [], []
-    for start in range(0, len(texts), CHUNK_TEXTS):
+    chunks = range(0, len(texts), CHUNK_TEXTS)
+    for start in tqdm(chunks, desc=desc, unit=f" x {CHUNK_TEXTS} texts", disable=desc is None):
         chunk = texts[start : start + CHUNK_TEXTS]
         for ids, length in _bare_ids(backend, chunk, max_length, side):
             kept.append(np.array(ids, np.uint32))

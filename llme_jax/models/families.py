@@ -44,7 +44,8 @@ def read_config(path: Path, families: dict[str, ModuleType]):
 def forward_flops(config: Architecture, params: dict, lengths: ndarray) -> float:
     """Operations of the matrix products of an encoder, additions and multiplications apart.
 
-    2 for each weight of a linear layer and token, 4 D for each pair of tokens of a text and layer.
+    2 for each weight of a linear layer and token, 4 D for each pair of tokens of a text and layer;
+    where pairs are scored by position too, another 4 D for each of the two terms.
 
     Args:
         params: of the encoder, arrays or ShapeDtypeStructs.
@@ -53,5 +54,7 @@ def forward_flops(config: Architecture, params: dict, lengths: ndarray) -> float
     leaves = jax.tree_util.tree_leaves_with_path(params)
     linear = sum(x.size for path, x in leaves if "kernel" in path_name(path))
     tokens = np.asarray(lengths, float)
-    attention = 4 * config.hidden_size * config.num_hidden_layers
+    # A term has 2 D for each of the 2 L - 1 distances.
+    terms = len(config.terms) if isinstance(config, deberta.DebertaConfig) else 0
+    attention = 4 * config.hidden_size * config.num_hidden_layers * (1 + terms)
     return 2 * linear * tokens.sum() + attention * (tokens**2).sum()

@@ -90,8 +90,11 @@ class CrossScorer:
         self._data, self._encoder, self._tokenizer = data, encoder, tokenizer
         self._layout, self._mesh, self._rows = layout, mesh, rows
 
-    def tokens(self, rows: Sequence[CandidateRow]) -> tuple[Pairs, int]:
+    def tokens(self, rows: Sequence[CandidateRow], desc: str | None = None) -> tuple[Pairs, int]:
         """Every candidate of every row joined with its query, and the most that a row has.
+
+        Args:
+            desc: what a progress bar says; None for no bar.
 
         Raises:
             InputError: --version has no instruction for a row's task.
@@ -104,7 +107,7 @@ class CrossScorer:
             for i, row in zip(instructions, rows, strict=True)
             for key in row.keys
         ]
-        limits = self._tokenizer, self._layout.limit, self._layout.side
+        limits = self._tokenizer, self._layout.limit, self._layout.side, desc
         counts = [len(row.keys) for row in rows]
         pairs = Pairs(
             *(bare_tokens([*texts], *limits) for texts in (queries, keys)),
@@ -127,9 +130,10 @@ class CrossScorer:
         pairs, most = tokens
         if not len(pairs):
             return np.zeros(0, np.float32)
-        mesh, longest = self._mesh, int(pairs.lengths.max())
-        longest += longest % 2  # fused attention on GPU takes even widths
-        at_once = min(self._rows * max(most, 1), len(pairs))
+        mesh, at_once = self._mesh, self._rows * max(most, 1)
+        # Not that of these pairs: the next part would be compiled anew. Fused attention on GPU
+        # takes even widths.
+        longest = min(self._layout.limit + self._layout.limit % 2, self._encoder.config.max_length)
 
         def rows(width: int) -> int:
             a_device = min(-(-at_once // mesh.size), max(tokens_a_device(mesh) // width, 1))

@@ -59,7 +59,8 @@ class RerankEvaluator:
         self._scorer = CrossScorer(
             *(config.data, encoder, tokenizer, layout, mesh), config.evaluation.batch_size
         )
-        self._tokens = self._scorer.tokens([row for _, row in self._data.rows()])
+        rows = [row for _, row in self._data.rows()]
+        self._tokens = self._scorer.tokens(rows, f"Tokenising {self._data.path.name}")
 
     @property
     def sizes(self) -> tuple[int, int]:

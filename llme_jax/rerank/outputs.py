@@ -42,7 +42,7 @@ class Measured:
     def add(self, row: CandidateRow, order: Order) -> None:
         # A passage that is listed twice counts where it stands first.
         ids = dict.fromkeys(row.ids[i] for i in order.places)
-        self._ids.append(np.array([*ids], np.int64))
+        self._ids.append(np.array([*ids], np.int32))
         self._relevant.append(row.relevant)
         if "nq" in self._settings.metrics:
             texts = (row.keys[i] for i in order.places)
@@ -52,7 +52,7 @@ class Measured:
         """As {"mrr@10": 0.5, ...}; those that are wanted."""
         found = {}
         if {*self._settings.metrics} & {*METRICS} - {"nq"}:
-            ids = np.full((len(self._ids), max(1, *map(len, self._ids), 1)), -1, np.int64)
+            ids = np.full((len(self._ids), max(1, *map(len, self._ids))), -1, np.int32)
             for row, own in zip(ids, self._ids, strict=True):
                 row[: len(own)] = own
             settings = self._settings
@@ -108,7 +108,7 @@ class Writer:
             keys = {"key": row.keys, "key_index": row.ids} if self._found else {}
             self._write("scored", record | keys | {"teacher_scores": _decimals(scores)})
             right = np.isin(row.ids, row.relevant)
-            self._scores.append(np.concatenate([scores[right], scores[~right]]).astype(np.float64))
+            self._scores.append(np.concatenate([scores[right], scores[~right]]))
             self._positives.append(int(right.sum()))
 
     def report(self) -> Report | None:

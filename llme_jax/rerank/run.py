@@ -120,11 +120,12 @@ def _found(config: RankConfig) -> tuple[Found | None, dict[str, str]]:
 
     def found(record: dict, number: int) -> tuple[list[int], list[str]]:
         ids = predictions.get(query_id_of(record, number), ([], []))[0]
-        ids = [int(i) for i in ids if i >= 0]
+        ids = [int(i) for i in ids if i >= 0][: settings.rerank_depth]
         return ids, [corpus.text(i) for i in ids]
 
     describe = {"result": digest_file(path), "corpus": corpus.digest}
-    return found, describe | {"key_template": data.key_template}
+    describe |= {"key_template": data.key_template, "depth": str(settings.rerank_depth)}
+    return found, describe
 
 
 def _loaded(config: RankConfig) -> Path:

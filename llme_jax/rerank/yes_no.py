@@ -60,7 +60,10 @@ def open_yes_no(config: RankConfig) -> Scoring:
     answers = tuple(_single_token(tokenizer, word, ranker.ranker) for word in ("yes", "no"))
 
     def load() -> Callable:
-        return partial(_score, load_causal_lm(lm, folder, mesh), lm=lm, answers=answers, mesh=mesh)
+        params = load_causal_lm(lm, folder, mesh)
+        even = prompts.longest + prompts.longest % 2  # fused attention on GPU takes even widths
+        longest = min(even, lm.max_length)
+        return partial(_score, params, lm=lm, answers=answers, mesh=mesh, longest=longest)
 
     describe = {
         "weights": fingerprint_files(folder),
@@ -86,14 +89,9 @@ class Prompts:
                 "model that has one"
             )
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": HERE}]
-        try:
-            filled = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
-        except ImportError:
-            raise InputError(
-                "--ranker_method yes-no: chat templates take a package, pip install jinja2"
-            ) from None
+        filled = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
         self._backend, self._max_length = plain_backend(tokenizer), max_length
         self._instruction = instruction
         self._ends = tuple(
@@ -126,12 +124,12 @@ class Prompts:
         return TokenStore.of(np.concatenate([np.zeros(0, np.uint32), *ids]), offsets)
 
 
-def _score(params, store: TokenStore, done, *, lm: CausalLM, answers, mesh) -> np.ndarray:
-    """Scores of all prompts, float32[n]."""
+def _score(
+    params, store: TokenStore, done, *, lm: CausalLM, answers: tuple[int, int], mesh, longest: int
+) -> np.ndarray:
+    """Scores of all prompts, float32[n], of which none is longer than `longest`."""
     if not len(store):
         return np.zeros(0, np.float32)
-    longest = int(store.lengths.max())
-    longest += longest % 2  # fused attention on GPU takes even widths
     tokens, devices = min(tokens_a_device(mesh), TOKENS), mesh.size // mesh.shape["tensor"]
     return over_store(
         store,

@@ -63,6 +63,7 @@ NUMBERS = {
     "range_max": (int, False, True, False, "100"),
     "range_min": (int, False, True, False, "10"),
     "relative_margin": (float, False, True, True, "0.05"),
+    "rerank_depth": (int, False, False, False, "20"),
     "rerank_margin": (float, False, True, True, "0.5"),
     "rerank_max_score": (float, True, True, True, "-1.5"),
     "save_steps": (int, False, False, False, "50"),

@@ -128,7 +128,7 @@ def test_a_positive_that_the_reranker_has_not_scored(mined):
 
 
 def test_a_reranker_of_other_hits_is_refused(mined):
-    with pytest.raises(InputError, match="--rerank_result r.json: scores none of these hits"):
+    with pytest.raises(InputError, match=r"--rerank_result r\.json: scores none of these hits"):
         mined([{"query": "q"}], ranking([[4, 0]]), reranker=[{7: 1.0}], rerank_result="r.json")
 
 
