@@ -138,8 +138,8 @@ class Shell:
         if (out := flag(words, "--output_dir") or "").startswith("gs://"):
             # Orbax needs more than a folder to find gs://; test_storage.py has it.
             more += ["--output_dir", str(self.bucket / out.removeprefix("gs://"))]
-        trains = command == "train" or "--train_data" in words
-        if trains and command != "doctor" and ":runlocal" not in (flag(words, "--config") or ""):
+        trains = command == "train" or (command == "rank" and "--train_data" in words)
+        if trains and ":runlocal" not in (flag(words, "--config") or ""):
             more += SMALL_RUN.split()
         return more
 

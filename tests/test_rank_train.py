@@ -7,12 +7,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-from commands import finish, patient, start, start_together
+from commands import finish, flags, patient, start, start_together
 from safetensors.numpy import load_file
 from small_run import STEPS, arguments, assert_same_bits, write_data
 from tiny import read_lines, write_lines
 
 from llme_jax import rank
+from llme_jax.config import RankConfig, cli
 from llme_jax.errors import InputError
 from llme_jax.training.metrics_log import read_metrics
 
@@ -159,6 +160,47 @@ def test_bad_rows_are_one_sentence(data, tmp_path, row, message):
     with pytest.raises(InputError, match=f"bad.json:4: .*{message}"):
         rank.main(command(data, tmp_path / "out", "--train_data", str(path)))
     assert not (tmp_path / "out/run.json").exists()
+
+
+def test_the_published_recipe(data, tmp_path, capsys):
+    """The experiment is the command; shrunk, it trains and evaluates."""
+    folder = "llm-embedder:qa/nq"
+    words = {
+        "ranker": "microsoft/deberta-v3-large",
+        "train_data": f"{folder}/train.neg.bge.json",
+        "eval_data": f"{folder}/test.key.bge.json",
+        "key_max_length": 128,
+        "query_max_length": 32,
+        "learning_rate": 5e-6,
+        "num_train_epochs": 5,
+        "per_device_train_batch_size": 8,
+        "metrics": "nq",
+        "metric_for_best_model": "answer_recall@10",
+        "save_steps": 920,
+        "save_total_limit": 2,
+        "output_dir": "data/outputs/nq/ranker",
+    }
+    said = cli.parse(flags(words), "rank", "", RankConfig)
+    assert cli.parse(["--config", "ranker.py"], "rank", "", RankConfig) == said
+
+    rows = read_lines(data / "train.json")
+    (tmp_path / "qa/nq").mkdir(parents=True)
+    write_lines(tmp_path / "qa/nq/train.neg.bge.json", rows)
+    ranked = [{"query": r["query"], "key": r["neg"], "answers": [r["neg"][0][:2]]} for r in rows]
+    write_lines(tmp_path / "qa/nq/test.key.bge.json", ranked[:10])
+    small = {
+        "config": "ranker.py:runlocal",
+        "data_root": tmp_path,
+        "dataset_cache_dir": tmp_path / "cache",
+        "ranker": data / "bert",
+        "key_max_length": 32,
+        "query_max_length": 24,
+        "output_dir": tmp_path / "out",
+        "log_path": tmp_path / "log",
+    }
+    assert rank.main(flags(small)) == 0
+    assert any("eval_answer_recall@10" in r for r in read_metrics(tmp_path / "out/metrics.jsonl"))
+    assert f"{tmp_path}/out/checkpoint-4/ranker" in capsys.readouterr().out
 
 
 def test_pairs_longer_than_the_model_reads_are_refused(data, tmp_path):

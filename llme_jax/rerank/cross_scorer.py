@@ -1,6 +1,7 @@
 """Scores of pairs by a cross-encoder: batches of static shape over all devices, longest first."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
@@ -38,28 +39,39 @@ class Scoring(NamedTuple, Generic[T]):
     load: Callable[[], Callable[[T, Callable[[int, int], None]], np.ndarray]]
 
 
-def open_cross_scorer(config: RankConfig) -> Scoring:
-    """The cross-encoder that `config` names, on the devices of this process.
-
-    Each process scores its share of the rows: nothing waits for another host.
+def open_ranker(config: RankConfig) -> tuple[CrossEncoder, dict, object, PairLayout]:
+    """The cross-encoder that `config` names, as `load_cross_encoder`, and how it joins pairs.
 
     Raises:
         InputError: the model cannot be found, read or served, or pairs are longer than it reads.
     """
-    data, limit = config.data, config.data.query_max_length + config.data.key_max_length
+    limit = config.data.query_max_length + config.data.key_max_length
     encoder, params, tokenizer = load_cross_encoder(
         config.ranker.ranker,
         dtype=config.ranker.dtype,
         cache_dir=config.ranker.model_cache_dir,
         max_length=limit,
+        remat=config.training.gradient_checkpointing,
         seed=config.training.seed,
     )
-    layout = pair_layout(tokenizer, limit, data.truncation_side)
+    return encoder, params, tokenizer, pair_layout(tokenizer, limit, config.data.truncation_side)
+
+
+def open_cross_scorer(config: RankConfig) -> Scoring:
+    """Scores with the cross-encoder that `config` names, on the devices of this process.
+
+    Each process scores its share of the rows: nothing waits for another host.
+
+    Raises:
+        InputError: as `open_ranker`.
+    """
+    data = config.data
+    encoder, params, tokenizer, layout = open_ranker(config)
     mesh = make_mesh(devices=jax.local_devices())
     scorer = CrossScorer(data, encoder, tokenizer, layout, mesh, config.evaluation.batch_size)
     describe = {
         "weights": fingerprint_params(params),
-        "model": repr(encoder),
+        "model": repr(replace(encoder, remat=False)),
         "tokenizer": fingerprint(tokenizer),
         "pairs": repr(layout),
         "instruction": data.version if data.add_instruction else "",

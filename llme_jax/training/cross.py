@@ -9,14 +9,10 @@ from jax.sharding import Mesh
 from numpy import ndarray
 
 from llme_jax.config import RankConfig
-from llme_jax.data.pairs import PairLayout, pair_layout
-from llme_jax.models.cross_encoder import (
-    FOLDER,
-    CrossEncoder,
-    load_cross_encoder,
-    save_cross_encoder,
-)
+from llme_jax.data.pairs import PairLayout
+from llme_jax.models.cross_encoder import FOLDER, CrossEncoder, save_cross_encoder
 from llme_jax.models.families import forward_flops
+from llme_jax.rerank.cross_scorer import open_ranker
 from llme_jax.rerank.evaluate import RerankEvaluator
 from llme_jax.training import rank_losses
 from llme_jax.training.chunks import over_blocks
@@ -27,18 +23,9 @@ def open_cross(config: RankConfig) -> Opened:
     """The reranker that `config` names.
 
     Raises:
-        InputError: the model cannot be found, read or served, or pairs are longer than it reads.
+        InputError: as `open_ranker`.
     """
-    data, limit = config.data, config.data.query_max_length + config.data.key_max_length
-    encoder, params, tokenizer = load_cross_encoder(
-        config.ranker.ranker,
-        dtype=config.ranker.dtype,
-        cache_dir=config.ranker.model_cache_dir,
-        max_length=limit,
-        remat=config.training.gradient_checkpointing,
-        seed=config.training.seed,
-    )
-    layout = pair_layout(tokenizer, limit, data.truncation_side)
+    encoder, params, tokenizer, layout = open_ranker(config)
     return Opened(CrossTask(config, encoder, tokenizer, layout), params, {})
 
 

@@ -86,11 +86,11 @@ def pairs_of_all_lengths(count: int = 24) -> list[tuple[str, str]]:
     return [(text(12), text(60)) for _ in range(count)]
 
 
-def tokens(tokenizer, pairs):
-    layout = pair_layout(tokenizer, LIMIT, "right")
-    stores = [bare_tokens(texts, tokenizer, LIMIT, "right") for texts in zip(*pairs, strict=True)]
+def tokens(tokenizer, pairs, limit: int = LIMIT):
+    layout = pair_layout(tokenizer, limit, "right")
+    stores = [bare_tokens(texts, tokenizer, limit, "right") for texts in zip(*pairs, strict=True)]
     numbers = np.arange(len(pairs))
-    padded = Pairs(*stores, layout, numbers, numbers).padded(numbers, LIMIT, 0)
+    padded = Pairs(*stores, layout, numbers, numbers).padded(numbers, limit, 0)
     return tuple(map(jnp.asarray, padded))
 
 
@@ -150,6 +150,26 @@ def test_saved_folders_give_the_same_raw_scores_elsewhere(classifier, model_type
     again, params_again, _ = load(saved)
     assert again == encoder
     jax.tree.map(np.testing.assert_array_equal, params_again, params)
+
+
+def test_two_hundred_real_pairs(prepared, tmp_path):
+    """MiniLM with a new head, requests with functions; a fifth of the pairs is cut."""
+    encoder, params, tokenizer = load(prepared.model, max_length=48)
+    params["classifier"]["kernel"] *= 10  # of scores around 0.1 every digit would be the bias
+    save_cross_encoder(tmp_path, encoder, params, tokenizer, max_length=48)
+    requests, functions = (
+        [json.loads(line)[name] for line in path.read_text("utf-8").splitlines()]
+        for path, name in ((prepared.test, "query"), (prepared.corpus, "text"))
+    )
+    pairs = [*zip(requests[-100:], functions[:100], strict=True)]
+    pairs += [*zip(functions[100:200], requests[-200:-100], strict=True)]
+    ids, lengths, second = tokens(tokenizer, pairs, limit=48)
+    assert 20 < (lengths == 48).sum() < 180
+    ours = jax.jit(encoder.score)(params, ids, lengths, second)
+    theirs = TorchCrossEncoder(str(tmp_path / "ranker"), device="cpu")
+    want = theirs.predict(pairs, show_progress_bar=False)
+    assert np.std(want) > 0.05
+    np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-5)
 
 
 def test_without_token_types_all_are_0(classifier):
