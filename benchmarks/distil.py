@@ -20,6 +20,7 @@ from llme_jax.files.cache import cache_dir
 from llme_jax.quickstart import data as quickstart
 
 LENGTHS = "--query_max_length 64 --key_max_length 64"
+PAIRS = "--query_max_length 40 --key_max_length 40"
 RETRIEVER = (
     "--per_device_train_batch_size 16 --train_group_size 4 --learning_rate 5e-5 "
     "--cos_temperature 0.05 --save_steps 1000 --logging_steps 5"
@@ -31,9 +32,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("data/distil"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
     parser.add_argument("--steps", type=int, default=50, help="of a retriever")
-    parser.add_argument("--rank_steps", type=int, default=150)
+    parser.add_argument("--rank_steps", type=int, default=200)
     parser.add_argument("--rank_rate", type=float, default=1e-4)
-    parser.add_argument("--rank_group", type=int, default=8)
+    parser.add_argument("--rank_group", type=int, default=6)
     parser.add_argument("--hits", type=int, default=20, help="of a test query that are reranked")
     parser.add_argument("--negatives", type=int, default=15, help="mined, and scored")
     parser.add_argument("--teacher_temperature", type=float, default=1.0)
@@ -56,14 +57,17 @@ def one_seed(args, seed: int, out: Path) -> None:
     report(seed, "retriever 1", first)
     found = base.replace(str(files.model), f"{out}/first/checkpoint-{args.steps}/encoder")
     run("retrieve", f"{found} {test} --hits {args.hits} --output_dir {out} --save_name hits")
-    mined = f"{out}/{files.train.stem}.neg.mined.json"
-    run("retrieve", f"{found} --eval_data {files.train} --metrics mrr collate_neg --save_to_output "
-        f"--max_neg_num {args.negatives} --hits 30 --output_dir {out} --save_name mined")  # fmt: skip
+    rows, corpus = quickstart.prepare_mining(cache_dir(None))
+    found = found.replace(str(files.corpus), str(corpus))
+    mined = f"{out}/{rows.stem}.neg.mined.json"
+    run("retrieve", f"{found} --eval_data {rows} --metrics mrr collate_neg --hits 30 "
+        f"--max_neg_num {args.negatives} --output_dir {out} --save_to_output --save_name mined"
+        )  # fmt: skip
 
-    pairs = f"{LENGTHS} --log_path {out}/log --output_dir {out}"
+    pairs = f"{PAIRS} --log_path {out}/log --output_dir {out}"
     run("rank", f"{pairs}/ranker --ranker {files.model} --train_data {mined} --seed {seed} "
         f"--contrastive_weight 1 --train_group_size {args.rank_group} --select_negative random "
-        f"--per_device_train_batch_size 8 --learning_rate {args.rank_rate} --logging_steps 10 "
+        f"--per_device_train_batch_size 12 --learning_rate {args.rank_rate} --logging_steps 10 "
         f"--max_steps {args.rank_steps} --save_steps 1000")  # fmt: skip
     ranker = f"--ranker {out}/ranker/checkpoint-{args.rank_steps}/ranker"
     run("rank", f"{pairs} {ranker} {test} --load_result {out}/test.result.hits.json "

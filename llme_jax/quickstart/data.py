@@ -80,6 +80,30 @@ def prepare(cache: Path) -> Quickstart:
     return paths
 
 
+def prepare_mining(cache: Path) -> tuple[Path, Path]:
+    """Training rows and the functions that they may be searched in: those that no test request
+    asks for, or mining would teach that these are never right. Made from `prepare(cache)`, once.
+    """
+    files, folder = prepare(cache), Path(cache) / "quickstart-mining"
+    if not folder.is_dir():
+        train, test, corpus = (
+            [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for path in (files.train, files.test, files.corpus)
+        )
+        unseen = {i for row in test for i in row["pos_index"]}
+        kept = {
+            old: new for new, old in enumerate(i for i in range(len(corpus)) if i not in unseen)
+        }
+        for row in train:
+            for name in ("pos_index", "neg_index"):
+                row[name] = [kept[i] for i in row[name]]
+        with atomic_dir(folder) as beside:
+            for name, rows in (("train", train), ("corpus", [corpus[i] for i in kept])):
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                (beside / f"{name}.json").write_text(text, encoding="utf-8")
+    return folder / "train.json", folder / "corpus.json"
+
+
 def download_wheel(wanted: tuple[str, str], folder: Path) -> Path:
     """The wheel in `folder`, downloaded when it is not there yet."""
     requirement, sha256 = wanted

@@ -14,7 +14,7 @@ from llme_jax.data.candidates import CandidateRow
 from llme_jax.data.instructions import instruction_of
 from llme_jax.data.pairs import PairLayout, Pairs, pair_layout
 from llme_jax.data.tokens import bare_tokens, fingerprint
-from llme_jax.data.widths import usual_width
+from llme_jax.data.widths import fine_width
 from llme_jax.devices.sharding import make_mesh, replicated
 from llme_jax.inference.over_store import over_store, tokens_a_device
 from llme_jax.models.cross_encoder import CrossEncoder, load_cross_encoder
@@ -157,7 +157,7 @@ class CrossScorer:
             lambda ids, lengths, second, _: forward(ids, lengths, second),
             mesh=mesh,
             pad_id=self._tokenizer.pad_token_id or 0,
-            width=lambda length: usual_width(length, longest),
+            width=lambda length: fine_width(length, longest),
             rows=rows,
             done=done,
         )

