@@ -1,26 +1,29 @@
 """What a reranker is worth: it reorders its retriever's hits, and teaches the next retriever.
 
-    python benchmarks/distil.py            # in 2 CPU cores' time about a quarter of an hour a seed
+    python benchmarks/distil.py            # in 2 CPU cores' time about 20 minutes a seed
 
-On the quickstart's data and model, every step a command that a person could type: a retriever is
-trained; it mines hard negatives; a reranker trains on them, from the same MiniLM; it reorders the
+The data is that of mining.py (operations of botocore, and queries that describe examples of them),
+with fewer passages. Every step is a command that a person could type: a retriever is trained from
+MiniLM; it mines hard negatives; a reranker trains on them, from the same MiniLM; it reorders the
 retriever's hits of the test queries; it scores the mined rows; two retrievers train on these rows
-from MiniLM, with the same steps: one contrastively, one distilled from the scores. No test query
-asks for a function that training has seen.
+from MiniLM, with the same steps: one contrastively, one distilled from the scores. No operation is
+a positive of both training and test queries, and negatives are mined among passages that no test
+query asks for, or the reranker would learn that these are never right.
 """
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+from mining import write_data
 from side_by_side import make_parser
 
 from llme_jax.files.cache import cache_dir
 from llme_jax.quickstart import data as quickstart
 
-LENGTHS = "--query_max_length 64 --key_max_length 64"
-PAIRS = "--query_max_length 40 --key_max_length 40"
+LENGTHS = "--query_max_length 32 --key_max_length 48"
 RETRIEVER = (
     "--per_device_train_batch_size 16 --train_group_size 4 --learning_rate 5e-5 "
     "--cos_temperature 0.05 --save_steps 1000 --logging_steps 5"
@@ -31,47 +34,86 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("data/distil"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
-    parser.add_argument("--steps", type=int, default=50, help="of a retriever")
-    parser.add_argument("--rank_steps", type=int, default=200)
+    parser.add_argument("--passages", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=60, help="of a retriever")
+    parser.add_argument("--rank_steps", type=int, default=120)
     parser.add_argument("--rank_rate", type=float, default=1e-4)
     parser.add_argument("--rank_group", type=int, default=6)
     parser.add_argument("--hits", type=int, default=20, help="of a test query that are reranked")
-    parser.add_argument("--negatives", type=int, default=15, help="mined, and scored")
+    parser.add_argument("--negatives", type=int, default=9, help="mined, and scored")
     parser.add_argument("--teacher_temperature", type=float, default=1.0)
-    parser.add_argument("--student_temperature", type=float, default=1.0)
     parser.add_argument("--distilled_weight", type=float, default=0.2, help="contrastive")
     args = parser.parse_args()
+    if not (args.folder / "whole/test.json").exists():
+        write_data(args.folder / "whole")
+    if not (args.folder / "small/mining_corpus.json").exists():
+        write_small(args.folder, args.passages)
     for seed in args.seeds:
         one_seed(args, seed, args.folder / str(seed))
 
 
-def one_seed(args, seed: int, out: Path) -> None:
-    files = quickstart.prepare(cache_dir(None))
-    base = f"--query_encoder {files.model} --pooling_method mean --add_instruction false {LENGTHS} "
-    base += f"--corpus {files.corpus} --log_path {out}/log"
-    test = f"--eval_data {files.test} --metrics ndcg recall mrr"
-    train = f"{RETRIEVER} --max_steps {args.steps} --seed {seed}"
+def write_small(folder: Path, passages: int) -> None:
+    """The same queries, with their operations and others, so many in all."""
+    out = folder / "small"
+    out.mkdir(exist_ok=True)
+    train, test, corpus = (read(folder / f"whole/{n}.json") for n in ("train", "test", "corpus"))
+    asked = {i for row in test for i in row["pos_index"]}
+    kept = asked | {i for row in train for i in row["pos_index"] + row["neg_index"]}
+    rest = [i for i in range(len(corpus)) if i not in kept]
+    random.Random(0).shuffle(rest)
+    needed = asked | {i for row in train for i in row["pos_index"]}
+    order = [*needed, *(kept - needed), *rest][:passages]
+    for name, ids in (("", order), ("mining_", [i for i in order if i not in asked])):
+        number = {old: new for new, old in enumerate(ids)}
+        write(out / f"{name}corpus.json", [corpus[i] for i in ids])
+        for rows, of in ((train, "train"), (test, "test")):
+            if of == "train" or not name:
+                write(out / f"{name}{of}.json", [renumbered(row, number) for row in rows])
 
-    first = retriever(f"{base} {test} {train} --train_data {files.train} --contrastive_weight 1",
+
+def renumbered(row: dict, number: dict[int, int]) -> dict:
+    row = row | {"pos_index": [number[i] for i in row["pos_index"]]}
+    if "neg" in row:
+        pairs = zip(row["neg"], row["neg_index"], strict=True)
+        row["neg"] = [text for text, i in pairs if i in number]
+        row["neg_index"] = [number[i] for i in row["neg_index"] if i in number]
+    return row
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def one_seed(args, seed: int, out: Path) -> None:
+    data, model = args.folder / "small", quickstart.prepare(cache_dir(None)).model
+    base = f"--pooling_method mean --add_instruction false {LENGTHS} --log_path {out}/log"
+    test = f"--eval_data {data}/test.json --metrics ndcg recall mrr"
+    search = f"{base} --query_encoder {model} --corpus {data}/corpus.json"
+    train = f"{search} {test} {RETRIEVER} --max_steps {args.steps} --seed {seed}"
+
+    first = retriever(f"{train} --train_data {data}/train.json --contrastive_weight 1",
                       out / "first")  # fmt: skip
     report(seed, "retriever 1", first)
-    found = base.replace(str(files.model), f"{out}/first/checkpoint-{args.steps}/encoder")
-    run("retrieve", f"{found} {test} --hits {args.hits} --output_dir {out} --save_name hits")
-    rows, corpus = quickstart.prepare_mining(cache_dir(None))
-    found = found.replace(str(files.corpus), str(corpus))
-    mined = f"{out}/{rows.stem}.neg.mined.json"
-    run("retrieve", f"{found} --eval_data {rows} --metrics mrr collate_neg --hits 30 "
-        f"--max_neg_num {args.negatives} --output_dir {out} --save_to_output --save_name mined"
-        )  # fmt: skip
+    encoder = f"--query_encoder {out}/first/checkpoint-{args.steps}/encoder --output_dir {out}"
+    run("retrieve", f"{base} {encoder} --corpus {data}/corpus.json {test} --hits {args.hits} "
+        "--save_name hits")  # fmt: skip
+    run("retrieve", f"{base} {encoder} --corpus {data}/mining_corpus.json --hits 30 "
+        f"--eval_data {data}/mining_train.json --metrics mrr collate_neg --save_to_output "
+        f"--max_neg_num {args.negatives} --save_name mined")  # fmt: skip
+    mined = f"{out}/mining_train.neg.mined.json"
 
-    pairs = f"{PAIRS} --log_path {out}/log --output_dir {out}"
-    run("rank", f"{pairs}/ranker --ranker {files.model} --train_data {mined} --seed {seed} "
-        f"--contrastive_weight 1 --train_group_size {args.rank_group} --select_negative random "
+    pairs = f"{LENGTHS} --log_path {out}/log --output_dir {out}"
+    run("rank", f"{pairs}/ranker --ranker {model} --train_data {mined} --seed {seed} "
+        f"--contrastive_weight 1 --train_group_size {args.rank_group} "
         f"--per_device_train_batch_size 12 --learning_rate {args.rank_rate} --logging_steps 10 "
         f"--max_steps {args.rank_steps} --save_steps 1000")  # fmt: skip
     ranker = f"--ranker {out}/ranker/checkpoint-{args.rank_steps}/ranker"
     run("rank", f"{pairs} {ranker} {test} --load_result {out}/test.result.hits.json "
-        f"--corpus {files.corpus} --save_name reranked")  # fmt: skip
+        f"--corpus {data}/corpus.json --save_name reranked")  # fmt: skip
     report(seed, "reranker", json.loads((out / "test.metrics.reranked.json").read_text()))
 
     run("rank", f"{pairs} {ranker} --eval_data {mined} --metrics mrr collate_score "
@@ -80,11 +122,10 @@ def one_seed(args, seed: int, out: Path) -> None:
     losses = {
         "contrastive": "--contrastive_weight 1 --distill_weight 0",
         "distilled": f"--contrastive_weight {args.distilled_weight} --distill_weight 1 "
-        f"--teacher_temperature {args.teacher_temperature} "
-        f"--student_temperature {args.student_temperature}",
+        f"--teacher_temperature {args.teacher_temperature}",
     }
     for name, loss in losses.items():
-        words = f"{base} {test} {train} --train_data {scored} {loss}"
+        words = f"{train} --train_data {scored} {loss}"
         report(seed, f"{name} 2", retriever(words, out / name))
 
 

@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,7 @@ FILES = [
 ]
 TEST_SHARE = 0.3
 NEGATIVES = 15
+MOST_REQUESTS = 2  # for one function, of those that negatives are mined for
 
 
 class Quickstart(NamedTuple):
@@ -81,8 +82,11 @@ def prepare(cache: Path) -> Quickstart:
 
 
 def prepare_mining(cache: Path) -> tuple[Path, Path]:
-    """Training rows and the functions that they may be searched in: those that no test request
-    asks for, or mining would teach that these are never right. Made from `prepare(cache)`, once.
+    """Training rows and functions for mining, made from `prepare(cache)`, once.
+
+    The functions are those that no test request asks for, or mining would teach that these are
+    never right. Of the requests for one function there are the first few, or a reranker would learn
+    that this one is right for all that is like it.
     """
     files, folder = prepare(cache), Path(cache) / "quickstart-mining"
     if not folder.is_dir():
@@ -90,15 +94,20 @@ def prepare_mining(cache: Path) -> tuple[Path, Path]:
             [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             for path in (files.train, files.test, files.corpus)
         )
+        asked = Counter()
         unseen = {i for row in test for i in row["pos_index"]}
         kept = {
             old: new for new, old in enumerate(i for i in range(len(corpus)) if i not in unseen)
         }
+        few = []
         for row in train:
             for name in ("pos_index", "neg_index"):
                 row[name] = [kept[i] for i in row[name]]
+            asked.update(row["pos_index"])
+            if max(asked[i] for i in row["pos_index"]) <= MOST_REQUESTS:
+                few.append(row)
         with atomic_dir(folder) as beside:
-            for name, rows in (("train", train), ("corpus", [corpus[i] for i in kept])):
+            for name, rows in (("train", few), ("corpus", [corpus[i] for i in kept])):
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 (beside / f"{name}.json").write_text(text, encoding="utf-8")
     return folder / "train.json", folder / "corpus.json"
