@@ -20,23 +20,24 @@ LEAST = 64  # queries in a part
 
 
 def attention(
-    q: Float[Array, "B L H Dh"],
+    q: Float[Array, "B M H Dh"],
     k: Float[Array, "B L H Dh"],
     v: Float[Array, "B L H Dh"],
     lengths: Int[Array, "B"],
     *,
     dropout_key: DropoutKey | None = None,
     rate: float = 0.0,
-) -> Float[Array, "B L H Dh"]:
+) -> Float[Array, "B M H Dh"]:
     """softmax(q k^T / sqrt(Dh)) v over the first `lengths` keys; the softmax is in fp32.
 
+    The queries are of all L tokens or of the first M.
     Rows of padding hold finite numbers without meaning. Attention weights are dropped at `rate`
     when `dropout_key` is given.
     """
     lengths = jnp.maximum(lengths, 1)  # a text without tokens would be 0 / 0
     if rate == 0.0:
         dropout_key = None
-    if dropout_key is None and cudnn_can(q):
+    if dropout_key is None and q.shape == k.shape and cudnn_can(q):
         return jax.nn.dot_product_attention(
             q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
             implementation="cudnn",
@@ -62,17 +63,17 @@ def biased_attention(
 def _folded(q, k, v, bias, lengths, dropout_key, rate):
     # With the heads folded into the batch every product is one batched matrix product; on CPU this
     # takes a fifth of the time of einsum over [B, L, H, Dh].
-    n, length, heads, width = q.shape
-    q, k, v = (x.transpose(0, 2, 1, 3).reshape(n * heads, length, width) for x in (q, k, v))
+    n, _, heads, width = q.shape
+    q, k, v = (x.transpose(0, 2, 1, 3).reshape(n * heads, -1, width) for x in (q, k, v))
     if dropout_key is not None:  # one number a text and head
         numbers = dropout_key.texts[:, None] * heads + jnp.arange(heads)
         dropout_key = dropout_key._replace(texts=numbers.reshape(-1))
-    mask = jnp.where(jnp.arange(length) < lengths[:, None], 0.0, -jnp.inf)
+    mask = jnp.where(jnp.arange(k.shape[1]) < lengths[:, None], 0.0, -jnp.inf)
     added = jnp.repeat(mask, heads, axis=0)[:, None]
     if bias is not None:
-        added += bias.reshape(n * heads, length, length)
+        added += bias.reshape(n * heads, *bias.shape[2:])
     out = _attend(q, k, v, added, dropout_key, rate, bias is not None)
-    return out.reshape(n, heads, length, width).transpose(0, 2, 1, 3)
+    return out.reshape(n, heads, -1, width).transpose(0, 2, 1, 3)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))

@@ -7,7 +7,7 @@ NNX serves to write the modules down; the parameters live in a plain nested dict
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -119,8 +119,9 @@ def hidden_states(
     lengths: Int[Array, "B"],
     dropout_key: DropoutKey | None = None,
     second: Int[Array, "B"] | None = None,
-) -> Float[Array, "B L D"]:
-    """Hidden states of the last layer in float32; rows of padding are without meaning.
+    first: bool = False,
+) -> Float[Array, "B _ D"]:
+    """Hidden states [B, L, D] of the last layer in float32; rows of padding are without meaning.
 
     Args:
         dtype: what the layers compute in ("float32" or "bfloat16"); LayerNorm, softmax and sums
@@ -130,13 +131,15 @@ def hidden_states(
         dropout_key: drops as config.json says; None for no dropout.
         second: where the second text of a pair begins, whose tokens have type 1; None: all have
             type 0.
+        first: only that of the first token is wanted, [B, 1, D]: the last layer leaves out the
+            others, which is 10 in 12 of its products.
 
     Raises:
         InputError: the texts are longer than the model's position table.
     """
     check_width(config, ids.shape[1])
     model = nnx.merge(_abstract(config, dtype, remat)[0], params)
-    return model(ids, lengths, dropout_key, second)
+    return model(ids, lengths, dropout_key, second, first)
 
 
 def check_width(config, width: int) -> None:
@@ -175,13 +178,14 @@ class Bert(nnx.Module):
         self.dtype = dtype
         self.remat = remat
 
-    def __call__(self, ids, lengths, key, second):
+    def __call__(self, ids, lengths, key, second, first):
         x = self.embeddings(ids, fold_in(key, 0), second).astype(self.dtype)
         if self.projects:
             x = self.embeddings_project(x)
         # Not .values(): the order of a merged nnx.Dict is that of strings, "10" before "2".
-        for i in range(len(self.encoder.layer)):
-            layer = self.encoder.layer[str(i)]
+        last = len(self.encoder.layer) - 1
+        for i in range(last + 1):
+            layer = partial(self.encoder.layer[str(i)], first=first and i == last)
             layer = jax.checkpoint(layer) if self.remat else layer
             x = layer(x, lengths, fold_in(key, i + 1))
         return x.astype(jnp.float32)
@@ -227,8 +231,8 @@ class Layer(nnx.Module):
         self.intermediate = Intermediate(c, dtype, rngs)
         self.output = Residual(c.intermediate_size, c, dtype, rngs)
 
-    def __call__(self, x, lengths, key):
-        x = self.attention(x, lengths, fold_in(key, 0))
+    def __call__(self, x, lengths, key, first):
+        x = self.attention(x, lengths, fold_in(key, 0), first)
         return self.output(self.intermediate(x), x, fold_in(key, 1))
 
 
@@ -237,8 +241,9 @@ class Attention(nnx.Module):
         self.self = SelfAttention(c, dtype, rngs)
         self.output = Residual(c.hidden_size, c, dtype, rngs)
 
-    def __call__(self, x, lengths, key):
-        return self.output(self.self(x, lengths, fold_in(key, 0)), x, fold_in(key, 1))
+    def __call__(self, x, lengths, key, first):
+        attended = self.self(x, lengths, fold_in(key, 0), first)
+        return self.output(attended, x[:, :1] if first else x, fold_in(key, 1))
 
 
 class SelfAttention(nnx.Module):
@@ -249,11 +254,14 @@ class SelfAttention(nnx.Module):
         self.heads = c.num_attention_heads
         self.rate = c.attention_probs_dropout_prob
 
-    def __call__(self, x, lengths, key):
-        n, length, width = x.shape
-        shape = (n, length, self.heads, width // self.heads)
-        q, k, v = (part(x).reshape(shape) for part in (self.query, self.key, self.value))
-        return attention(q, k, v, lengths, dropout_key=key, rate=self.rate).reshape(x.shape)
+    def __call__(self, x, lengths, key, first):
+        n, _, width = x.shape
+        asking = x[:, :1] if first else x
+        shape = (n, -1, self.heads, width // self.heads)
+        parts = (self.query, asking), (self.key, x), (self.value, x)
+        q, k, v = (part(of).reshape(shape) for part, of in parts)
+        out = attention(q, k, v, lengths, dropout_key=key, rate=self.rate)
+        return out.reshape(asking.shape)
 
 
 class Intermediate(nnx.Module):

@@ -111,6 +111,7 @@ class CrossEncoder:
             *(self.config, self.dtype, self.remat, self.base(params), ids, lengths),
             dropout_key=keys[0],
             second=second if self.typed else None,
+            first=True,
         )
         x = dropout(hidden[:, 0], keys[1], self.rates[0])
         x = _ACTIVATIONS[head.activation](_linear(x, _at(params, head.dense)))

@@ -127,11 +127,13 @@ def hidden_states(
     lengths: Int[Array, "B"],
     dropout_key: DropoutKey | None = None,
     second: Int[Array, "B"] | None = None,
-) -> Float[Array, "B L D"]:
-    """As `bert.hidden_states`."""
+    first: bool = False,
+) -> Float[Array, "B _ D"]:
+    """As `bert.hidden_states`, but `first` saves nothing."""
     check_width(config, ids.shape[1])
     model = nnx.merge(_abstract(config, dtype, remat)[0], params)
-    return model(ids, lengths, dropout_key, second)
+    hidden = model(ids, lengths, dropout_key, second)
+    return hidden[:, :1] if first else hidden
 
 
 def abstract_params(config: DebertaConfig) -> dict:

@@ -1,6 +1,7 @@
 """The encoder against transformers' torch models: values, gradients, precision, dropout."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -253,3 +254,25 @@ def test_parameters_are_a_plain_nested_dict(tiny):
 def _rewrite(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_the_first_token_alone_is_the_first_of_all(tiny, dropped, remat):
+    """Values and gradients, with the same dropout."""
+    config, params = _load(tiny("bert")[0])
+    ids, _ = _ids("bert")
+    ids, lengths = jnp.asarray(ids, jnp.int32), jnp.asarray(LENGTHS)
+    key = DropoutKey(jax.random.key(0), jnp.arange(4)) if dropped else None
+
+    @partial(jax.jit, static_argnames="first")
+    def loss(params, first):
+        how = {"dropout_key": key, "second": jnp.asarray(SECOND), "first": first}
+        hidden = hidden_states(config, "float32", remat, params, ids, lengths, **how)
+        return (hidden[:, 0] ** 2).sum(), hidden[:, 0]
+
+    (_, want), gradient = jax.value_and_grad(loss, has_aux=True)(params, False)
+    (_, found), other = jax.value_and_grad(loss, has_aux=True)(params, True)
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(a).max()))
