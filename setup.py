@@ -21,7 +21,7 @@ GGUF = ["gguf>=0.17"]  # the language model of the quickstart
 setup(
     name="llme_jax",
     version=version,
-    description="Fine-tune the retrievers and rerankers of language models, in JAX on TPUs and GPUs",
+    description="Fine-tune retrievers and rerankers for language models, in JAX on TPUs and GPUs",
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",
