@@ -8,8 +8,8 @@ The first mines hard negatives with the quickstart's retriever, the second train
 a reranker, the third puts the retriever's hits of the test queries in order. No test query asks
 for a function that training has seen. `quickstart_ranker.py:runlocal` shrinks the training.
 
-These few steps do not make a reranker that beats its retriever (benchmarks/README.md); they show the
-commands in minutes.
+These few steps do not make a reranker that beats its retriever (benchmarks/README.md); they show
+the commands in minutes.
 """
 
 from llme_jax.config import RankConfig, shrunk
