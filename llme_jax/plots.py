@@ -44,6 +44,8 @@ def draw_histograms(
     """
 
     def draw(ax, title: str, values: np.ndarray) -> None:
+        if np.issubdtype(values.dtype, np.floating):
+            values = values.astype(np.float64)
         ax.hist(values, bins=_bins(values), color=COLORS[0])
         if np.issubdtype(values.dtype, np.integer):
             _whole_numbers(ax)

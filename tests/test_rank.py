@@ -14,7 +14,9 @@ from commands import finish, patient, start, start_together
 from tiny import read_lines, write_lines
 
 from llme_jax import rank
+from llme_jax.data.rows import parse_row
 from llme_jax.errors import InputError
+from llme_jax.inference.partial_results import PartialResults
 from llme_jax.rerank import run
 
 LIMIT = 24
@@ -128,10 +130,12 @@ def assert_files(folder, rows, expected, hits=None, name="s"):
         assert results[i]["query_id"] == row.get("query_id", i)
         assert results[i]["pred"] == [ids[j] for j in order]
         np.testing.assert_allclose(results[i]["score"], [scores[j] for j in order], atol=1e-5)
-        ranked = {"key": [texts[j] for j in order], "key_index": [ids[j] for j in order]}
+        ranked = {"key": [texts[j] for j in order]}
+        if "key_index" in row or ("neg_index" in row and "key" not in row):
+            ranked["key_index"] = [ids[j] for j in order]
         assert keys[i] == row | ranked
         np.testing.assert_allclose(scored[i].pop("teacher_scores"), scores, atol=1e-5)
-        assert scored[i] == row
+        assert scored[i] == row | ({"teacher_scores_of": "key"} if "key" in row else {})
 
 
 def metrics_by_hand(rows, expected, hits=None) -> dict[str, float]:
@@ -283,6 +287,8 @@ def test_two_processes_share_the_work(arguments, rows, expected, tmp_path):
         ({"pos": []}, "test.json:1: has neither pos nor pos_index, which mrr, recall and ndcg"),
         ({"answers": []}, "test.json:1: has no answers, which nq needs"),
         ({"task": 3}, "test.json:1: task is 3: give a string"),
+        ({"key_index": [2**63], "key": ["a"]}, r"test.json:1: key_index is \[9223372036854775808"),
+        ({"key": ["a"], "pos": None, "pos_index": [1]}, "test.json:1: has neither pos nor pos_in"),
         ({"query_id": [1]}, r"test.json:1: query_id is \[1\]: give an integer or a string"),
     ],
 )
@@ -294,6 +300,57 @@ def test_bad_rows_are_one_sentence(arguments, tmp_path, change, message):
     assert not [*tmp_path.glob("test.*.s.json"), *tmp_path.glob("out/test.result*")]
 
 
+def test_scores_of_other_texts_are_not_trained_on(arguments, tmp_path):
+    row = {"query": "w1", "pos": ["w2"], "neg": ["w3", "w4"], "answers": ["w2"]}
+    rows = [row, row | {"key": ["w4", "w2", "w3"]}]
+    path = write_lines(tmp_path / "test.json", rows)
+    rank.main(arguments)
+    good, other = output(tmp_path, "scored")
+    assert len(parse_row(good).teacher_scores) == 3
+    with pytest.raises(InputError, match=r"teacher_scores are those of key, .* rank the row with"):
+        parse_row(other)
+    both = row | {"history": ["w5"]}
+    write_lines(path, [both, {"query": "w1", "pos": [], "neg": [], "history": ["w2", "w5"]}])
+    rank.main([*arguments, "--metrics", "collate_score"])
+    first, second = output(tmp_path, "scored")
+    with pytest.raises(InputError, match="teacher_scores are those of pos"):
+        parse_row(first)
+    assert len(parse_row(second).teacher_scores) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"query_id": [1], "pred": [0]}',
+        '{"query_id": 1, "pred": [0], "score": ["a"]}',
+        '{"query_id": 1, "pred": [0], "score": {"a": 1}}',
+        '{"query_id": 1, "pred": [-99999999999]}',
+        '{"query_id": 77, "pred": [0]}',
+        "3",
+    ],
+)
+def test_bad_result_files_are_one_sentence(arguments, tmp_path, line):
+    corpus = write_lines(tmp_path / "corpus.json", [{"title": "w1", "text": "w2"}])
+    (tmp_path / "found.json").write_text(line + "\n")
+    more = ["--load_result", str(tmp_path / "found.json"), "--corpus", str(corpus)]
+    message = r"found.json:1: (not a result|pred has)|found.json: has none of the query_ids"
+    with pytest.raises(InputError, match=message):
+        rank.main([*arguments, *more, "--metrics", "collate_key"])
+
+
+def test_a_row_without_a_task_is_named(arguments, tmp_path):
+    write_lines(tmp_path / "test.json", [{"query": "w1", "pos": ["w2"], "neg": ["w3"]}])
+    with pytest.raises(InputError, match=r"test.json:1: task is missing, --version llm-embedder"):
+        rank.main([*arguments, "--metrics", "mrr", "--add_instruction", "--version",
+                   "llm-embedder"])  # fmt: skip
+
+
+def test_rows_without_candidates_do_not_cut_parts(tmp_path):
+    partial = PartialResults(tmp_path, np.array([5, 0] * 10))
+    assert partial.missing(1000) == [(0, 20)]
+    assert [b - a for a, b in partial.missing(10)] == [4, 4, 4, 4, 4]
+
+
 def test_a_file_without_positives_is_scored(arguments, tmp_path, capsys):
     row = {"query": "w1", "history": ["w2", "w3 w4"]}
     write_lines(tmp_path / "test.json", [row, row | {"history": []}, row | {"history": ["w5"]}])
@@ -302,57 +359,6 @@ def test_a_file_without_positives_is_scored(arguments, tmp_path, capsys):
     assert [len(row["teacher_scores"]) for row in scored] == [2, 0, 1]
     assert not (tmp_path / "out/test.metrics.s.json").exists()
     assert "1 rows with 2 keys" in capsys.readouterr().out
-
-
-def test_a_language_model_that_answers_yes_or_no(arguments, rows, tmp_path):
-    """Against transformers, prompt by prompt; the key's end is cut."""
-    folder = tiny.save_llama(tmp_path / "llama")
-    limit = ["--query_max_length", "100", "--key_max_length", "100"]
-    given = ["--ranker", str(folder), "--ranker_method", "yes-no", "--yes_no_instruction", "Find."]
-    rank.main([*arguments, *given, *limit])
-    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    system = (
-        "Judge whether the Document meets the requirements based on the Query and the Instruct "
-        'provided. Note that the answer can only be "yes" or "no".'
-    )
-
-    def encode(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def one(query, key):
-        prompt = encode(f"<Instruct>: Find.\n<Query>: {query}\n<Document>: {key}")[:200]
-        ids = encode(f"<system>{system}\n<user>") + prompt + encode("\n<answer>")
-        with torch.no_grad():
-            logs = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-        (yes,), (no,) = encode("yes"), encode("no")
-        return float(logs[yes] - logs[no])
-
-    for row, given in zip(output(tmp_path, "scored"), rows, strict=True):
-        want = [one(given["query"], key) for key in candidates(given)[0]]
-        np.testing.assert_allclose(row["teacher_scores"], want, atol=1e-5)
-
-
-def test_what_a_language_model_lacks_is_said(arguments, tmp_path):
-    folder = tiny.save_llama(tmp_path / "llama")
-    given = [*arguments, "--ranker", str(folder), "--ranker_method", "yes-no"]
-    with pytest.raises(InputError, match="llama reads 1024; give less"):
-        rank.main([*given, "--key_max_length", "1000"])
-    vocabulary = folder / "tokenizer.json"
-    tokenizer = json.loads(vocabulary.read_text())
-    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:2]
-    vocabulary.write_text(json.dumps(tokenizer))
-    with pytest.raises(InputError, match="llama: writes yes in 3 tokens; give a model with one"):
-        rank.main(given)
-    for path in (folder / "tokenizer_config.json", folder / "chat_template.jinja"):
-        if path.exists() and path.suffix == ".jinja":
-            path.unlink()
-        elif path.exists():
-            config = json.loads(path.read_text())
-            config.pop("chat_template", None)
-            path.write_text(json.dumps(config))
-    with pytest.raises(InputError, match="llama: has no chat template, which --ranker_method"):
-        rank.main(given)
 
 
 def test_part_sizes_are_there_for_every_platform():

@@ -33,7 +33,7 @@ def validate(config: Config) -> None:
 
 def validate_ranking(config: RankConfig) -> None:
     """As `validate`, for llme_jax.rank."""
-    data, ranker, _, ev, train, _ = config.groups()
+    data, ranker, loss, ev, train, _ = config.groups()
     if ev.load_result and not data.corpus:
         raise InputError("--load_result needs --corpus, the passages whose numbers it holds")
     if data.train_data:
@@ -42,6 +42,11 @@ def validate_ranking(config: RankConfig) -> None:
             raise InputError(
                 f"--metrics {min(written)}: nothing is written while a ranker trains; run again "
                 "with the trained --ranker and without --train_data"
+            )
+        if loss.stable_distill and loss.distill_loss != "kl":
+            raise InputError(
+                f"--distill_loss {loss.distill_loss}: --stable_distill distils in its own way; "
+                "give one of them"
             )
         if ranker.ranker_method == "yes-no":
             raise InputError(

@@ -20,6 +20,8 @@ class CandidateRow(NamedTuple):
     ids: list[int]  # what each key is called: its number in the corpus, else its place in the row
     relevant: list[int]  # the ids of all positives, candidates or not
     answers: list[str]
+    numbered: bool  # are the ids numbers in the corpus?
+    source: str  # the fields that the keys come from
 
 
 # The ids and texts of a row's candidates that come from elsewhere, by the row and its number.
@@ -29,7 +31,8 @@ Found = Callable[[dict, int], tuple[list[int], list[str]]]
 def parse_candidates(
     record: dict, number: int, *, metrics: Collection[str], found: Found | None = None
 ) -> CandidateRow:
-    """Validates one row: its candidates are `key`, else `pos` and `neg`, else `history`.
+    """Validates one row: its candidates are `key`, else `pos` and `neg`, else `history`; of these
+    the first that it has, or that has texts.
 
     Args:
         number: of the row, from 0.
@@ -41,33 +44,49 @@ def parse_candidates(
     """
     query, task, pos = query_of(record), task_of(record), strings_of(record, "pos")
     numbers = _numbers(record, "pos_index")
+    source = _source(record) if found is None else "key"
     if found:
         ids, keys = found(record, number)
         given = numbers
-    elif record.get("key") is not None:
+    elif source == "key":
         keys = strings_of(record, "key")
         ids, given = _numbers(record, "key_index"), numbers
         if ids is not None and len(ids) != len(keys):
             raise InputError(f"key_index has {len(ids)} numbers, key has {len(keys)} texts")
-    elif record.get("pos") is not None or record.get("neg") is not None:
-        keys, (ids, given) = pos + strings_of(record, "neg"), _indices(record, pos, numbers)
-    elif record.get("history") is not None:
+    elif source == "history":
         keys = strings_of(record, "history")
-        ids, given = [*range(len(keys))], numbers
+        ids, given = None, numbers
     else:
-        raise InputError("no candidates: every row needs key, or pos and neg, or history")
-    if ids is None:  # pos_index counts in the corpus, which says nothing of places in the row
-        ids, given = [*range(len(keys))], None
+        keys, (ids, given) = pos + strings_of(record, "neg"), _indices(record, pos, numbers)
+    numbered = ids is not None
+    if ids is None:
+        ids = [*range(len(keys))]
+        # Else pos_index counts in the corpus, which says nothing of places in the row.
+        given = numbers if source == "history" else None
     relevant = _by_text(keys, ids, pos) if given is None else given
     if NEED_POSITIVES & {*metrics} and not relevant:
         raise InputError(
-            "has neither pos nor pos_index, which mrr, recall and ndcg need: add one, or ask for "
-            "--metrics without them, as in --metrics collate_score"
+            "has neither pos nor pos_index, which mrr, recall and ndcg need: add one (pos_index "
+            "together with key_index), or ask for --metrics without them, as collate_score"
         )
     if "nq" in metrics:
         check_answers(record.get("answers"))
     answers = record.get("answers") if "nq" in metrics else []
-    return CandidateRow(query, task, keys, ids, [*dict.fromkeys(relevant)], answers)
+    relevant = [*dict.fromkeys(relevant)]
+    return CandidateRow(query, task, keys, ids, relevant, answers, numbered, source)
+
+
+def _source(record: dict) -> str:
+    """The fields that a row's candidates are in."""
+    if record.get("key") is not None:
+        return "key"
+    if record.get("pos") or record.get("neg"):
+        return "pos + neg"
+    if record.get("history") is not None:
+        return "history"
+    if record.get("pos") is None and record.get("neg") is None:
+        raise InputError("no candidates: every row needs key, or pos and neg, or history")
+    return "pos + neg"
 
 
 def _indices(
@@ -95,7 +114,9 @@ def _numbers(record: dict, name: str) -> list[int] | None:
     numbers = record.get(name)
     if numbers is None:
         return None
-    if not isinstance(numbers, list) or any(type(n) is not int or n < 0 for n in numbers):
+    if not isinstance(numbers, list) or any(
+        type(n) is not int or not 0 <= n < 2**63 for n in numbers
+    ):
         raise InputError(f"{name} is {shown(numbers)}: give a list of integers from 0")
     return numbers
 

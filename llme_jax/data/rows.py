@@ -21,6 +21,8 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
+
+SCORES_OF = "teacher_scores_of"  # the field that names others than these
 T = TypeVar("T")
 
 
@@ -151,6 +153,11 @@ def parse_row(record: dict) -> Row:
     pos, neg, names = _candidates(record)
     scores = record.get("teacher_scores")
     if scores is not None:
+        if record.get(SCORES_OF) not in (None, names):
+            raise InputError(
+                f"teacher_scores are those of {record[SCORES_OF]}, as llme_jax.rank says there, "
+                f"and {names} is trained on: rank the row without {record[SCORES_OF]}"
+            )
         _check_scores(scores, len(pos) + len(neg), names)
     return Row(query, pos + neg, len(pos), scores, task)
 
@@ -193,6 +200,11 @@ def query_of(record: dict) -> str:
     if not isinstance(query, str):
         raise InputError(f'query is {shown(query)}: every row needs "query", a string')
     return query
+
+
+def scored_source(record: dict) -> str:
+    """The fields whose texts a row's teacher_scores are read for."""
+    return "history" if record.get("history") is not None else "pos + neg"
 
 
 def task_of(record: dict) -> str | None:

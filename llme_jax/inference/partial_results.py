@@ -62,7 +62,10 @@ class PartialResults:
     def missing(self, size: int) -> list[tuple[int, int]]:
         """Ranges (start, stop) of rows without scores, of about `size` pairs each."""
         ranges, start = [], None
+        pairs = np.diff(self._first)
         for row, done in enumerate([*self._done, True]):
+            if row < len(pairs) and not pairs[row]:
+                continue  # there is nothing to score, nor to end a range for
             if start is not None and (done or self._first[row + 1] - self._first[start] > size):
                 ranges.append((start, row))
                 start = None

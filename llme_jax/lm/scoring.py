@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llme_jax.config import ScoreConfig
-from llme_jax.data.rows import parse_scoring_row
+from llme_jax.data.rows import SCORES_OF, parse_scoring_row
 from llme_jax.data.scoring import ScoringData
 from llme_jax.data.sources import is_remote, local_file
 from llme_jax.data.tokens import fingerprint
@@ -143,6 +143,7 @@ def _write(out: Path, data: ScoringData, partial: PartialResults, reduction: str
                 scores = REDUCTIONS[reduction](scores.reshape(data.candidates[i], -1))
             # The shortest decimals that are the same fp32 number.
             record["teacher_scores"] = [float(str(score)) for score in scores]
+            record.pop(SCORES_OF, None)
             if record["task"] == "lrlm":
                 for name in TOKEN_LISTS:
                     record.pop(name, None)

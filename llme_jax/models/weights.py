@@ -31,7 +31,7 @@ _DOWNLOADED = [
     "config.json", "model*.safetensors", "model.safetensors.index.json", "modules.json",
     "1_Pooling/*",
     "dense_pooler*", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "sentencepiece*", "spiece.model",
+    "added_tokens.json", "chat_template*", "sentencepiece*", "spiece.model",
 ]  # fmt: skip
 
 

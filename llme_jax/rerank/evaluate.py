@@ -6,6 +6,7 @@ from tqdm import tqdm
 
 from llme_jax.config import RankConfig
 from llme_jax.data.candidates import CandidateRow, parse_candidates, query_id_of
+from llme_jax.data.instructions import instruction_of
 from llme_jax.data.pairs import PairLayout
 from llme_jax.data.scoring import ScoringData
 from llme_jax.data.sources import local_file
@@ -31,7 +32,10 @@ def open_candidates(config: RankConfig, found=None) -> ScoringData[CandidateRow]
 
     def parse(record: dict, number: int) -> CandidateRow:
         query_id_of(record, number)
-        return parse_candidates(record, number, metrics=metrics, found=found)
+        row = parse_candidates(record, number, metrics=metrics, found=found)
+        if config.ranker.ranker_method == "cross-encoder":
+            instruction_of(data, row.task)  # is there one?
+        return row
 
     return ScoringData(path, parse)
 

@@ -12,6 +12,7 @@ from numpy import ndarray
 from llme_jax.config import RerankConfig
 from llme_jax.config.retrieval import METRICS
 from llme_jax.data.candidates import CandidateRow, query_id_of
+from llme_jax.data.rows import SCORES_OF, scored_source
 from llme_jax.files.atomic import atomic_text
 from llme_jax.lm.teacher_report import Report
 from llme_jax.retrieval.metrics import answer_rank, answer_recall_at, ranking_metrics
@@ -42,7 +43,7 @@ class Measured:
     def add(self, row: CandidateRow, order: Order) -> None:
         # A passage that is listed twice counts where it stands first.
         ids = dict.fromkeys(row.ids[i] for i in order.places)
-        self._ids.append(np.array([*ids], np.int32))
+        self._ids.append(np.array([*ids], np.int64))
         self._relevant.append(row.relevant)
         if "nq" in self._settings.metrics:
             texts = (row.keys[i] for i in order.places)
@@ -52,7 +53,7 @@ class Measured:
         """As {"mrr@10": 0.5, ...}; those that are wanted."""
         found = {}
         if {*self._settings.metrics} & {*METRICS} - {"nq"}:
-            ids = np.full((len(self._ids), max(1, *map(len, self._ids))), -1, np.int32)
+            ids = np.full((len(self._ids), max(1, *map(len, self._ids))), -1, np.int64)
             for row, own in zip(ids, self._ids, strict=True):
                 row[: len(own)] = own
             settings = self._settings
@@ -101,12 +102,18 @@ class Writer:
             found["pred"] = [row.ids[i] for i in order.places]
             self._write("result", found | {"score": _decimals(order.scores)})
         if "key" in self._open:
-            keys = {"key": [row.keys[i] for i in order.places]}
-            keys["key_index"] = [row.ids[i] for i in order.places]
-            self._write("key", record | keys)
+            ranked = record | {"key": [row.keys[i] for i in order.places]}
+            ranked.pop("key_index", None)  # places in a row are none
+            if row.numbered:
+                ranked["key_index"] = [row.ids[i] for i in order.places]
+            self._write("key", ranked)
         if "scored" in self._open:
             keys = {"key": row.keys, "key_index": row.ids} if self._found else {}
-            self._write("scored", record | keys | {"teacher_scores": _decimals(scores)})
+            scored = record | keys | {"teacher_scores": _decimals(scores)}
+            scored.pop(SCORES_OF, None)
+            if row.source != scored_source(record):  # training would read them as others'
+                scored[SCORES_OF] = row.source
+            self._write("scored", scored)
             right = np.isin(row.ids, row.relevant)
             self._scores.append(np.concatenate([scores[right], scores[~right]]))
             self._positives.append(int(right.sum()))

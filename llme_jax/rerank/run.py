@@ -45,6 +45,10 @@ def rerank(config: RankConfig) -> int:
     scorer = opening[config.ranker.ranker_method](config)  # its errors come before a large file
     found, describe = _found(config)
     rows = open_candidates(config, found)
+    if settings.load_result and not rows.candidates.any():
+        raise InputError(
+            f"{_loaded(config)}: has none of the query_ids of --eval_data; give its own file"
+        )
     result = result_path(output_dir, rows.path, "result", settings.save_name)
     if settings.load_result and result.expanduser().resolve() == _loaded(config).resolve():
         raise InputError(

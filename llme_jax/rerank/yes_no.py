@@ -89,9 +89,17 @@ class Prompts:
                 "model that has one"
             )
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": HERE}]
-        filled = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+        try:
+            filled = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except Exception as error:  # templates raise what they like
+            raise InputError(
+                f"{name}: its chat template does not take a system message ({error}); give another "
+                "model"
+            ) from error
+        if filled.count(HERE) != 1:
+            raise InputError(f"{name}: its chat template does not say what the user says once")
         self._backend, self._max_length = plain_backend(tokenizer), max_length
         self._instruction = instruction
         self._ends = tuple(

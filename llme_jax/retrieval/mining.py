@@ -132,6 +132,7 @@ def collate_neg(
             row["neg_source"] = [hit.source for hit in taken]
             row["neg_rank"] = [hit.rank for hit in taken]
             row["neg_score"] = [hit.score for hit in taken]
+            row.pop("neg_reranker_score", None)
             if scores is not None:
                 row["neg_reranker_score"] = [scores[hit.id] for hit in taken]
             row.pop("teacher_scores", None)

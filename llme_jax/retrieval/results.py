@@ -65,27 +65,27 @@ def read_predictions(
     if not path.is_file():
         raise InputError(f"{path}: there is no such result file; run once without --load_result")
     found = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                pred = row["pred"]
+                query_id, pred = row["query_id"], row["pred"]
                 score = row.get("score") or [-float(rank) for rank in range(len(pred))]
-                query_id = row["query_id"]
-                wrong = len(score) != len(pred)
-            except (ValueError, KeyError, TypeError):
+                scores = np.array(score, np.float32)
+                wrong = type(query_id) not in (int, str) or scores.shape != (len(pred),)
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
                 wrong = True
             if wrong:
                 raise InputError(
                     f"{path}:{number}: not a result, which has query_id, pred and as many score; "
                     "retrieve again without --load_result"
                 )
-            if any(type(i) is not int or i >= corpus_size for i in pred):
+            if any(type(i) is not int or not -(2**31) <= i < corpus_size for i in pred):
                 raise InputError(
                     f"{path}:{number}: pred has {max(pred, key=str)}, the corpus {corpus_size} "
                     "passages; give the --corpus that was searched"
                 )
-            found[query_id] = np.array(pred, np.int32), np.array(score, np.float32)
+            found[query_id] = np.array(pred, np.int32), scores
     return found
 
 

@@ -115,6 +115,7 @@ def test_settings_that_cannot_work_are_refused(line, message):
         ("--train_data a.json --metrics mrr collate_score", "--metrics collate_score: nothing is"),
         ("--train_data a.json --ranker_method yes-no", "a language model only scores"),
         ("--train_data a.json --load_result r.json --corpus c.json", "is for reranking"),
+        ("--train_data a.json --stable_distill --distill_loss ranknet", "give one of them"),
         ("--train_data a.json --contrastive_weight 0 --distill_weight 0", "are both 0"),
         ("--train_data a.json --metric_for_best_model recall@3", "choose from mrr@1, mrr@5,"),
         ("--eval_data a.json --query_encoder x", "unknown flag --query_encoder"),
