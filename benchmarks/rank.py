@@ -21,18 +21,25 @@ import numpy as np
 import torch
 import transformers
 from sentence_transformers import CrossEncoder
-from side_by_side import add_model, alternate, device_name, make_parser, peak_flops, save_model
+from side_by_side import (
+    add_model,
+    alternate,
+    device_name,
+    make_parser,
+    peak_flops,
+    save_model,
+    start_step,
+    torch_adamw,
+)
 
-from llme_jax.config import RankConfig, RankDataConfig, RankLossConfig, TrainConfig
+from llme_jax.config import RankConfig, RankDataConfig, RankLossConfig
 from llme_jax.data.batch import Batch, Texts, cut_texts
-from llme_jax.data.candidates import CandidateRow
+from llme_jax.data.candidates import CandidateRow, parse_candidates
 from llme_jax.data.pairs import pair_layout
 from llme_jax.devices import sharding
 from llme_jax.models.cross_encoder import load_cross_encoder, save_cross_encoder
 from llme_jax.rerank.cross_scorer import CrossScorer
 from llme_jax.training.cross import CrossTask
-from llme_jax.training.optim import make_optimizer
-from llme_jax.training.step import Step, init_state
 
 
 def main() -> None:
@@ -79,7 +86,8 @@ def make_rows(queries: int, candidates: int) -> list[CandidateRow]:
 
     def row() -> CandidateRow:
         keys = [text(n) for n in np.clip(rng.lognormal(np.log(60), 0.6, candidates), 4, 400)]
-        return CandidateRow(text(rng.integers(4, 15)), None, keys, [*range(candidates)], [0], [])
+        record = {"query": text(rng.integers(4, 15)), "key": keys}
+        return parse_candidates(record, 0, metrics=())
 
     return [row() for _ in range(queries)]
 
@@ -137,11 +145,7 @@ def train(args, opened, rows: list[CandidateRow]) -> dict:
 
 
 def our_step(task: CrossTask, params, mesh, ids, lengths, second, args):
-    optimizer = make_optimizer(TrainConfig(learning_rate=1e-5), 1000)
-    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-    shardings = sharding.state_sharding(mesh, abstract, task.rules)
-    state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
-    step = Step(task, optimizer, devices=mesh.size, chunk=None, seed=0, shardings=shardings)
+    step, state = start_step(task, params, mesh)
     loss = RankLossConfig(contrastive_weight=1.0, distill_weight=0.0)
     count = args.train_queries
     batch = Batch(
@@ -171,14 +175,7 @@ def in_blocks(ids, lengths, second, devices: int) -> Texts:
 def torch_step(folder: str, ids, lengths, second, args):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = CrossEncoder(folder, device=device).model.train()
-    decay, plain = [], []
-    for name, parameter in model.named_parameters():
-        (plain if "bias" in name or "LayerNorm" in name else decay).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
-        lr=1e-5,
-        fused=device == "cuda",
-    )
+    optimizer = torch_adamw(model, device)
     column = np.arange(ids.shape[1])
     arrays = {
         "input_ids": ids,

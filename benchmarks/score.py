@@ -96,7 +96,7 @@ def make_prompts(args, vocabulary: int) -> Prompts:
     rng = np.random.default_rng(0)
     lengths = rng.lognormal(np.log(170), 0.4, args.pairs).astype(int).clip(40, args.longest)
     ids = rng.integers(3, vocabulary, lengths.sum()).astype(np.uint32)
-    store = TokenStore.of(ids, np.cumsum([0, *lengths]))
+    store = TokenStore.of(np.split(ids, np.cumsum(lengths)[:-1]))
     return Prompts(store, rng.integers(1, 31, args.pairs).astype(np.int32))
 
 

@@ -10,6 +10,11 @@ import jax
 import torch
 import transformers
 
+from llme_jax.config import TrainConfig
+from llme_jax.devices import sharding
+from llme_jax.training.optim import make_optimizer
+from llme_jax.training.step import Step, TrainState, init_state
+
 SHAPES = {
     "one-layer": {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2},
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12},
@@ -52,6 +57,27 @@ def save_model(args, folder: Path) -> str:
     (folder / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     return str(folder)
+
+
+def start_step(task, params, mesh) -> tuple[Step, TrainState]:
+    """Our train step, and the state before the first one, on the mesh."""
+    optimizer = make_optimizer(TrainConfig(learning_rate=1e-5), 1000)
+    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
+    shardings = sharding.state_sharding(mesh, abstract, task.rules)
+    state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
+    return Step(task, optimizer, devices=mesh.size, chunk=None, seed=0, shardings=shardings), state
+
+
+def torch_adamw(model: torch.nn.Module, device: str) -> torch.optim.AdamW:
+    """The same optimizer for a torch model."""
+    decay, plain = [], []
+    for name, parameter in model.named_parameters():
+        (plain if "bias" in name or "LayerNorm" in name else decay).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+        lr=1e-5,
+        fused=device == "cuda",
+    )
 
 
 def device_name() -> str:

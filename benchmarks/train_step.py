@@ -20,16 +20,22 @@ import jax
 import numpy as np
 import torch
 import transformers
-from side_by_side import add_model, alternate, device_name, make_parser, peak_flops, save_model
+from side_by_side import (
+    add_model,
+    alternate,
+    device_name,
+    make_parser,
+    peak_flops,
+    save_model,
+    start_step,
+    torch_adamw,
+)
 
-from llme_jax.config import Config, EncoderConfig, LossConfig, TrainConfig
+from llme_jax.config import Config, EncoderConfig, LossConfig
 from llme_jax.data.batch import Batch, cut_texts, plain_texts, real_lengths
 from llme_jax.devices import sharding
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.training.dual import DualTask
-from llme_jax.training.optim import make_optimizer
-from llme_jax.training.step import Step as TrainStep
-from llme_jax.training.step import init_state
 from llme_jax.training.telemetry import count
 
 
@@ -106,12 +112,8 @@ def jax_step(model: str, batch: Batch, args) -> tuple[Step, float]:
     """Our step, and the model's operations in it, counted on real tokens."""
     encoder, params, _ = load_dual_encoder(EncoderConfig(query_encoder=model))
     mesh = sharding.make_mesh()
-    optimizer = make_optimizer(TrainConfig(learning_rate=1e-5), 1000)
-    abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-    shardings = sharding.state_sharding(mesh, abstract)
-    state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
     task = DualTask(Config(), encoder, None)
-    step = TrainStep(task, optimizer, devices=mesh.size, chunk=None, seed=0, shardings=shardings)
+    step, state = start_step(task, params, mesh)
     cut = {name: cut_texts(*t.ids, *t.lengths, mesh.size) for name, t in batch.texts.items()}
     ours = batch._replace(texts=cut)
     on_mesh = sharding.batch_to_mesh(mesh, ours)
@@ -131,14 +133,7 @@ def torch_step(model: str, batch: Batch, args) -> Step:
     encoder = transformers.AutoModel.from_pretrained(model, attn_implementation="sdpa")
     encoder.pooler = None
     encoder.to(device, torch.float32).train()
-    decay, plain = [], []
-    for name, parameter in encoder.named_parameters():
-        (plain if "bias" in name or "LayerNorm" in name else decay).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
-        lr=1e-5,
-        fused=device == "cuda",
-    )
+    optimizer = torch_adamw(encoder, device)
 
     def inputs(ids, lengths):
         mask = np.arange(ids.shape[1]) < lengths[:, None]

@@ -44,7 +44,9 @@ def draw_histograms(
     """
 
     def draw(ax, title: str, values: np.ndarray) -> None:
-        if np.issubdtype(values.dtype, np.floating):
+        if np.issubdtype(
+            values.dtype, np.floating
+        ):  # of fp32 numbers nearly alike no bins are made
             values = values.astype(np.float64)
         ax.hist(values, bins=_bins(values), color=COLORS[0])
         if np.issubdtype(values.dtype, np.integer):

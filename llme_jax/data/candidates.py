@@ -1,6 +1,5 @@
 """Rows whose candidates are reranked: which these are, what they are called, which are right."""
 
-import json
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
@@ -119,15 +118,3 @@ def _numbers(record: dict, name: str) -> list[int] | None:
     ):
         raise InputError(f"{name} is {shown(numbers)}: give a list of integers from 0")
     return numbers
-
-
-def query_id_of(record: dict, number: int) -> int | str:
-    """The row's `query_id`, its number where it has none.
-
-    Raises:
-        InputError: it is neither an integer nor a string.
-    """
-    query_id = record.get("query_id")
-    if query_id is not None and type(query_id) not in (int, str):
-        raise InputError(f"query_id is {json.dumps(query_id)}: give an integer or a string")
-    return number if query_id is None else query_id

@@ -16,7 +16,7 @@ from string import Formatter
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.rows import BadRows, read_lines, shown
+from llme_jax.data.rows import BadRows, query_id_of, read_lines, shown, task_of
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 
@@ -170,8 +170,7 @@ def read_queries(
     lines: dict[int | str, int] = {}  # where a query_id was seen
     task = None
     for number, row in read_lines(str(path), check, bad_rows):
-        query_id = row.get("query_id")
-        query_id = len(lines) if query_id is None else query_id
+        query_id = query_id_of(row, len(lines))
         if query_id in lines:
             reason = (
                 f"query_id {_shown(query_id)} is that of line {lines[query_id]} too: give every "
@@ -191,13 +190,11 @@ def read_queries(
 
 def _checked_query(row: dict, metrics: set[str], corpus_size: int | None) -> dict:
     """The row, when it can be used; an InputError, to which file and line are added."""
-    query, query_id = row.get("query"), row.get("query_id")
+    query = row.get("query")
     if not isinstance(query, str):
         raise InputError(f'query is {_shown(query)}: every row needs "query", a string')
-    if query_id is not None and type(query_id) not in (int, str):
-        raise InputError(f"query_id is {_shown(query_id)}: give an integer or a string")
-    if not isinstance(row.get("task"), str | None):
-        raise InputError(f"task is {_shown(row['task'])}: give a string, as in qa or tool")
+    query_id_of(row, 0)
+    task_of(row)
     if NEED_POSITIVES & metrics or ("collate_neg" in metrics and row.get("pos_index")):
         _check_pos_index(row.get("pos_index"), corpus_size)
     if "nq" in metrics:

@@ -207,6 +207,14 @@ def scored_source(record: dict) -> str:
     return "history" if record.get("history") is not None else "pos + neg"
 
 
+def query_id_of(record: dict, number: int) -> int | str:
+    """The row's `query_id`, its number where it has none."""
+    query_id = record.get("query_id")
+    if query_id is not None and type(query_id) not in (int, str):
+        raise InputError(f"query_id is {shown(query_id)}: give an integer or a string")
+    return number if query_id is None else query_id
+
+
 def task_of(record: dict) -> str | None:
     task = record.get("task")
     if not isinstance(task, str | None):
@@ -216,7 +224,7 @@ def task_of(record: dict) -> str | None:
 
 def _candidates(record: dict) -> tuple[list[str], list[str], str]:
     """Positives, the other candidates, and which fields they came from."""
-    if record.get("history") is not None:
+    if scored_source(record) == "history":
         return [], strings_of(record, "history"), "history"
     if record.get("pos") is None and record.get("neg") is None:
         raise InputError("no candidates: every row needs pos and neg, or history")

@@ -31,12 +31,11 @@ class TokenStore:
         self.whole = np.asarray(np.load(folder / "whole.npy", mmap_mode="r")) if bare else None
 
     @classmethod
-    def of(
-        cls, values: np.ndarray, offsets: np.ndarray, whole: np.ndarray | None = None
-    ) -> "TokenStore":
-        """A store in memory."""
+    def of(cls, texts: Sequence[np.ndarray], whole: np.ndarray | None = None) -> "TokenStore":
+        """A store in memory, of the ids of each text."""
         store = cls.__new__(cls)
-        store.values, store.offsets, store.whole = values, offsets, whole
+        store.values = np.concatenate([np.zeros(0, np.uint32), *texts])
+        store.offsets, store.whole = np.cumsum([0, *map(len, texts)]), whole
         return store
 
     def part(self, start: int, stop: int) -> "TokenStore":
@@ -203,9 +202,7 @@ def bare_tokens(
         for ids, length in _bare_ids(backend, chunk, max_length, side):
             kept.append(np.array(ids, np.uint32))
             whole.append(length)
-    offsets = np.cumsum([0, *map(len, kept)])
-    values = np.concatenate([np.zeros(0, np.uint32), *kept])
-    return TokenStore.of(values, offsets, np.array(whole, np.int32))
+    return TokenStore.of(kept, np.array(whole, np.int32))
 
 
 def _bare_ids(

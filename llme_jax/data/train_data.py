@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from llme_jax.config import DataConfig, DistillConfig, LossConfig
+from llme_jax.config import DataConfig, DistillConfig
 from llme_jax.data.batch import Batch, Blocks, Texts, fits, places
 from llme_jax.data.dataset import Dataset, check_one_recipe, make_dataset
 from llme_jax.data.instructions import check_recipes
@@ -100,7 +100,7 @@ class TrainData:
             self._limits = {"pair": layout.limit}
         self._widths: dict[str | None, dict[str, list[int]]] = {}  # by path and name of texts
 
-    def recipe(self, dataset: int | None) -> LossConfig:
+    def recipe(self, dataset: int | None) -> DistillConfig:
         """The losses of a batch from one dataset, or of a mixed one (None)."""
         return self._mixed if dataset is None else self.recipes[dataset]
 

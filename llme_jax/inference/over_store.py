@@ -22,6 +22,12 @@ def tokens_a_device(mesh: Mesh) -> int:
     return TOKENS[mesh.devices.flat[0].platform]
 
 
+def rows_a_batch(mesh: Mesh, width: int, most: int) -> int:
+    """Texts of a batch of this width: `most`, less where they are long; a multiple of devices."""
+    a_device = min(-(-most // mesh.size), max(tokens_a_device(mesh) // width, 1))
+    return a_device * mesh.size
+
+
 def over_store(
     store: TokenStore | Pairs,
     launch: Callable[..., jax.Array],

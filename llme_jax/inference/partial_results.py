@@ -30,6 +30,11 @@ def parts_folder(out: Path, describe: dict) -> Path:
     return parts
 
 
+def decimals(scores: Iterable[np.float32]) -> list[float]:
+    """The shortest decimals that are the same fp32 numbers."""
+    return [float(str(score)) for score in scores]
+
+
 class PartialResults:
     """Scores of all pairs of n rows; the parts that are finished are files of one folder.
 
@@ -47,7 +52,7 @@ class PartialResults:
     def __init__(self, folder: Path, pairs: np.ndarray):
         self._folder = folder
         self._first = np.cumsum([0, *pairs])
-        self._done = pairs == 0
+        self._done = np.zeros(len(pairs), bool)
         self.scores = np.full(self._first[-1], np.nan, np.float32)
         if jax.process_index() == 0:
             for path in sorted(folder.glob("[0-9]*-[0-9]*.npy")):
@@ -61,11 +66,10 @@ class PartialResults:
 
     def missing(self, size: int) -> list[tuple[int, int]]:
         """Ranges (start, stop) of rows without scores, of about `size` pairs each."""
-        ranges, start = [], None
-        pairs = np.diff(self._first)
-        for row, done in enumerate([*self._done, True]):
-            if row < len(pairs) and not pairs[row]:
-                continue  # there is nothing to score, nor to end a range for
+        ranges, start, end = [], None, len(self._done)
+        # The other rows have nothing to score, and end no range.
+        for row in [*np.flatnonzero(np.diff(self._first)).tolist(), end]:
+            done = row == end or self._done[row]
             if start is not None and (done or self._first[row + 1] - self._first[start] > size):
                 ranges.append((start, row))
                 start = None

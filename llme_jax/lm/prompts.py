@@ -93,9 +93,7 @@ class PromptMaker:
                     )
                 ids.append(np.array(tokens, np.uint32))
                 lengths.append(min(length, len(tokens) - 1))  # nothing predicts the first token
-        offsets = np.cumsum([0, *map(len, ids)])
-        store = TokenStore.of(np.concatenate([np.zeros(0, np.uint32), *ids]), offsets)
-        return Prompts(store, np.array(lengths, np.int32))
+        return Prompts(TokenStore.of(ids), np.array(lengths, np.int32))
 
     def _tokenize(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[int], int]]:
         """(tokens, how many of them are the answer's) of each pair."""

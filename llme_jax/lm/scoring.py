@@ -20,7 +20,7 @@ from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest
 from llme_jax.files.storage import check_writable, result_path
-from llme_jax.inference.partial_results import PartialResults, parts_folder
+from llme_jax.inference.partial_results import PartialResults, decimals, parts_folder
 from llme_jax.lm.likelihood import Scorer
 from llme_jax.lm.prompts import TEMPLATES, Pair, PromptMaker, Prompts
 from llme_jax.lm.teacher_report import report_on
@@ -141,8 +141,7 @@ def _write(out: Path, data: ScoringData, partial: PartialResults, reduction: str
             scores = partial.of_row(i)
             if len(scores):
                 scores = REDUCTIONS[reduction](scores.reshape(data.candidates[i], -1))
-            # The shortest decimals that are the same fp32 number.
-            record["teacher_scores"] = [float(str(score)) for score in scores]
+            record["teacher_scores"] = decimals(scores)
             record.pop(SCORES_OF, None)
             if record["task"] == "lrlm":
                 for name in TOKEN_LISTS:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,7 @@ class BertConfig:
     first_position: int  # row of the first token in the position table
     embedding_size: int  # of the tables; another than hidden_size is projected to it
     source: str = field(compare=False, repr=False)  # config.json as it was read, for saving
+    terms: ClassVar[frozenset[str]] = frozenset()  # positions that attention scores by themselves
 
     @classmethod
     def read(cls, path: Path) -> "BertConfig":
@@ -185,7 +187,7 @@ class Bert(nnx.Module):
         # Not .values(): the order of a merged nnx.Dict is that of strings, "10" before "2".
         last = len(self.encoder.layer) - 1
         for i in range(last + 1):
-            layer = partial(self.encoder.layer[str(i)], first=first and i == last)
+            layer = partial(self.encoder.layer[str(i)], how=first and i == last)
             layer = jax.checkpoint(layer) if self.remat else layer
             x = layer(x, lengths, fold_in(key, i + 1))
         return x.astype(jnp.float32)
@@ -226,24 +228,26 @@ def type_vectors(types: nnx.Embed, second: Int[Array, "B"] | None, length: int):
 
 
 class Layer(nnx.Module):
-    def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.attention = Attention(c, dtype, rngs)
+    """Attention and feed-forward; `how` is for the attention, which may give fewer tokens back."""
+
+    def __init__(self, c, dtype: jnp.dtype, rngs: nnx.Rngs, attention: type | None = None):
+        self.attention = Attention(c, dtype, rngs, attention or SelfAttention)
         self.intermediate = Intermediate(c, dtype, rngs)
         self.output = Residual(c.intermediate_size, c, dtype, rngs)
 
-    def __call__(self, x, lengths, key, first):
-        x = self.attention(x, lengths, fold_in(key, 0), first)
+    def __call__(self, x, lengths, key, how):
+        x = self.attention(x, lengths, fold_in(key, 0), how)
         return self.output(self.intermediate(x), x, fold_in(key, 1))
 
 
 class Attention(nnx.Module):
-    def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.self = SelfAttention(c, dtype, rngs)
+    def __init__(self, c, dtype: jnp.dtype, rngs: nnx.Rngs, attention: type):
+        self.self = attention(c, dtype, rngs)
         self.output = Residual(c.hidden_size, c, dtype, rngs)
 
-    def __call__(self, x, lengths, key, first):
-        attended = self.self(x, lengths, fold_in(key, 0), first)
-        return self.output(attended, x[:, :1] if first else x, fold_in(key, 1))
+    def __call__(self, x, lengths, key, how):
+        attended = self.self(x, lengths, fold_in(key, 0), how)
+        return self.output(attended, x[:, : attended.shape[1]], fold_in(key, 1))
 
 
 class SelfAttention(nnx.Module):

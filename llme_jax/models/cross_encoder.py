@@ -17,11 +17,11 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
-from llme_jax.models.dropout import DropoutKey, dropout
+from llme_jax.models.dropout import DropoutKey, dropout, fold_in
 from llme_jax.models.families import ENCODERS, Architecture, read_config
 from llme_jax.models.layers import ACTIVATIONS
 from llme_jax.models.platform import compute_dtype
-from llme_jax.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
+from llme_jax.models.tokenizer import CLASSES, check_vocabulary, load_tokenizer, save_tokenizer
 from llme_jax.models.weights import find_model, load_params, open_tensors, save_params
 
 _logger = logging.getLogger(__name__)
@@ -37,30 +37,21 @@ class Head:
     dense: tuple[str, ...]
     out: tuple[str, ...]
     activation: Literal["tanh", "gelu"]
-    architecture: str  # the class of transformers
     drops_first: str | None = None  # the rate's name in config.json, None for no dropout there
     drops_last: str = "classifier_dropout"  # the same; hidden_dropout_prob where it is not set
 
 
 _POOLER = {"dense": ("bert", "pooler", "dense"), "out": ("classifier",)}
 _OWN = {"dense": ("classifier", "dense"), "out": ("classifier", "out_proj")}
+_ROBERTA = Head("roberta", **_OWN, activation="tanh", drops_first="classifier_dropout")
 HEADS = {
-    "bert": Head("bert", **_POOLER, activation="tanh", architecture="Bert"),
-    "roberta": Head(
-        "roberta", **_OWN, activation="tanh", architecture="Roberta",
-        drops_first="classifier_dropout",
-    ),
-    "xlm-roberta": Head(
-        "roberta", **_OWN, activation="tanh", architecture="XLMRoberta",
-        drops_first="classifier_dropout",
-    ),
-    "electra": Head(
-        "electra", **_OWN, activation="gelu", architecture="Electra",
-        drops_first="classifier_dropout",
-    ),
+    "bert": Head("bert", **_POOLER, activation="tanh"),
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "electra": Head("electra", **_OWN, activation="gelu", drops_first="classifier_dropout"),
     "deberta-v2": Head(
         "deberta", dense=("pooler", "dense"), out=("classifier",), activation="gelu",
-        architecture="DebertaV2", drops_first="pooler_dropout", drops_last="cls_dropout",
+        drops_first="pooler_dropout", drops_last="cls_dropout",
     ),
 }  # fmt: skip
 
@@ -106,7 +97,7 @@ class CrossEncoder:
             dropout_key: drops as config.json says; None for no dropout.
         """
         head, family = self.head, ENCODERS[self.config.model_type]
-        keys = [dropout_key and dropout_key.fold_in(site) for site in range(3)]
+        keys = [fold_in(dropout_key, site) for site in range(3)]
         hidden = family.hidden_states(
             *(self.config, self.dtype, self.remat, self.base(params), ids, lengths),
             dropout_key=keys[0],
@@ -220,7 +211,7 @@ def save_cross_encoder(
     with atomic_dir(Path(folder) / FOLDER, replace=True) as beside:
         config = json.loads(encoder.config.saved())
         config |= {
-            "architectures": [f"{encoder.head.architecture}ForSequenceClassification"],
+            "architectures": [f"{CLASSES[encoder.config.model_type]}ForSequenceClassification"],
             "id2label": {"0": "LABEL_0"},
             "label2id": {"LABEL_0": 0},
             # CrossEncoder would put a sigmoid on the scores of a single label.

@@ -21,7 +21,7 @@ from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
 from llme_jax.models import bert
 from llme_jax.models.attention import biased_attention
-from llme_jax.models.bert import Intermediate, Residual, check_width, checked, type_vectors
+from llme_jax.models.bert import Layer, check_width, checked, type_vectors
 from llme_jax.models.dropout import DropoutKey, dropout, fold_in
 from llme_jax.models.layers import layer_norm, linear, precision
 
@@ -162,13 +162,14 @@ class Deberta(nnx.Module):
         for i in range(len(self.encoder.layer)):  # as strings, "10" comes before "2"
             layer = self.encoder.layer[str(i)]
             layer = jax.checkpoint(layer) if self.remat else layer
-            x = layer(x, positions, lengths, fold_in(key, i + 1))
+            x = layer(x, lengths, fold_in(key, i + 1), positions)
         return x.astype(jnp.float32)
 
 
 class Encoder(nnx.Module):
     def __init__(self, c: DebertaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.layer = nnx.Dict({str(i): Layer(c, dtype, rngs) for i in range(c.num_hidden_layers)})
+        layers = (Layer(c, dtype, rngs, SelfAttention) for _ in range(c.num_hidden_layers))
+        self.layer = nnx.Dict({str(i): layer for i, layer in enumerate(layers)})
         self.rel_embeddings = nnx.Embed(2 * c.span, c.hidden_size, rngs=rngs)
         if c.normed:
             self.LayerNorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
@@ -208,27 +209,6 @@ class Embeddings(nnx.Module):
         return dropout(self.LayerNorm(x), key, c.hidden_dropout_prob)
 
 
-class Layer(nnx.Module):
-    def __init__(self, c: DebertaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.attention = Attention(c, dtype, rngs)
-        self.intermediate = Intermediate(c, dtype, rngs)
-        self.output = Residual(c.intermediate_size, c, dtype, rngs)
-
-    def __call__(self, x, positions, lengths, key):
-        x = self.attention(x, positions, lengths, fold_in(key, 0))
-        return self.output(self.intermediate(x), x, fold_in(key, 1))
-
-
-class Attention(nnx.Module):
-    def __init__(self, c: DebertaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.self = SelfAttention(c, dtype, rngs)
-        self.output = Residual(c.hidden_size, c, dtype, rngs)
-
-    def __call__(self, x, positions, lengths, key):
-        attended = self.self(x, positions, lengths, fold_in(key, 0))
-        return self.output(attended, x, fold_in(key, 1))
-
-
 class SelfAttention(nnx.Module):
     """Scores of contents with contents, of contents with positions, of positions with contents."""
 
@@ -242,7 +222,7 @@ class SelfAttention(nnx.Module):
             setattr(self, name, linear(c.hidden_size, c.hidden_size, dtype, rngs))
         self.config = c
 
-    def __call__(self, x, positions, lengths, key):
+    def __call__(self, x, lengths, key, positions):
         c = self.config
         q, k, v = (self._heads(f"{name}_proj", x) for name in ("query", "key", "value"))
         # The sum of so many terms is divided by the root of their number.

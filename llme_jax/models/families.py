@@ -55,6 +55,5 @@ def forward_flops(config: Architecture, params: dict, lengths: ndarray) -> float
     linear = sum(x.size for path, x in leaves if "kernel" in path_name(path))
     tokens = np.asarray(lengths, float)
     # A term has 2 D for each of the 2 L - 1 distances.
-    terms = len(config.terms) if isinstance(config, deberta.DebertaConfig) else 0
-    attention = 4 * config.hidden_size * config.num_hidden_layers * (1 + terms)
+    attention = 4 * config.hidden_size * config.num_hidden_layers * (1 + len(config.terms))
     return 2 * linear * tokens.sum() + attention * (tokens**2).sum()

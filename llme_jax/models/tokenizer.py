@@ -8,7 +8,7 @@ from llme_jax.errors import InputError
 
 # How tokenizer.json's truncation and padding come back as settings of tokenizer_config.json.
 _STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "pad_token_type_id")
-_CLASSES = {
+CLASSES = {  # how the names of transformers' classes begin
     "bert": "Bert",
     "roberta": "Roberta",
     "xlm-roberta": "XLMRoberta",
@@ -30,8 +30,8 @@ def load_tokenizer(folder: Path):
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    name = settings.get("tokenizer_class") or f"{_CLASSES.get(model_type, 'PreTrained')}Tokenizer"
-    if model_type not in _CLASSES and (folder / "tokenizer.json").is_file():
+    name = settings.get("tokenizer_class") or f"{CLASSES.get(model_type, 'PreTrained')}Tokenizer"
+    if model_type not in CLASSES and (folder / "tokenizer.json").is_file():
         # The classes of language models build a tokenizer by rules of their own; this one takes
         # the file as it is.
         name = "PreTrainedTokenizerFast"

@@ -76,8 +76,7 @@ def prepare(cache: Path) -> Quickstart:
             _unpack_model(model, beside / paths.model.name)
             (beside / "tool").mkdir()
             for name, rows in zip(("train", "test", "corpus"), tool_data(data), strict=True):
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (beside / "tool" / f"{name}.json").write_text(text, encoding="utf-8")
+                _write_lines(beside / "tool" / f"{name}.json", rows)
     return paths
 
 
@@ -107,10 +106,14 @@ def prepare_mining(cache: Path) -> tuple[Path, Path]:
             if max(asked[i] for i in row["pos_index"]) <= MOST_REQUESTS:
                 few.append(row)
         with atomic_dir(folder) as beside:
-            for name, rows in (("train", few), ("corpus", [corpus[i] for i in kept])):
-                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (beside / f"{name}.json").write_text(text, encoding="utf-8")
+            _write_lines(beside / "train.json", few)
+            _write_lines(beside / "corpus.json", [corpus[i] for i in kept])
     return folder / "train.json", folder / "corpus.json"
+
+
+def _write_lines(path: Path, rows: list[dict]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
 
 
 def download_wheel(wanted: tuple[str, str], folder: Path) -> Path:

@@ -16,7 +16,7 @@ from llme_jax.data.pairs import PairLayout, Pairs, pair_layout
 from llme_jax.data.tokens import bare_tokens, fingerprint
 from llme_jax.data.widths import fine_width
 from llme_jax.devices.sharding import make_mesh, replicated
-from llme_jax.inference.over_store import over_store, tokens_a_device
+from llme_jax.inference.over_store import over_store, rows_a_batch
 from llme_jax.models.cross_encoder import CrossEncoder, load_cross_encoder
 from llme_jax.models.weights import fingerprint_params
 from llme_jax.retrieval.encode import on_every_device
@@ -146,11 +146,6 @@ class CrossScorer:
         # Not that of these pairs: the next part would be compiled anew. Fused attention on GPU
         # takes even widths.
         longest = min(self._layout.limit + self._layout.limit % 2, self._encoder.config.max_length)
-
-        def rows(width: int) -> int:
-            a_device = min(-(-at_once // mesh.size), max(tokens_a_device(mesh) // width, 1))
-            return a_device * mesh.size
-
         forward = partial(_forward, params, encoder=self._encoder, result=replicated(mesh))
         return over_store(
             pairs,
@@ -158,7 +153,7 @@ class CrossScorer:
             mesh=mesh,
             pad_id=self._tokenizer.pad_token_id or 0,
             width=lambda length: fine_width(length, longest),
-            rows=rows,
+            rows=lambda width: rows_a_batch(mesh, width, at_once),
             done=done,
         )
 

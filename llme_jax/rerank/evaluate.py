@@ -1,23 +1,25 @@
 """The evaluation of a reranker while it trains."""
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from llme_jax.config import RankConfig
-from llme_jax.data.candidates import CandidateRow, parse_candidates, query_id_of
+from llme_jax.data.candidates import CandidateRow, Found, parse_candidates
 from llme_jax.data.instructions import instruction_of
 from llme_jax.data.pairs import PairLayout
+from llme_jax.data.rows import query_id_of
 from llme_jax.data.scoring import ScoringData
 from llme_jax.data.sources import local_file
 from llme_jax.files.storage import open_folder, result_path
 from llme_jax.models.cross_encoder import CrossEncoder
 from llme_jax.rerank.cross_scorer import CrossScorer
-from llme_jax.rerank.outputs import Files, Measured, Order, Writer
+from llme_jax.rerank.outputs import Files, write_all
 from llme_jax.retrieval.results import append_log
 
 
-def open_candidates(config: RankConfig, found=None) -> ScoringData[CandidateRow]:
+def open_candidates(config: RankConfig, found: Found | None = None) -> ScoringData[CandidateRow]:
     """--eval_data, validated.
 
     Args:
@@ -84,17 +86,12 @@ class RerankEvaluator:
             total=self.sizes[1], desc="Reranking", unit=" pairs", leave=False, disable=not first
         ) as bar:
             scores = self._scorer.bound(params)(self._tokens, lambda pairs, _: bar.update(pairs))
-        measured, start, path = Measured(settings), 0, None
+        path = None
         if settings.save_result and first:
             folder = open_folder(self._config.training.output_dir)
             path = result_path(folder, self._data.path, "result", settings.save_name)
-        with Writer(Files(path, None, None), found=False) as out:
-            for i, (record, row) in enumerate(self._data.rows()):
-                own = scores[start : (start := start + len(row.keys))]
-                order = Order.of(own, settings.hits)
-                measured.add(row, order)
-                out.add(record, i, row, own, order)
-        metrics = measured.metrics()
+        of_rows = np.split(scores, np.cumsum(self._data.candidates)[:-1])
+        metrics, _ = write_all(settings, self._data, of_rows, Files(path, None, None))
         if first:
             append_log(settings.log_path, metrics, self._config.flat(), step)
         return metrics

@@ -1,7 +1,7 @@
 """What a reranking leaves: rows in order, their metrics, collated rows with teacher scores."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +11,11 @@ from numpy import ndarray
 
 from llme_jax.config import RerankConfig
 from llme_jax.config.retrieval import METRICS
-from llme_jax.data.candidates import CandidateRow, query_id_of
-from llme_jax.data.rows import SCORES_OF, scored_source
+from llme_jax.data.candidates import CandidateRow
+from llme_jax.data.rows import SCORES_OF, query_id_of, scored_source
+from llme_jax.data.scoring import ScoringData
 from llme_jax.files.atomic import atomic_text
+from llme_jax.inference.partial_results import decimals
 from llme_jax.lm.teacher_report import Report
 from llme_jax.retrieval.metrics import answer_rank, answer_recall_at, ranking_metrics
 
@@ -100,7 +102,7 @@ class Writer:
         if "result" in self._open:
             found = {"query_id": query_id_of(record, number)}
             found["pred"] = [row.ids[i] for i in order.places]
-            self._write("result", found | {"score": _decimals(order.scores)})
+            self._write("result", found | {"score": decimals(order.scores)})
         if "key" in self._open:
             ranked = record | {"key": [row.keys[i] for i in order.places]}
             ranked.pop("key_index", None)  # places in a row are none
@@ -109,7 +111,7 @@ class Writer:
             self._write("key", ranked)
         if "scored" in self._open:
             keys = {"key": row.keys, "key_index": row.ids} if self._found else {}
-            scored = record | keys | {"teacher_scores": _decimals(scores)}
+            scored = record | keys | {"teacher_scores": decimals(scores)}
             scored.pop(SCORES_OF, None)
             if row.source != scored_source(record):  # training would read them as others'
                 scored[SCORES_OF] = row.source
@@ -128,6 +130,24 @@ class Writer:
         self._open[name].write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def _decimals(scores: Sequence[np.float32]) -> list[float]:
-    """The shortest decimals that are the same fp32 numbers."""
-    return [float(str(score)) for score in scores]
+def write_all(
+    settings: RerankConfig,
+    rows: ScoringData[CandidateRow],
+    scores: Iterable[ndarray],
+    files: Files,
+) -> tuple[dict[str, float], Report | None]:
+    """All files and metrics of a reranking, in one pass over the rows.
+
+    Args:
+        scores: of the candidates of each row, float32[n].
+
+    Returns:
+        The metrics, and what the teacher scores are worth, see `Writer.report`.
+    """
+    measured = Measured(settings)
+    with Writer(files, found=settings.load_result is not None) as out:
+        for i, ((record, row), own) in enumerate(zip(rows.rows(), scores, strict=True)):
+            order = Order.of(own, settings.hits)
+            measured.add(row, order)
+            out.add(record, i, row, own, order)
+    return measured.metrics(), out.report()

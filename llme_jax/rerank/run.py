@@ -9,10 +9,11 @@ from tqdm import tqdm
 
 from llme_jax.config import RankConfig
 from llme_jax.config.retrieval import METRICS
-from llme_jax.data.candidates import Found, query_id_of
+from llme_jax.data.candidates import Found
 from llme_jax.data.corpus import Corpus
+from llme_jax.data.rows import query_id_of
 from llme_jax.data.scoring import ScoringData
-from llme_jax.data.sources import is_remote, local_file, resolve_path
+from llme_jax.data.sources import local_file, resolve_path
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 from llme_jax.files.cache import check_cache
@@ -21,14 +22,14 @@ from llme_jax.inference.partial_results import PartialResults, parts_folder
 from llme_jax.lm.teacher_report import show_report
 from llme_jax.rerank.cross_scorer import open_cross_scorer
 from llme_jax.rerank.evaluate import open_candidates
-from llme_jax.rerank.outputs import Files, Measured, Order, Writer
+from llme_jax.rerank.outputs import Files, write_all
 from llme_jax.rerank.yes_no import open_yes_no
 from llme_jax.retrieval.results import (
-    append_log,
+    check_beside,
     check_log,
-    metrics_table,
+    collates_to_output,
+    publish_metrics,
     read_predictions,
-    write_metrics,
 )
 
 logger = logging.getLogger(__name__)
@@ -75,37 +76,30 @@ def rerank(config: RankConfig) -> int:
 def _write(config: RankConfig, rows: ScoringData, partial: PartialResults, result: Path) -> None:
     """All files of a reranking, in one pass over the rows."""
     settings, output_dir = config.evaluation, Path(config.training.output_dir)
-    beside = output_dir if _collates_to_output(config) else rows.path.parent
-    key, scored = (
-        result_path(beside, rows.path, kind, settings.save_name)
-        if f"collate_{metric}" in settings.metrics
-        else None
-        for kind, metric in (("key", "key"), ("scored", "score"))
+    to_output = collates_to_output(config.data, settings.save_to_output)
+    beside = output_dir if to_output else rows.path.parent
+
+    def collated(metric: str, kind: str) -> Path | None:
+        wanted = metric in settings.metrics
+        return result_path(beside, rows.path, kind, settings.save_name) if wanted else None
+
+    files = Files(
+        result if settings.save_result else None,
+        collated("collate_key", "key"),
+        collated("collate_score", "scored"),
     )
-    files = Files(result if settings.save_result else None, key, scored)
-    measured = Measured(settings)
-    with Writer(files, found=settings.load_result is not None) as out:
-        bar = tqdm(rows.rows(), total=len(rows), desc="Writing", unit=" rows")
-        for i, (record, row) in enumerate(bar):
-            scores = partial.of_row(i)
-            order = Order.of(scores, settings.hits)
-            measured.add(row, order)
-            out.add(record, i, row, scores, order)
-    metrics = measured.metrics()
+    each = tqdm(range(len(rows)), desc="Writing", unit=" rows")
+    metrics, report = write_all(settings, rows, map(partial.of_row, each), files)
     if metrics:
-        path = result_path(output_dir, rows.path, "metrics", settings.save_name)
-        write_metrics(path, metrics)
-        append_log(settings.log_path, metrics, config.flat())
-        print(metrics_table(metrics))
-        logger.info("metrics: %s", path)
+        publish_metrics(output_dir, rows.path, settings, metrics, config.flat())
     if files.result:
         logger.info("ranked: %s", files.result)
-    if key:
-        print(f"keys:    {key}")
-    if scored:
-        print(f"scores:  {scored}")
-        if report := out.report():
-            show_report(report, scored)
+    if files.key:
+        print(f"keys:    {files.key}")
+    if files.scored:
+        print(f"scores:  {files.scored}")
+        if report:
+            show_report(report, files.scored)
 
 
 def _found(config: RankConfig) -> tuple[Found | None, dict[str, str]]:
@@ -136,11 +130,6 @@ def _loaded(config: RankConfig) -> Path:
     return Path(resolve_path(config.evaluation.load_result, config.data.data_root)).expanduser()
 
 
-def _collates_to_output(config: RankConfig) -> bool:
-    remote = is_remote(config.data.eval_data, config.data.data_root)
-    return config.evaluation.save_to_output or remote
-
-
 def _check_outputs(config: RankConfig) -> None:
     """Finds out before any long work whether the results can be written.
 
@@ -152,10 +141,8 @@ def _check_outputs(config: RankConfig) -> None:
         return
     data, settings = config.data, config.evaluation
     check_writable("--output_dir", config.training.output_dir)  # scores are kept there
-    beside = Path(resolve_path(data.eval_data, data.data_root)).parent
-    collates = {*settings.metrics} - {*METRICS}
-    if collates and not _collates_to_output(config) and beside.is_dir():
-        remedy = "collated rows go there, give --save_to_output"
-        check_writable("--eval_data", beside, remedy=remedy)
+    to_output = collates_to_output(data, settings.save_to_output)
+    if {*settings.metrics} - {*METRICS} and not to_output:
+        check_beside(data)
     if {*settings.metrics} & {*METRICS}:
         check_log(settings.log_path)

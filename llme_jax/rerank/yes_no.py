@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.config import RankConfig
 from llme_jax.data.candidates import CandidateRow
-from llme_jax.data.tokens import TokenStore, fingerprint, plain_backend
+from llme_jax.data.tokens import TokenStore, bare_tokens, fingerprint, plain_backend
 from llme_jax.data.widths import fine_width
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
@@ -31,7 +31,6 @@ SYSTEM = (
 )
 PROMPT = "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {key}"
 HERE = "<<<PROMPT>>>"  # stands for a prompt while the chat template is filled in
-TEXTS = 1 << 12  # tokenised at a time
 
 
 def open_yes_no(config: RankConfig) -> Scoring:
@@ -100,11 +99,9 @@ class Prompts:
             ) from error
         if filled.count(HERE) != 1:
             raise InputError(f"{name}: its chat template does not say what the user says once")
-        self._backend, self._max_length = plain_backend(tokenizer), max_length
+        self._tokenizer, self._max_length = tokenizer, max_length
         self._instruction = instruction
-        self._ends = tuple(
-            self._backend.encode(end, add_special_tokens=False).ids for end in filled.split(HERE)
-        )
+        self._ends = tuple(_ids(tokenizer, end) for end in filled.split(HERE))
 
     def __repr__(self) -> str:
         return repr((self._ends, PROMPT, self._instruction, self._max_length))
@@ -121,15 +118,9 @@ class Prompts:
             for row in rows
             for key in row.keys
         ]
-        before, after = self._ends
-        ids = []
-        for start in range(0, len(texts), TEXTS):
-            chunk = texts[start : start + TEXTS]
-            for encoding in self._backend.encode_batch_fast(chunk, add_special_tokens=False):
-                tokens = before + encoding.ids[: self._max_length] + after
-                ids.append(np.array(tokens, np.uint32))
-        offsets = np.cumsum([0, *map(len, ids)])
-        return TokenStore.of(np.concatenate([np.zeros(0, np.uint32), *ids]), offsets)
+        before, after = (np.array(end, np.uint32) for end in self._ends)
+        cut = bare_tokens(texts, self._tokenizer, self._max_length, "right")
+        return TokenStore.of([np.concatenate([before, cut[i], after]) for i in range(len(cut))])
 
 
 def _score(
@@ -171,7 +162,11 @@ def yes_or_no(
 
 
 def _single_token(tokenizer, word: str, name: str) -> int:
-    ids = plain_backend(tokenizer).encode(word, add_special_tokens=False).ids
+    ids = _ids(tokenizer, word)
     if len(ids) != 1:
         raise InputError(f"{name}: writes {word} in {len(ids)} tokens; give a model with one")
     return ids[0]
+
+
+def _ids(tokenizer, text: str) -> list[int]:
+    return plain_backend(tokenizer).encode(text, add_special_tokens=False).ids

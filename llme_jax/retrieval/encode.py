@@ -12,7 +12,7 @@ from tqdm import tqdm
 from llme_jax.data.tokens import TokenStore
 from llme_jax.data.widths import usual_width
 from llme_jax.devices.sharding import make_mesh, replicate, replicated, to_mesh
-from llme_jax.inference.over_store import over_store, tokens_a_device
+from llme_jax.inference.over_store import over_store, rows_a_batch
 from llme_jax.models.dual_encoder import DualEncoder
 
 
@@ -48,13 +48,6 @@ def encode(
 
     longest = int(store.lengths.max())
     longest += longest % 2  # fused attention on GPU takes even widths
-    tokens = tokens_a_device(mesh)
-
-    def rows(width: int) -> int:
-        """Texts of a batch: `batch_size`, less where they are long, a multiple of the devices."""
-        per_device = min(-(-min(batch_size, len(store)) // mesh.size), max(tokens // width, 1))
-        return per_device * mesh.size
-
     with _Progress(desc, int(store.lengths.sum())) as bar:
         return over_store(
             store,
@@ -62,7 +55,7 @@ def encode(
             mesh=mesh,
             pad_id=pad_id,
             width=lambda length: usual_width(length, longest),
-            rows=rows,
+            rows=lambda width: rows_a_batch(mesh, width, min(batch_size, len(store))),
             done=bar.add,
         )
 

@@ -1,6 +1,7 @@
 """Retrieved keys on disk: result files, metrics files, the log of all evaluations."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -11,9 +12,13 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from numpy import ndarray
 
+from llme_jax.config import EvalConfig, TextConfig
+from llme_jax.data.sources import is_remote, resolve_path
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text
-from llme_jax.files.storage import check_writable
+from llme_jax.files.storage import check_writable, result_path
+
+logger = logging.getLogger(__name__)
 
 
 def write_result(
@@ -89,12 +94,40 @@ def read_predictions(
     return found
 
 
-def write_metrics(path: Path, metrics: dict[str, float]) -> None:
+def collates_to_output(data: TextConfig, save_to_output: bool) -> bool:
+    """Whether collated rows go to --output_dir; beside a remote file nothing can be written."""
+    return save_to_output or is_remote(data.eval_data, data.data_root)
+
+
+def check_beside(data: TextConfig) -> None:
+    """Finds out before any long work whether collated rows can be written beside --eval_data.
+
+    Raises:
+        InputError: they cannot.
+    """
+    beside = Path(resolve_path(data.eval_data, data.data_root)).parent
+    if beside.is_dir():
+        remedy = "collated rows go there, give --save_to_output"
+        check_writable("--eval_data", beside, remedy=remedy)
+
+
+def publish_metrics(
+    output_dir: Path, eval_data: Path, how: EvalConfig, metrics: dict[str, float], settings: dict
+) -> None:
+    """Writes the metrics of a command beside its results, logs and prints them.
+
+    Args:
+        settings: all of the command, for the log.
+    """
+    path = result_path(output_dir, eval_data, "metrics", how.save_name)
     with atomic_text(path) as file:
         file.write(json.dumps(metrics, indent=2) + "\n")
+    append_log(how.log_path, metrics, settings)
+    print(_table(metrics))
+    logger.info("metrics: %s", path)
 
 
-def metrics_table(metrics: dict[str, float]) -> str:
+def _table(metrics: dict[str, float]) -> str:
     """Metrics in rows, cutoffs in columns."""
     names = list(dict.fromkeys(name.split("@")[0] for name in metrics))
     cutoffs = sorted({int(name.split("@")[1]) for name in metrics})

@@ -9,7 +9,6 @@ import numpy as np
 from llme_jax.config import RetrieveConfig
 from llme_jax.config.retrieval import COLLATIONS
 from llme_jax.data.corpus import Corpus, EvalData
-from llme_jax.data.sources import is_remote, resolve_path
 from llme_jax.devices import sharding
 from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable, result_path
@@ -19,12 +18,12 @@ from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.evaluate import measure, open_data
 from llme_jax.retrieval.mining import Ranking, collate_key, collate_neg
 from llme_jax.retrieval.results import (
-    append_log,
+    check_beside,
     check_log,
-    metrics_table,
+    collates_to_output,
+    publish_metrics,
     read_predictions,
     read_result,
-    write_metrics,
     write_result,
 )
 
@@ -57,13 +56,10 @@ def retrieve(config: RetrieveConfig) -> int:
         logger.info("hits: %s", result)
     metrics = measure(settings, corpus, eval_data, ranking.ids)
     if metrics:
-        path = result_path(output_dir, eval_data.path, "metrics", settings.save_name)
-        write_metrics(path, metrics)
-        append_log(settings.log_path, metrics, config.flat())
-        print(metrics_table(metrics))
-        logger.info("metrics: %s", path)
+        publish_metrics(output_dir, eval_data.path, settings, metrics, config.flat())
 
-    beside = output_dir if _collates_to_output(config) else eval_data.path.parent
+    to_output = collates_to_output(config.data, how.save_to_output)
+    beside = output_dir if to_output else eval_data.path.parent
     if "collate_key" in settings.metrics:
         path = result_path(beside, eval_data.path, "key", settings.save_name)
         collate_key(path, eval_data.path, corpus, ranking)
@@ -74,11 +70,6 @@ def retrieve(config: RetrieveConfig) -> int:
         print(collate_neg(path, eval_data.path, corpus, rankings, config.mining, reranker))
         print(f"negatives: {path}")
     return 0
-
-
-def _collates_to_output(config: RetrieveConfig) -> bool:
-    remote = is_remote(config.data.eval_data, config.data.data_root)
-    return config.retrieval.save_to_output or remote
 
 
 def _check_outputs(config: RetrieveConfig) -> None:
@@ -94,16 +85,14 @@ def _check_outputs(config: RetrieveConfig) -> None:
     first = jax.process_index() == 0
     metrics = set(settings.metrics)
     measures, collates = metrics - {*COLLATIONS}, metrics & {*COLLATIONS}
-    to_output = _collates_to_output(config)
+    to_output = collates_to_output(data, how.save_to_output)
     results = measures or (method and settings.save_result) or (collates and to_output)
     if method == "dense" or (first and results):  # every process writes embeddings
         check_writable("--output_dir", how.output_dir)
     if not first:
         return
-    beside = Path(resolve_path(data.eval_data, data.data_root)).parent
-    if collates and not to_output and beside.is_dir():
-        remedy = "collated rows go there, give --save_to_output"
-        check_writable("--eval_data", beside, remedy=remedy)
+    if collates and not to_output:
+        check_beside(data)
     if measures:
         check_log(settings.log_path)
 
