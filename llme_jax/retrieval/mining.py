@@ -155,11 +155,13 @@ def mine(
 ) -> dict[Hit, str]:
     """The negatives of one row and their texts, at most `max_neg_num`, in the order taken.
 
-    Left out are positives, by number and by text (a corpus may hold a text twice), what was taken
-    already, and what the settings ask for.
+    Left out are positives, by number and by text (a corpus may hold a text twice), the query's own
+    text (a corpus of questions holds the queries), what was taken already, and what the settings
+    ask for. Texts that differ in case and spacing alone are the same.
     """
     positives, answers = set(row.get("pos_index") or []), row.get("answers") or []
-    texts = {*(row.get("pos") or []), *(corpus.text(i) for i in positives)}
+    query = _same(row.get("query") or "")
+    texts = {_same(t) for t in [*(row.get("pos") or []), *(corpus.text(i) for i in positives)]}
     allowed = [_allowed(hits, positives, settings, report) for hits in rankings]
     if reranker is not None:
         report.judged += sum(hit.id in reranker for hits in rankings for hit in hits)
@@ -171,7 +173,9 @@ def mine(
         if hit is None:
             continue
         text = corpus.text(hit.id)
-        if text in texts:
+        if _same(text) == query:
+            report.drop("with the text of the query")
+        elif _same(text) in texts:
             report.drop("with the text of a positive or of another negative")
         elif settings.filter_answers and has_answer(text, answers):
             report.drop("with an answer")
@@ -180,10 +184,15 @@ def mine(
         elif reranker is not None and reranker[hit.id] > ceiling:
             report.drop("scored too high by the reranker")
         else:
-            texts.add(text)
+            texts.add(_same(text))
             taken[hit] = text
     report.add(rankings[0], positives, list(taken), settings.max_neg_num)
     return taken
+
+
+def _same(text: str) -> str:
+    """Equal for texts that differ in case and spacing alone."""
+    return " ".join(text.split()).casefold()
 
 
 def _allowed(

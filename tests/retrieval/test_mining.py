@@ -55,6 +55,17 @@ def test_positives_are_left_out_by_number_and_by_text(mined):
     assert list(report.positive_scores) == [0] and list(report.negative_scores) == [-3, -4]
 
 
+def test_the_text_of_the_query_is_no_negative(mined):
+    """A corpus of questions holds the queries; case and spacing may differ."""
+    rows = [{"query": "Business ", "pos_index": [5]}, {"query": "six", "pos": ["SEVEN"]}]
+    out, report = mined(rows, ranking([[4, 5, 6], [6, 7, 0]]))
+    assert [row["neg"] for row in out] == [["six"], ["zero"]]
+    assert report.dropped == {
+        "with the text of the query": 2,
+        "with the text of a positive or of another negative": 1,
+    }
+
+
 def test_every_row_comes_out_in_order(mined):
     rows = [{"query": f"q{i}", "pos_index": [i]} for i in range(3)]
     out, report = mined(rows, ranking([[5, 6], [-1, -1], [2, -1]]), max_neg_num=1)
