@@ -34,8 +34,8 @@ install_import_hook(
 # the end; the option --no-loadscope-reorder keeps xdist from putting those with most tests first.
 LONG = (
     "test_train.py", "test_step.py", "test_dry_run.py", "test_storage.py", "test_guide.py",
-    "test_docs.py", "test_rank_train.py", "test_multitask.py", "test_rank.py", "test_score.py",
-    "test_sigterm.py", "test_second_task.py", "test_rank_trajectory.py",
+    "test_docs.py", "test_pipeline.py", "test_rank_train.py", "test_multitask.py", "test_rank.py",
+    "test_score.py", "test_sigterm.py", "test_second_task.py", "test_rank_trajectory.py",
 )  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def test_nothing_heavy_is_loaded_on_the_way_to_training():
 
 def test_help_needs_none_of_the_libraries():
     code = (
-        "import sys, llme_jax.train, llme_jax.retrieve, llme_jax.score;"
+        "import sys, llme_jax.train, llme_jax.retrieve, llme_jax.score, llme_jax.pipeline;"
         "sys.exit(', '.join({'jax', 'numpy', 'transformers'} & {*sys.modules}) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -12,6 +12,14 @@ from llme_jax.config.commands import (
 from llme_jax.config.data import DataConfig, TextConfig
 from llme_jax.config.lm import LMConfig, ScoringConfig
 from llme_jax.config.model import EncoderConfig
+from llme_jax.config.pipeline import (
+    HaveNegatives,
+    NotBelow,
+    PipelineConfig,
+    PipelineSettings,
+    Stage,
+    UsefulScores,
+)
 from llme_jax.config.rank import RankDataConfig, RankerConfig, RankLossConfig, RerankConfig
 from llme_jax.config.retrieval import EvalConfig, MetricsConfig, MiningConfig, RetrievalConfig
 from llme_jax.config.training import DistillConfig, LossConfig, TrainConfig
@@ -23,10 +31,14 @@ __all__ = [
     "DoctorConfig",
     "EncoderConfig",
     "EvalConfig",
+    "HaveNegatives",
     "LMConfig",
     "LossConfig",
     "MetricsConfig",
     "MiningConfig",
+    "NotBelow",
+    "PipelineConfig",
+    "PipelineSettings",
     "ProcessConfig",
     "RankConfig",
     "RankDataConfig",
@@ -37,7 +49,9 @@ __all__ = [
     "RetrieveConfig",
     "ScoreConfig",
     "ScoringConfig",
+    "Stage",
     "TextConfig",
     "TrainConfig",
+    "UsefulScores",
     "shrunk",
 ]

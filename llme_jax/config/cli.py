@@ -11,6 +11,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 
 from llme_jax.config.commands import Config, RankConfig
+from llme_jax.config.pipeline import PipelineConfig
 from llme_jax.config.setting import Group, Groups, Setting, SettingError, depth, kind_of
 from llme_jax.errors import InputError, RunError
 
@@ -36,7 +37,11 @@ REFUSED = {
     "load_collection": "leave it out, Lucene's index is kept for the same corpus",
 }
 # What experiment files are of, and the command that trains it.
-EXPERIMENTS = {Config: "llme_jax.train", RankConfig: "llme_jax.rank"}
+EXPERIMENTS = {
+    Config: "llme_jax.train",
+    RankConfig: "llme_jax.rank",
+    PipelineConfig: "llme_jax.pipeline",
+}
 
 
 def parse(
@@ -54,7 +59,11 @@ def parse(
     experiment, argv = _take_config(argv)
     config = settings()
     if experiment:
-        config.take_over(load_config(experiment, settings))
+        loaded = load_config(experiment, settings)
+        if isinstance(loaded, settings):
+            config = loaded
+        else:
+            config.take_over(loaded)
     parser = Parser(
         prog=f"python -m llme_jax.{command}",
         usage="%(prog)s [--config FILE.py[:ARG]] [--flag value ...]",
@@ -101,7 +110,7 @@ def _add_group(parser: argparse.ArgumentParser, group: Group) -> None:
     shown = parser.add_argument_group(group.title)
     for f in sorted(fields(group), key=lambda f: -depth(group, f.name)):
         name, kind, value = f.name, kind_of(f.type), getattr(group, f.name)
-        how = {"default": value, "metavar": _values(f), "help": _help(f, value)}
+        how = {"dest": name, "default": value, "metavar": _values(f), "help": _help(f, value)}
         if kind.base is bool:
             how |= {"type": _truth, "nargs": "?", "const": True}
         else:
@@ -115,6 +124,7 @@ def _add_group(parser: argparse.ArgumentParser, group: Group) -> None:
 
 
 def _spellings(name: str) -> list[str]:
+    name = name.rstrip("_")  # which only keeps a setting apart from a word of Python
     return list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
 
 
@@ -176,7 +186,9 @@ def installed_configs() -> list[str]:
     return sorted(names)
 
 
-def load_config(experiment: str, wanted: type[Groups] = Config) -> Config | RankConfig:
+def load_config(
+    experiment: str, wanted: type[Groups] = Config
+) -> Config | RankConfig | PipelineConfig:
     """Runs `get_config(arg)` of the experiment file named by `FILE.py` or `FILE.py:ARG`.
 
     Args:
@@ -206,17 +218,24 @@ def load_config(experiment: str, wanted: type[Groups] = Config) -> Config | Rank
     except (InputError, RunError):
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise wrong_experiment(error, path) from error
+    kind = next((kind for kind in EXPERIMENTS if isinstance(config, kind)), None)
+    if kind is None:
         raise InputError(
-            f"{path}:{_line(error, path)}: {reason}{_nearest(error)}: correct the experiment file"
-        ) from error
-    if type(config) not in EXPERIMENTS:
-        raise InputError(
-            f"{path}: get_config has to return a llme_jax.config.Config (or RankConfig)"
+            f"{path}: get_config has to return a Config, RankConfig or PipelineConfig of "
+            "llme_jax.config"
         )
-    if wanted in EXPERIMENTS and type(config) is not wanted:
-        raise InputError(f"--config {name}: is for python -m {EXPERIMENTS[type(config)]}")
+    if kind is not wanted and (wanted in EXPERIMENTS or kind is PipelineConfig):
+        raise InputError(f"--config {name}: is for python -m {EXPERIMENTS[kind]}")
     return config
+
+
+def wrong_experiment(error: Exception, path: Path) -> InputError:
+    """What went wrong in an experiment file, in one sentence."""
+    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return InputError(
+        f"{path}:{_line(error, path)}: {reason}{_nearest(error)}: correct the experiment file"
+    )
 
 
 def _line(error: Exception, path: Path) -> int:

@@ -6,6 +6,7 @@ from typing import TypeVar
 from llme_jax.config.data import DataConfig, TextConfig
 from llme_jax.config.lm import LMConfig, ScoringConfig
 from llme_jax.config.model import EncoderConfig
+from llme_jax.config.pipeline import PipelineConfig
 from llme_jax.config.rank import RankDataConfig, RankerConfig, RankLossConfig, RerankConfig
 from llme_jax.config.retrieval import (
     EvalConfig,
@@ -120,7 +121,7 @@ class DoctorConfig(Groups):
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
-Experiment = TypeVar("Experiment", Config, RankConfig)
+Experiment = TypeVar("Experiment", Config, RankConfig, PipelineConfig)
 
 
 def shrunk(config: Experiment, arg: str | None) -> Experiment:
@@ -131,7 +132,10 @@ def shrunk(config: Experiment, arg: str | None) -> Experiment:
     """
     if arg not in (None, "runlocal"):
         raise InputError(f"--config ...:{arg}: the only argument is runlocal")
-    if arg:
+    if arg and isinstance(config, PipelineConfig):
+        config.pipeline.output_dir += "-runlocal"
+        config.pipeline.trial = True
+    elif arg:
         training = config.training
         training.output_dir += "-runlocal"
         training.max_steps, training.save_steps, training.logging_steps = 4, 2, 1

@@ -29,12 +29,14 @@ class TextConfig(SourceConfig):
         None,
         f"JSON-lines file with the queries to evaluate on; also {SOURCES_HELP}.",
         unit="FILE",
+        reads="data",
         may_change=True,
     )
     corpus: str | None = setting(
         None,
         f"JSON-lines file with the passages to search; also {SOURCES_HELP}.",
         unit="FILE",
+        reads="data",
         may_change=True,
     )
     key_template: str = setting(
@@ -69,7 +71,10 @@ class DataConfig(TextConfig):
     """Which rows to train on, and which keys to take from them."""
 
     train_data: list[str] | None = setting(
-        None, f"JSON-lines files or globs to train on; also {SOURCES_HELP}.", unit="FILE"
+        None,
+        f"JSON-lines files or globs to train on; also {SOURCES_HELP}.",
+        unit="FILE",
+        reads="data",
     )
     train_group_size: int = setting(
         8, "Keys a query is trained with: 1 positive, the others negatives.", unit="KEYS", least=2

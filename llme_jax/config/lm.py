@@ -19,13 +19,17 @@ class ScoringConfig(SourceConfig):
         "JSON-lines file with task, query, answers and pos and neg, or history; "
         f"also {SOURCES_HELP}.",
         unit="FILE",
+        reads="data",
+    )
+    output_dir: str | None = setting(
+        None, "Folder for the scored rows [beside --eval_data].", unit="FOLDER", local=True
     )
     answer_reduction: Literal["first", "max", "mean", "logsumexp"] = setting(
         "first", "Of several answers: score the first, or score all and combine them so."
     )
     save_name: str = setting(
         "llama2-7b-chat",
-        "Scores go to {eval_data's stem}.scored.{save_name}.json beside it.",
+        "Scores go to {eval_data's stem}.scored.{save_name}.json.",
         unit="NAME",
     )
     load_score: bool = setting(False, "Fail instead of scoring when some pairs have no score yet.")
@@ -44,6 +48,7 @@ class LMConfig(TensorConfig):
         "meta-llama/Llama-2-7b-chat-hf",
         "Hub name or folder of a llama, mistral, qwen2 or qwen3.",
         unit="MODEL",
+        reads="model",
     )
     lm_dtype: str = setting("auto", DTYPE_HELP, **DTYPES)
     key_max_length: int = setting(512, "Longest key; the rest is cut off.", unit="TOKENS", least=1)

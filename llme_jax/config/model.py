@@ -46,12 +46,16 @@ class EncoderConfig(HubConfig):
     title = "encoder"
 
     query_encoder: str = setting(
-        "BAAI/bge-base-en", "Hub name or folder of the encoder, or of the queries'.", unit="MODEL"
+        "BAAI/bge-base-en",
+        "Hub name or folder of the encoder, or of the queries'.",
+        unit="MODEL",
+        reads="model",
     )
     key_encoder: str = setting(
         "BAAI/bge-base-en",
         "Hub name or folder of the key encoder, with --tie_encoders false.",
         unit="MODEL",
+        reads="model",
     )
     tie_encoders: bool = setting(True, "Encode keys with the query encoder.")
     pooling_method: list[str] = setting(

@@ -21,6 +21,7 @@ class RankDataConfig(DataConfig):
         "JSON-lines file whose candidates are reranked: key, else pos and neg, else history; also "
         f"{SOURCES_HELP}.",
         unit="FILE",
+        reads="data",
         may_change=True,
     )
     corpus: str | None = setting(
@@ -28,6 +29,7 @@ class RankDataConfig(DataConfig):
         "JSON-lines file with the passages that a result file of retrieve names; for "
         "--load_result.",
         unit="FILE",
+        reads="data",
         may_change=True,
     )
     add_instruction: bool = setting(False, "Put the task's instruction before queries and keys.")
@@ -54,6 +56,7 @@ class RankerConfig(TensorConfig):
         "Hub name or folder of a cross-encoder, of an encoder that is to become one, or of a "
         "language model (yes-no).",
         unit="MODEL",
+        reads="model",
     )
     ranker_method: Literal["cross-encoder", "yes-no"] = setting(
         "cross-encoder",
@@ -110,6 +113,7 @@ class RerankConfig(MeasureConfig):
         None,
         "Rerank the hits of this result file of retrieve, instead of the rows' own keys.",
         unit="FILE",
+        reads="data",
         may_change=True,
     )
     rerank_depth: int | None = setting(

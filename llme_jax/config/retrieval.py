@@ -136,6 +136,7 @@ class MiningConfig(Group):
         "Result file of llme_jax.rank --load_result on the same hits; its scores are noted, and "
         "hits that it does not score are dropped.",
         unit="FILE",
+        reads="data",
     )
     rerank_max_score: float | None = setting(None, "Drop passages that it scores above this.")
     rerank_margin: float | None = setting(
@@ -145,4 +146,5 @@ class MiningConfig(Group):
         None,
         "Result files of other runs, merged round-robin into the negatives.",
         unit="FILE",
+        reads="data",
     )

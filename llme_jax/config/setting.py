@@ -41,6 +41,8 @@ class Setting:
         may_change: a run that is continued may have another value: it does not change what is
             trained, or, like the number of devices, only by rounding.
         per_host: each host of a run may have its own value.
+        reads: names a file, a folder or a model that the command reads; a stage of a pipeline is
+            done again when the content changes.
     """
 
     help: str
@@ -55,6 +57,7 @@ class Setting:
     local: bool = False
     may_change: bool = False
     per_host: bool = False
+    reads: Literal["data", "model"] | None = None
 
 
 def setting(default, help: str, **rules) -> Any:

@@ -51,9 +51,12 @@ def score(config: ScoreConfig) -> int:
     path = Path(local_file(settings.eval_data, settings.data_root)).expanduser()
     remote = is_remote(settings.eval_data, settings.data_root)
     beside = Path.cwd() if remote and not settings.report else path.parent
-    if jax.process_index() == 0 and beside.is_dir():
-        how = "start this in another folder" if remote else "copy the file to another folder"
-        check_writable("--eval_data", beside, remedy=f"results go there, {how}")
+    if settings.output_dir and not settings.report:
+        beside = Path(settings.output_dir).expanduser()
+        if jax.process_index() == 0:
+            check_writable("--output_dir", beside)
+    elif jax.process_index() == 0 and beside.is_dir():
+        check_writable("--eval_data", beside, remedy="results go there, give an --output_dir")
     if settings.report:
         return report_on(path) if jax.process_index() == 0 else 0
     # Each process scores its share with its own devices: nothing waits for another host.

@@ -41,6 +41,11 @@ class Report:
             keys.append(np.exp(-(p * np.log(np.maximum(p, 1e-30))).sum()))
         return np.array(best), np.array(keys)
 
+    @property
+    def useful(self) -> bool:
+        """Whether the best key is a positive clearly more often than by chance, where one knows."""
+        return self.right is None or self.right >= 1.5 * self.chance or self.chance >= 0.5
+
     def temperature(self) -> float:
         """At which the best key of the median row has half of the weight, by bisection."""
         low, high = 1e-3, 1e3
@@ -68,7 +73,7 @@ class Report:
             lines.append(
                 f"best key is a labelled positive: {self.right:.1%} (by chance {self.chance:.1%})"
             )
-            if self.right < 1.5 * self.chance and self.chance < 0.5:
+            if not self.useful:
                 lines.append("these scores hardly know the positives: do not distil them unseen")
         lines += [
             f"suggested: --teacher_temperature {self.temperature():.2g} (the median row then gives "
@@ -83,6 +88,16 @@ def report_on(path: Path) -> int:
     """Prints the report on a scored file and draws it beside the file; returns the exit code.
 
     Raises:
+        InputError: see `read_report`.
+    """
+    show_report(read_report(path), path)
+    return 0
+
+
+def read_report(path: Path) -> Report:
+    """The report on a scored file.
+
+    Raises:
         InputError: the file is missing, a row is invalid, or no row has scores to compare.
     """
     if not path.is_file():
@@ -93,8 +108,7 @@ def report_on(path: Path) -> int:
         positives.append(row.positives)
     if not any(len(s) > 1 for s in scores):
         raise InputError(f"{path}: no row has teacher_scores for two keys; score the file first")
-    show_report(Report(scores, positives), path)
-    return 0
+    return Report(scores, positives)
 
 
 def show_report(report: Report, path: Path) -> None:

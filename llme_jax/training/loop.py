@@ -116,7 +116,8 @@ def train(config: Config | RankConfig, open_task: OpenTask) -> int:
     )
     log = MetricsLog(folder.path, start, settings.report_to == "tensorboard")
     best = BestMetric(settings.metric_for_best_model)
-    if known := best.resume(log.path, checkpoints.steps()):
+    known = best.resume(log.path, checkpoints.steps()) if evaluator else start
+    if known:
         checkpoints.mark_best(known)  # a run that was killed may not have come to it
     terminated = Terminated(start)
     if evaluator and settings.eval_on_start and start == 0:
@@ -144,7 +145,7 @@ def train(config: Config | RankConfig, open_task: OpenTask) -> int:
                 if save or improved:
                     host = _on_host(state.params | frozen, mesh)
                     checkpoints.save(state, step, task.exporter(host, data.tasks))
-                if improved:
+                if improved or not evaluator:  # the last one, where nothing is measured
                     checkpoints.mark_best(step)
                 recorder.resume()
             if leave:

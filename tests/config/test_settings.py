@@ -223,7 +223,7 @@ def test_what_an_experiment_does_not_give_is_refused(tmp_path):
         ("x = 1\n", "has no get_config(arg), write one that returns a Config"),
         (
             "get_config = print\n",
-            "get_config has to return a llme_jax.config.Config (or RankConfig)",
+            "get_config has to return a Config, RankConfig or PipelineConfig of llme_jax.config",
         ),
     ):
         path.write_text(text)

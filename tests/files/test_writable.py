@@ -92,7 +92,7 @@ def test_files_of_the_doctor(data, refused, capsys, flag, path):
 def test_what_goes_beside_the_data(data, refused, read_only):
     argv = ["--eval_data", data / "test.json"]
     said = refused(score.main, [*argv, "--model_name_or_path", "none"])
-    assert said.startswith(f"--eval_data {data}: ") and "copy the file to another folder" in said
+    assert said.startswith(f"--eval_data {data}: ") and "give an --output_dir" in said
     argv += ["--corpus", data / "corpus.json", "--metrics", "collate_neg", "--load_result"]
     said = refused(retrieve.main, argv)
     assert said.startswith(f"--eval_data {data}: ") and said.endswith("give --save_to_output")

@@ -1,0 +1,129 @@
+"""A pipeline: commands that follow each other, and what must hold before the next one starts."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llme_jax.config.data import SourceConfig
+from llme_jax.config.setting import Group, Groups, setting
+from llme_jax.config.training import OutputConfig
+from llme_jax.errors import InputError
+
+
+@dataclass(frozen=True)
+class NotBelow:
+    """A metric of the stage is not below that of an earlier stage by more than this."""
+
+    metric: str  # as ndcg@10
+    than: str  # the earlier stage
+    by: float = 0.0
+
+
+@dataclass(frozen=True)
+class UsefulScores:
+    """The teacher's best key is a labelled positive clearly more often than a random one."""
+
+
+@dataclass(frozen=True)
+class HaveNegatives:
+    """At least this share of the mined rows has negatives."""
+
+    share: float = 0.9
+
+
+Gate = NotBelow | UsefulScores | HaveNegatives
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a pipeline.
+
+    Attributes:
+        name: also of its folder in the pipeline's --output_dir, where all that it writes lies.
+        command: train, retrieve, rank, score or merge.
+        words: its flags as typed in a shell, without --output_dir, which is the stage's folder.
+        gates: what must hold once it is done.
+        baseline: whether the report compares the others with what this one measures.
+    """
+
+    name: str
+    command: str
+    words: str
+    gates: tuple[Gate, ...] = ()
+    baseline: bool = False
+
+
+@dataclass
+class PipelineSettings(OutputConfig):
+    """What the stages of an experiment are made of."""
+
+    title = "pipeline"
+
+    output_dir: str = setting(
+        "data/outputs/pipeline",
+        "Each stage has a folder in it, beside report.html.",
+        unit="FOLDER",
+        local=True,
+    )
+    query_encoder: str = setting(
+        "BAAI/bge-base-en",
+        "Hub name or folder of the encoder that every retriever starts from.",
+        unit="MODEL",
+    )
+    teacher: Literal["ranker", "lm", "yes-no"] = setting(
+        "ranker",
+        "What scores the negatives that are distilled. ranker: a cross-encoder trained on them; "
+        "lm: how likely a language model finds the answer; yes-no: a language model's yes.",
+    )
+    ranker: str = setting(
+        "google/electra-base-discriminator",
+        "Hub name or folder of what becomes the reranker (--teacher ranker).",
+        unit="MODEL",
+    )
+    model_name_or_path: str = setting(
+        "meta-llama/Llama-2-7b-chat-hf",
+        "Hub name or folder of the language model (--teacher lm or yes-no).",
+        unit="MODEL",
+    )
+    iterations: int = setting(
+        3, "Retrievers trained, each on negatives that the one before finds.", least=2, most=20
+    )
+    trial: bool = setting(
+        False,
+        "Train every model for a few steps only, to see all stages run; implies --keep_going.",
+    )
+    refresh: bool = setting(
+        False, "Let the teacher score the negatives of every iteration, not only of the last."
+    )
+
+
+@dataclass
+class WhichConfig(Group):
+    """Which stages are done."""
+
+    title = "stages"
+
+    dry_run: bool = setting(False, "Print the commands, and which are done, and do nothing.")
+    only: list[str] | None = setting(None, "Do these alone.", unit="STAGE")
+    from_: str | None = setting(None, "Do this one and those behind it.", unit="STAGE")
+    until: str | None = setting(None, "Do this one and those before it.", unit="STAGE")
+    force: list[str] | None = setting(
+        None, "Do these again, and what depends on them.", unit="STAGE"
+    )
+    keep_going: bool = setting(False, "Go on when what must hold behind a stage does not.")
+
+
+@dataclass
+class PipelineConfig(Groups):
+    """All settings of a pipeline; an experiment is a subclass with stages of its own."""
+
+    data: SourceConfig = field(default_factory=SourceConfig)
+    pipeline: PipelineSettings = field(default_factory=PipelineSettings)
+    which: WhichConfig = field(default_factory=WhichConfig)
+
+    def stages(self) -> list[Stage]:
+        """The commands, in order.
+
+        Raises:
+            InputError: this is no experiment.
+        """
+        raise InputError("which pipeline? give --config msmarco.py, nq.py or your own file")

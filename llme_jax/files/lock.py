@@ -1,0 +1,76 @@
+"""One process at a time in a folder, and no child that outlives the one that started it."""
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llme_jax.errors import InputError
+from llme_jax.files.storage import writing
+
+WAIT = 60  # seconds that a child of a killed process has to save and leave
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Holds the folder's lock; its file descriptor, which children inherit, holds it as well.
+
+    Raises:
+        InputError: another process holds it; names the process.
+    """
+    path = folder / ".lock"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    with file:
+        end, said = time.monotonic() + WAIT, False
+        while not _taken(file):
+            file.seek(0)
+            owner = file.read().strip()
+            if _alive(owner) or time.monotonic() > end:
+                raise InputError(
+                    f"{folder}: another run is at work there (process {owner or 'unknown'}): wait "
+                    "for it, or give another --output_dir"
+                )
+            if not said:
+                print("waiting for what a stopped run has left running", file=sys.stderr)
+                said = True
+            time.sleep(0.2)
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield file.fileno()
+
+
+def _taken(file) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _alive(owner: str) -> bool:
+    try:
+        os.kill(int(owner), 0)
+    except PermissionError:
+        return True
+    except (ValueError, ProcessLookupError):
+        return False
+    return True
+
+
+def end_with_parent() -> None:
+    """In a child, before it becomes its program: SIGTERM comes when its parent is gone.
+
+    Where there is no prctl (macOS) a killed parent leaves the child running; the lock that it
+    holds keeps others out until it is done.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

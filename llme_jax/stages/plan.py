@@ -1,0 +1,208 @@
+"""Which stages of a pipeline there are, what each depends on, and which are done.
+
+A stage is named by content: its key is the hash of its flags, of what these read, and of the
+version of this package. What an earlier stage writes counts by that stage's key, so that all keys
+are known before anything runs.
+"""
+
+import glob
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from llme_jax import __version__
+from llme_jax.config import (
+    Config,
+    PipelineConfig,
+    RankConfig,
+    RetrieveConfig,
+    ScoreConfig,
+    Stage,
+    cli,
+)
+from llme_jax.config.setting import Groups
+from llme_jax.config.validate import (
+    validate,
+    validate_ranking,
+    validate_retrieval,
+    validate_scoring,
+)
+from llme_jax.data.sources import is_remote, resolve_path
+from llme_jax.errors import InputError
+from llme_jax.files.atomic import atomic_text, digest, digest_file
+
+RECORD = "stage.json"  # in a stage's folder
+COMMANDS = {
+    "train": (Config, validate),
+    "retrieve": (RetrieveConfig, validate_retrieval),
+    "rank": (RankConfig, validate_ranking),
+    "score": (ScoreConfig, validate_scoring),
+}
+
+
+@dataclass
+class Planned:
+    """A stage that can be run.
+
+    Attributes:
+        settings: of its command.
+        key: see the module.
+        after: names of the stages whose files it reads.
+        record: what its last run wrote down, of whatever key; see `begin` and `finish`.
+    """
+
+    stage: Stage
+    folder: Path
+    argv: list[str]
+    settings: Groups
+    key: str = ""
+    after: list[str] = field(default_factory=list)
+    record: dict = field(default_factory=dict)
+
+    @property
+    def shown(self) -> str:
+        """What a person would type."""
+        return f"python -m llme_jax.{self.stage.command} {shlex.join(self.argv)}"
+
+    @property
+    def begun(self) -> bool:
+        """Whether its folder holds a run of this key, which the same command continues."""
+        return self.record.get("key") == self.key
+
+    def done(self, others: dict[str, "Planned"]) -> bool:
+        """Whether its last run ended, and read what the others have now."""
+        made = {name: others[name].record.get("made") for name in self.after}
+        return self.begun and self.record.get("seconds") is not None and (
+            self.record["after"] == made and all(others[name].done(others) for name in self.after)
+        )  # fmt: skip
+
+    def read(self) -> None:
+        self.record = read_record(self.folder)
+
+    def write(self, **changes) -> None:
+        self.record |= changes
+        with atomic_text(self.folder / RECORD) as file:
+            file.write(json.dumps(self.record, indent=2, ensure_ascii=False) + "\n")
+
+
+def plan(config: PipelineConfig) -> dict[str, Planned]:
+    """The stages by name, in order, each checked as its command would check it.
+
+    Raises:
+        InputError: a stage has a flag or a value that its command refuses, or reads what no stage
+            before it has written.
+    """
+    out = Path(config.pipeline.output_dir).expanduser()
+    planned: dict[str, Planned] = {}
+    for stage in _stages(config):
+        if stage.name in planned:
+            raise InputError(f"stage {stage.name}: there are two, give each its own name")
+        if stage.command not in COMMANDS:
+            raise InputError(
+                f"stage {stage.name}: no command {stage.command}, there is {', '.join(COMMANDS)}"
+            )
+        folder = out / stage.name
+        argv = [*shlex.split(stage.words), "--output_dir", str(folder)]
+        settings, check = COMMANDS[stage.command]
+        try:
+            parsed = cli.parse(argv, stage.command, "", settings)
+            check(parsed)
+        except InputError as error:
+            raise InputError(f"stage {stage.name}: {error}") from None
+        one = Planned(stage, folder, argv, parsed)
+        one.read()
+        facts = []
+        for flag, value, kind in _read(parsed):
+            producer = _producer(value, out)
+            if producer and producer not in planned:
+                raise InputError(
+                    f"stage {stage.name}: --{flag} {value} is of stage {producer}, which does not "
+                    "stand before it"
+                )
+            if producer:
+                one.after += [producer] if producer not in one.after else []
+                facts.append((flag, planned[producer].key))
+            else:
+                facts.append((flag, _content(value, kind)))
+        # A pipeline that is moved as a whole stays what it is.
+        words = [re.sub(rf"^{re.escape(str(out))}(?=/|$)", "{output_dir}", word) for word in argv]
+        one.key = digest(__version__, stage.command, words, facts)
+        planned[stage.name] = one
+    return planned
+
+
+def _stages(config: PipelineConfig) -> list[Stage]:
+    try:
+        return config.stages()
+    except InputError:
+        raise
+    except Exception as error:
+        path = Path(sys.modules[type(config).__module__].__file__)
+        raise cli.wrong_experiment(error, path) from error
+
+
+def missing_inputs(stages: list[Planned], out: Path) -> list[str]:
+    """Data that stages read and that neither is there nor comes of a stage, a sentence each."""
+    return [
+        f"stage {one.stage.name}: --{flag} {value}: there is no such file"
+        for one in stages
+        for flag, value, kind in _read(one.settings)
+        if kind == "data" and not _producer(value, out) and _content(value, kind) is None
+    ]
+
+
+def read_record(folder: Path) -> dict:
+    """What the last run in a stage's folder wrote down; empty where there was none."""
+    try:
+        record = json.loads((folder / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _read(settings: Groups) -> Iterator[tuple[str, str, str]]:
+    """Flag, value and kind of everything that a command reads; names of data as paths."""
+    flat = settings.flat()
+    root = flat.get("data_root", "")
+    for group, f, declared in settings.declared():
+        value = getattr(group, f.name)
+        if declared.reads is None or value is None:
+            continue
+        for name in value if isinstance(value, list) else [value]:
+            path = resolve_path(name, root) if declared.reads == "data" else name
+            yield f.name, path, declared.reads
+
+
+def _producer(value: str, out: Path) -> str | None:
+    """The stage in whose folder a path lies."""
+    path, base = (os.path.abspath(os.path.expanduser(p)) for p in (value, out))
+    inside = path.startswith(base + os.sep)
+    return os.path.relpath(path, base).split(os.sep)[0] if inside else None
+
+
+def _content(value: str, kind: str) -> str | None:
+    """What changes when a file, the files of a glob or those of a folder do.
+
+    The name itself of a model of the Hub and of data elsewhere; None where nothing is there.
+    """
+    if kind == "data" and is_remote(value, ""):
+        return value
+    path = os.path.expanduser(value)
+    found = [path] if os.path.exists(path) else sorted(glob.glob(path))
+    if not found and kind == "model":
+        return value
+    return digest([_digest(Path(p)) for p in found]) if found else None
+
+
+@cache  # a corpus is read by many stages
+def _digest(path: Path) -> str:
+    if not path.is_dir():
+        return digest_file(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    return digest([(str(p.relative_to(path)), digest_file(p)) for p in files])

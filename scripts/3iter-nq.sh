@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# SimLM's three iterations on Natural Questions: mine, train, mine, train, mine, score, distil.
+#
+#     DATA_ROOT=/data/llm-embedder bash scripts/3iter-nq.sh [flags of llme_jax.pipeline]
+#
+# The same command again does what is not done yet; --dry_run prints the commands.
+set -euo pipefail
+exec "${PYTHON:-python}" -m llme_jax.pipeline --config nq.py \
+    --data_root "${DATA_ROOT:-/data/llm-embedder}" "$@"

@@ -1,0 +1,168 @@
+"""What a pipeline does again, and what it refuses before anything runs; no stage is run here."""
+
+import uuid
+
+import pytest
+
+from llme_jax.config import PipelineConfig, Stage
+from llme_jax.errors import InputError
+from llme_jax.stages import plan as module
+from llme_jax.stages.plan import missing_inputs, plan
+
+TEST = "--eval_data test.json --corpus corpus.json"
+FOUR = [
+    Stage("untrained", "retrieve", f"--query_encoder model {TEST}"),
+    Stage("bm25", "retrieve", "--retrieval_method bm25 --eval_data train.json "
+          "--corpus corpus.json --metrics collate_neg --save_to_output"),
+    Stage("r1", "train", "--query_encoder model --train_data out/bm25/train.neg.json"),
+    Stage("r1-test", "retrieve", f"--query_encoder out/r1/best/encoder {TEST} "
+          "--fuse out/untrained/test.result.json"),
+]  # fmt: skip
+NAMES = [stage.name for stage in FOUR]
+
+
+def listed(stages: list[Stage]) -> PipelineConfig:
+    config = type("Listed", (PipelineConfig,), {"stages": lambda self: stages})()
+    config.pipeline.output_dir = "out"
+    return config
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    for name in ("train.json", "test.json", "corpus.json", "model/weights"):
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def pretend(stages: list[Stage], *names: str) -> None:
+    """Writes down that stages have run."""
+    module._digest.cache_clear()  # a process plans once
+    planned = plan(listed(stages))
+    for name in names or planned:
+        one = planned[name]
+        made = {other: planned[other].record["made"] for other in one.after}
+        one.folder.mkdir(parents=True, exist_ok=True)
+        one.write(key=one.key, made=uuid.uuid4().hex, after=made, seconds=1.0)
+
+
+def to_do(stages: list[Stage]) -> list[str]:
+    module._digest.cache_clear()
+    planned = plan(listed(stages))
+    return [name for name, one in planned.items() if not one.done(planned)]
+
+
+def changed(name: str, words: str) -> list[Stage]:
+    return [Stage(s.name, s.command, f"{s.words} {words}") if s.name == name else s for s in FOUR]
+
+
+def test_what_reads_what(folder):
+    planned = plan(listed(FOUR))
+    assert {name: one.after for name, one in planned.items()} == {
+        "untrained": [],
+        "bm25": [],
+        "r1": ["bm25"],
+        "r1-test": ["r1", "untrained"],
+    }
+    assert planned["r1"].shown == (
+        "python -m llme_jax.train --query_encoder model --train_data out/bm25/train.neg.json "
+        "--output_dir out/r1"
+    )
+
+
+def test_what_ran_is_done(folder):
+    assert to_do(FOUR) == NAMES
+    pretend(FOUR)
+    assert to_do(FOUR) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "again"),
+    [
+        ("train.json", ["bm25", "r1", "r1-test"]),
+        ("test.json", ["untrained", "r1-test"]),
+        ("corpus.json", NAMES),
+        ("model/weights", ["untrained", "r1", "r1-test"]),
+        ("model/another", ["untrained", "r1", "r1-test"]),
+        ("elsewhere.json", []),
+    ],
+)
+def test_a_changed_file_redoes_what_reads_it(folder, file, again):
+    pretend(FOUR)
+    (folder / file).write_text("other")
+    assert to_do(FOUR) == again
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "again"),
+    [
+        ("untrained", "--hits 10", ["untrained", "r1-test"]),
+        ("bm25", "--k1 1", ["bm25", "r1", "r1-test"]),
+        ("r1", "--learning_rate 1e-5", ["r1", "r1-test"]),
+        ("r1-test", "--hits 10", ["r1-test"]),
+    ],
+)
+def test_a_changed_setting_redoes_what_depends_on_it(folder, stage, words, again):
+    pretend(FOUR)
+    assert to_do(changed(stage, words)) == again
+    pretend(changed(stage, words), *again)
+    assert to_do(changed(stage, words)) == []
+    assert to_do(FOUR) == again  # and back
+
+
+def test_a_new_version_redoes_all(folder, monkeypatch):
+    pretend(FOUR)
+    monkeypatch.setattr(module, "__version__", "0.0.0")
+    assert to_do(FOUR) == NAMES
+
+
+def test_what_was_made_again_redoes_what_read_it(folder):
+    pretend(FOUR)
+    pretend(FOUR, "bm25")
+    assert to_do(FOUR) == ["r1", "r1-test"]
+
+
+def test_the_pipeline_may_be_moved(folder):
+    pretend(FOUR)
+    (folder / "out").rename(folder / "moved")
+    stages = [Stage(s.name, s.command, s.words.replace("out/", "moved/")) for s in FOUR]
+    config = listed(stages)
+    config.pipeline.output_dir = "moved"
+    planned = plan(config)
+    assert all(one.done(planned) for one in planned.values())
+
+
+def test_a_killed_stage_is_not_done(folder):
+    pretend(FOUR)
+    planned = plan(listed(FOUR))
+    planned["r1"].write(seconds=None)
+    assert to_do(FOUR) == ["r1", "r1-test"]
+    assert planned["r1"].begun
+    (folder / "out/r1/stage.json").write_text('{"key": ')  # no stage of ours leaves this
+    assert to_do(FOUR) == ["r1", "r1-test"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        (changed("r1", "--learning_rat 1"), "stage r1: unknown flag --learning_rat: did you mean"),
+        (changed("r1", "--learning_rate x"), "stage r1: --learning_rate"),
+        (changed("untrained", "--rerank_margin 1"), "stage untrained: --rerank_margin needs"),
+        ([*FOUR, FOUR[0]], "stage untrained: there are two"),
+        ([Stage("x", "retreive", "")], "stage x: no command retreive, there is train, retrieve"),
+        (FOUR[2:], "stage r1: --train_data out/bm25/train.neg.json is of stage bm25, which does"),
+    ],
+)
+def test_mistakes_are_refused(folder, stages, said):
+    with pytest.raises(InputError, match=said):
+        plan(listed(stages))
+
+
+def test_missing_files_are_named(folder):
+    (folder / "test.json").unlink()
+    planned = plan(listed(FOUR))
+    assert missing_inputs([*planned.values()], folder / "out") == [
+        f"stage {name}: --eval_data test.json: there is no such file"
+        for name in ("untrained", "r1-test")
+    ]
