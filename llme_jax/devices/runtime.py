@@ -1,8 +1,10 @@
 """How every command starts and stops: its processes, its log, its memory of compiled programs."""
 
+import importlib.metadata
 import importlib.util
 import logging
 import os
+import platform
 import re
 import socket
 import sys
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 import jax
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from llme_jax import __version__
 from llme_jax.config import ProcessConfig
 from llme_jax.devices.memory import exhausted
 from llme_jax.errors import InputError, RunError
@@ -66,6 +69,13 @@ def started(
             if jax.process_count() > 1:
                 _leave(error)
             raise error
+
+
+def versions() -> dict[str, str]:
+    """Of what a result may depend on, for the records of runs."""
+    packages = ("jax", "flax", "optax", "transformers")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"llme_jax": __version__, "python": platform.python_version(), **found}
 
 
 def join(processes: ProcessConfig) -> None:

@@ -19,6 +19,8 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text
 from llme_jax.retrieval.metrics import has_answer
 
+BINS = 40  # of the histograms of scores
+
 
 class Ranking(NamedTuple):
     """One method's hits for all queries, best first; id -1 fills up."""
@@ -49,12 +51,14 @@ class Report:
     judged: int = 0  # hits that a reranker has scored
     positive_not_judged: int = 0  # queries
     dropped: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, int] = field(default_factory=dict)  # negatives of each ranking
+    ranks: dict[int, int] = field(default_factory=dict)  # negatives of each rank, from 0
     # In the first ranking: of each query's best positive, of all negatives.
     positive_scores: array = field(default_factory=lambda: array("d"))
     negative_scores: array = field(default_factory=lambda: array("d"))
 
     def drop(self, reason: str) -> None:
-        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        _count(self.dropped, reason)
 
     def add(self, hits: list[Hit], positives: set[int], taken: list[Hit], wanted: int) -> None:
         """Counts a query: its hits in the first ranking and the negatives taken for it."""
@@ -62,6 +66,9 @@ class Report:
         self.negatives += len(taken)
         self.without_any += not taken
         self.too_few += len(taken) < wanted
+        for hit in taken:
+            _count(self.sources, hit.source)
+            _count(self.ranks, hit.rank)
         found = [hit.score for hit in hits if hit.id in positives]
         self.positive_not_found += bool(positives) and not found
         if found:
@@ -69,6 +76,19 @@ class Report:
         if hits:
             first = hits[0].source
             self.negative_scores.extend(hit.score for hit in taken if hit.source == first)
+
+    def facts(self) -> dict:
+        """Everything as JSON; of the scores, how many lie in each of BINS equal bins."""
+        kept = ("positive_scores", "negative_scores")
+        facts = {name: value for name, value in vars(self).items() if name not in kept}
+        facts["ranks"] = dict(sorted(self.ranks.items()))
+        scores = np.concatenate([self.positive_scores, self.negative_scores])
+        if scores.size:
+            edges = np.linspace(scores.min(), scores.max(), BINS + 1)
+            facts["score_edges"] = edges.tolist()
+            for name in kept:
+                facts[name] = np.histogram(getattr(self, name), edges)[0].tolist()
+        return facts
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
@@ -90,6 +110,10 @@ class Report:
                 lines.append(f"{name} scores, 10% / median / 90%: "
                              f"{low:.4f} / {middle:.4f} / {high:.4f}")  # fmt: skip
         return "\n".join(lines)
+
+
+def _count(counts: dict, name) -> None:
+    counts[name] = counts.get(name, 0) + 1
 
 
 def collate_key(path: Path, eval_data: Path, corpus: Corpus, ranking: Ranking) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 from numpy import ndarray
 
 from llme_jax.config import EvalConfig, TextConfig
 from llme_jax.data.sources import is_remote, resolve_path
+from llme_jax.devices.runtime import versions
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text
 from llme_jax.files.storage import check_writable, result_path
@@ -120,11 +122,18 @@ def publish_metrics(
         settings: all of the command, for the log.
     """
     path = result_path(output_dir, eval_data, "metrics", how.save_name)
-    with atomic_text(path) as file:
-        file.write(json.dumps(metrics, indent=2) + "\n")
+    write_json(path, metrics)
+    record = {"command": " ".join(sys.argv), "settings": settings, "versions": versions()}
+    record |= {"devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+    write_json(result_path(output_dir, eval_data, "run", how.save_name), record)
     append_log(how.log_path, metrics, settings)
     print(_table(metrics))
     logger.info("metrics: %s", path)
+
+
+def write_json(path: Path, value: dict) -> None:
+    with atomic_text(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _table(metrics: dict[str, float]) -> str:

@@ -2,13 +2,12 @@
 
 import json
 import math
-import platform
-from importlib.metadata import version
 
 import jax
 
 from llme_jax.config import Config
 from llme_jax.data.train_data import TrainData
+from llme_jax.devices.runtime import versions
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
 from llme_jax.files.storage import check_writable, open_folder
@@ -94,10 +93,7 @@ class RunFolder:
             "global_batch": global_batch,
             "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
             "mesh": dict(mesh.shape),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("jax", "flax", "optax", "transformers")},
-            },
+            "versions": versions(),
         }
         with atomic_write(self._file) as beside:
             beside.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
