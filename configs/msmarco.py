@@ -40,7 +40,6 @@ class MSMarco(Iterations):
         "--num_train_epochs 3 --contrastive_weight 1 --distill_weight 0 --save_steps 4000 "
         "--save_total_limit 2",
         depth=200,
-        metric="mrr@10",
     )
 
 
@@ -48,5 +47,6 @@ def get_config(arg: str | None = None) -> PipelineConfig:
     config = MSMarco()
     config.pipeline.query_encoder = "intfloat/simlm-base-msmarco"
     config.pipeline.ranker = "google/electra-base-discriminator"
+    config.pipeline.metric = "mrr@10"
     config.pipeline.output_dir = "data/outputs/msmarco/3iter"
     return shrunk(config, arg)

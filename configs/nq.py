@@ -37,7 +37,6 @@ class NaturalQuestions(Iterations):
         ranker="--train_group_size 32 --per_device_train_batch_size 4 --learning_rate 3e-5 "
         "--max_steps 20000 --warmup_ratio 0.05 --contrastive_weight 1 --distill_weight 0 "
         "--save_steps 5000 --save_total_limit 2",
-        metric="answer_recall@20",
     )
 
 
@@ -45,5 +44,6 @@ def get_config(arg: str | None = None) -> PipelineConfig:
     config = NaturalQuestions()
     config.pipeline.query_encoder = "intfloat/simlm-base-wiki100w"
     config.pipeline.ranker = "google/electra-base-discriminator"
+    config.pipeline.metric = "answer_recall@20"
     config.pipeline.output_dir = "data/outputs/nq/3iter"
     return shrunk(config, arg)

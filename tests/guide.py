@@ -49,7 +49,7 @@ def write_data_root(folder: Path) -> Path:
         return row
 
     paths = {
-        "qa": "qa/nq/train qa/msmarco/train qa/nq/test",
+        "qa": "qa/nq/train qa/msmarco/train qa/nq/test qa/msmarco/dev",
         "icl": "icl/icl/train.scored.llama2-chat.top20 icl/icl/train",
         "lrlm": " ".join(
             f"lrlm/{name}/train{scored}"
@@ -66,6 +66,6 @@ def write_data_root(folder: Path) -> Path:
             path = folder / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_lines(path, [row(task, i) for i in range(20)])
-            if name.endswith("test") or name.endswith("test.concat"):
+            if name.endswith(("test", "test.concat", "dev")):
                 write_lines(path.with_name("corpus.json"), corpus)
     return folder

@@ -124,9 +124,18 @@ class Shell:
     def _smaller(self, command: str, words: list[str], cwd: str) -> list[str]:
         """Further flags that put small models and data in place of the page's."""
         more = []
+        if command == "report":
+            return []
         if not (flag(words, "--data_root") or "").startswith("gs://"):
             more += ["--data_root", str(self.root)]
         models = dict.fromkeys(("train", "retrieve", "doctor", "rank"), "bert")
+        if command == "pipeline":
+            more += [
+                "--query_encoder",
+                str(self.root / "bert"),
+                "--ranker",
+                str(self.root / "bert"),
+            ]
         models |= {"score": "llama"} | ({"rank": "llama"} if "yes-no" in words else {})
         if command in models:
             names = {"score": "--model_name_or_path", "rank": "--ranker"}

@@ -136,6 +136,11 @@ def test_nothing_heavy_is_loaded_on_the_way_to_training():
     assert done.returncode == 0, done.stderr
 
 
+def test_a_pipeline_forks_without_the_threads_of_jax():
+    code = "import sys, llme_jax.stages.run; sys.exit('jax' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 def test_help_needs_none_of_the_libraries():
     code = (
         "import sys, llme_jax.train, llme_jax.retrieve, llme_jax.score, llme_jax.pipeline;"

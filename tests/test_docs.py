@@ -19,7 +19,15 @@ from guide import COMMANDS, launched, write_data_root
 from page_shell import Shell
 
 from llme_jax.config import Config as TrainingConfig
-from llme_jax.config import DoctorConfig, RankConfig, RetrieveConfig, ScoreConfig, cli
+from llme_jax.config import (
+    DoctorConfig,
+    PipelineConfig,
+    RankConfig,
+    ReportingConfig,
+    RetrieveConfig,
+    ScoreConfig,
+    cli,
+)
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import RECIPES
 from llme_jax.data.rows import BadRows, parse_row, parse_scoring_row, read_lines
@@ -78,6 +86,12 @@ PROMISED = {
         "distilled/checkpoint-*/encoder",
         "train.neg.bge.scored.qwen.json",
         "hits/train.result.judged.json",
+    ],
+    "pipeline": [
+        "data/outputs/nq/3iter-runlocal/r3/best/encoder/modules.json",
+        "data/outputs/nq/3iter-runlocal/report.html",
+        "said/report.md",
+        "both/report.html",
     ],
     "pods": [
         "data/outputs/nq/contrastive/checkpoint-*/encoder",
@@ -249,7 +263,9 @@ def test_the_recipes_are_those_of_the_code():
 
 def test_flags_exist():
     groups = (TrainingConfig(), RetrieveConfig(), ScoreConfig(), RankConfig(), DoctorConfig())
-    known = {name for settings in groups for name in settings.flat()} | {*cli.REFUSED, "config"}
+    groups += (PipelineConfig(), ReportingConfig())
+    known = {name.rstrip("_") for settings in groups for name in settings.flat()}
+    known |= {*cli.REFUSED, "config"}
     known |= {*re.findall(r'"--(\w+)"', (ROOT / "llme_jax/build_tfds.py").read_text())}
     # Of other programs: torchrun, srun, gcloud.
     known |= {"help", "nproc_per_node", "nodes", "ntasks-per-node", "gpus-per-node", "recursive"}

@@ -3,13 +3,17 @@
 import hashlib
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import small_run
-from commands import finish, start
+from commands import ROOT, finish, start
+from guide import write_data_root
 
 from llme_jax import pipeline
 from llme_jax.errors import InputError
@@ -61,7 +65,7 @@ def folder(tmp_path_factory):
 
 def begin(folder: Path, *flags: str):
     # Its processes are what jax starts on one device; the pipeline itself starts none.
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return start([*COMMAND, *flags], 1, "pipeline", cwd=folder, PYTHONPATH=path)
 
 
@@ -77,13 +81,13 @@ def records(out: Path) -> dict[str, dict]:
 
 
 def hashes(out: Path) -> dict[str, str]:
-    """Of everything that people take away, and that does not say when it was made."""
+    """Of everything but what says when and where it was made."""
     patterns = ("*/*.json", "*/best/*/model.safetensors")
     files = sorted(path for pattern in patterns for path in out.glob(pattern))
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in files
-        if path.name not in ("stage.json", "run.json")
+        if path.name != "stage.json" and "run" not in path.name.split(".")
     }
 
 
@@ -180,6 +184,77 @@ def test_a_shut_gate_stops_it(folder, whole):
     assert "(--keep_going goes on all the same)" in said and "] r1-mine" not in said
     said = finish(begin(folder, *flags))
     assert "(going on all the same)" in said and "r1-mine: done already" in said
+
+
+# SimLM's values (arXiv:2207.02578) as its scripts have them, in this package's flags.
+RECONSTRUCTION = {
+    "msmarco.py": {
+        "bm25": "--hits 200 --k1 0.82 --b 0.68 --metrics mrr recall collate_neg",
+        "r1": "--query_encoder intfloat/simlm-base-msmarco --train_group_size 16 "
+        "--per_device_train_batch_size 16 --learning_rate 2e-5 --num_train_epochs 3 "
+        "--distill_weight 0 --cos_temperature 0.02 --metrics mrr recall --cutoffs 10 50 1000 "
+        "--eval_data llm-embedder:qa/msmarco/dev.json",
+        "r1-mine": "--hits 200 --metrics mrr recall collate_neg",
+        "r2": "--query_encoder intfloat/simlm-base-msmarco --train_group_size 16 "
+        "--learning_rate 2e-5 --num_train_epochs 3",
+        "r2-mine": "--hits 200 --max_neg_num 200",
+        "r3-ranker": "--ranker google/electra-base-discriminator --train_group_size 16 "
+        "--learning_rate 3e-5 --num_train_epochs 3",
+        "r3-scores": "--metrics mrr recall collate_score",
+        "r3": "--query_encoder intfloat/simlm-base-msmarco --train_group_size 24 "
+        "--learning_rate 3e-5 --num_train_epochs 6 --contrastive_weight 0.2 --distill_weight 1 "
+        "--teacher_temperature 1 --select_positive first --cos_temperature 0.02",
+        "r3-test": "--metrics mrr recall --cutoffs 10 50 1000 --hits 1000",
+    },
+    "nq.py": {
+        "r1": "--query_encoder intfloat/simlm-base-wiki100w --train_group_size 16 "
+        "--per_device_train_batch_size 8 --learning_rate 1e-5 --max_steps 20000",
+        "r1-mine": "--hits 100 --filter_answers",
+        "r2-mine": "--hits 100 --filter_answers --max_neg_num 100",
+        "r3-ranker": "--train_group_size 32 --per_device_train_batch_size 4 --max_steps 20000",
+        "r3": "--train_group_size 16 --learning_rate 3e-5 --num_train_epochs 15 "
+        "--contrastive_weight 1 --distill_weight 1",
+        "r3-test": "--metrics nq",
+    },
+}
+LENGTHS = {"msmarco.py": 144, "nq.py": 192}
+
+
+@pytest.mark.parametrize("config", RECONSTRUCTION)
+def test_the_published_pipelines_have_simlms_values(config, capsys):
+    assert pipeline.main(["--config", config, "--dry_run"]) == 0
+    stages = dict(re.findall(r"^# (\S+): .*\n(.*)$", capsys.readouterr().out, re.M))
+    assert [*stages] == (
+        "untrained bm25 r1 r1-test r1-mine r2 r2-test r2-mine r3-ranker r3-ranker-test r3-scores "
+        "r3 r3-test"
+    ).split()
+    for name, expected in RECONSTRUCTION[config].items():
+        for flag in re.findall(r"--\w+(?: (?!--)\S+)*", expected):
+            assert f" {flag} --" in stages[name], (name, flag)
+    for name, words in stages.items():
+        assert "--query_max_length 32 " in words and "--add_instruction false" in words
+        if "ranker" not in name and name != "r3-scores":
+            assert f"--key_max_length {LENGTHS[config]} " in words
+        if "--query_encoder" in words:
+            assert "--pooling_method cls --dense_metric cos" in words
+
+
+def test_the_script_runs_on_files_of_the_real_format(tmp_path):
+    root = write_data_root(tmp_path / "root")
+    models = ["--query_encoder", str(root / "bert"), "--ranker", str(root / "bert")]
+    done = subprocess.run(
+        ["bash", ROOT / "scripts/3iter-msmarco.sh", *models, "--trial", "--output_dir", "out"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": sys.executable, "DATA_ROOT": str(root),
+             "LLME_JAX_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "[13/13] r3-test: python -m llme_jax.retrieve" in done.stdout
+    report = (tmp_path / "out/report.md").read_text()
+    assert re.search(r"^\*\*(WIN|MARGINAL|REGRESSION)\*\* r3-test has mrr@10 ", report, re.M)
+    metrics = json.loads((tmp_path / "out/r3-test/dev.metrics.json").read_text())
+    assert f"| r3-test | {metrics['mrr@10']:.4f} |" in report
 
 
 @pytest.mark.parametrize(

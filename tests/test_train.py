@@ -131,6 +131,21 @@ def test_sigterm_saves_and_leaves(data, uninterrupted, tmp_path):
     assert_same_bits(weights(out), weights(uninterrupted))
 
 
+def test_a_run_whose_terminal_is_gone_ends(data, uninterrupted, tmp_path):
+    """Nobody reads what it says any more; it must not wait for a checkpoint nobody finishes."""
+    out = tmp_path / "out"
+    argv = arguments(data, out)
+    process = start(argv)
+    while not (out / "checkpoint-2/state").exists():
+        time.sleep(0.005)
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGTERM)
+    process.wait(120)
+    finish(start(argv))
+    assert_same_bits(weights(out), weights(uninterrupted))
+
+
 def test_continued_on_other_devices_the_batch_is_kept(data, uninterrupted, tmp_path):
     out = tmp_path / "out"
     argv = arguments(data, out)

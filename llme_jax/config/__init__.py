@@ -17,6 +17,7 @@ from llme_jax.config.pipeline import (
     NotBelow,
     PipelineConfig,
     PipelineSettings,
+    ReportingConfig,
     Stage,
     UsefulScores,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "RankDataConfig",
     "RankLossConfig",
     "RankerConfig",
+    "ReportingConfig",
     "RerankConfig",
     "RetrievalConfig",
     "RetrieveConfig",

@@ -87,6 +87,9 @@ class PipelineSettings(OutputConfig):
     iterations: int = setting(
         3, "Retrievers trained, each on negatives that the one before finds.", least=2, most=20
     )
+    metric: str | None = setting(
+        None, "What retrievers are judged by [ndcg@10, else the first metric].", unit="METRIC"
+    )
     trial: bool = setting(
         False,
         "Train every model for a few steps only, to see all stages run; implies --keep_going.",
@@ -110,6 +113,31 @@ class WhichConfig(Group):
         None, "Do these again, and what depends on them.", unit="STAGE"
     )
     keep_going: bool = setting(False, "Go on when what must hold behind a stage does not.")
+
+
+@dataclass
+class ReportConfig(Group):
+    """What is reported."""
+
+    title = "report"
+
+    runs: list[str] | None = setting(
+        None, "Folders of finished runs, or of a pipeline.", unit="FOLDER", local=True
+    )
+    output_dir: str = setting(".", "Where report.html and report.md go.", unit="FOLDER", local=True)
+    metric: str | None = setting(
+        None, "What the verdict is about [ndcg@10, else the first metric].", unit="METRIC"
+    )
+    baseline: str | None = setting(
+        None, "The run that others are compared with [the first].", unit="RUN"
+    )
+
+
+@dataclass
+class ReportingConfig(Groups):
+    """All settings of a report."""
+
+    report: ReportConfig = field(default_factory=ReportConfig)
 
 
 @dataclass

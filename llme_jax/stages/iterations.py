@@ -29,7 +29,6 @@ class Recipe:
         pairs: of every command of a reranker; `ranker` of training one.
         depth: hits that it orders when it is measured.
         lm: of scoring with a language model.
-        metric: that gates and the report look at.
         tolerated: how far a retriever may fall below the untrained encoder.
     """
 
@@ -49,7 +48,6 @@ class Recipe:
     pairs: str = ""
     depth: int = 100
     lm: str = ""
-    metric: str = "ndcg@10"
     tolerated: float = 0.01
 
     def small(self) -> "Recipe":
@@ -99,7 +97,7 @@ def iterations(config: PipelineConfig, r: Recipe) -> list[Stage]:
             teacher, rows = _teacher(config, r, rows, i, every, measured)
             stages, words = [*stages, *teacher], last_counts(f"{words} {r.distil}")
         best = f"--query_encoder {out}/{name}/best/encoder {r.encoder}"
-        not_below = (NotBelow(r.metric, "untrained", r.tolerated),)
+        not_below = (NotBelow(s.metric or "ndcg@10", "untrained", r.tolerated),)
         stages += [
             Stage(name, "train", f"{start} --train_data {rows} {r.texts} {words} "
                   f"--seed {s.seed} {every}"),

@@ -36,8 +36,8 @@ from llme_jax.config.validate import (
 from llme_jax.data.sources import is_remote, resolve_path
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest, digest_file
+from llme_jax.reports.record import RECORD, read_record
 
-RECORD = "stage.json"  # in a stage's folder
 COMMANDS = {
     "train": (Config, validate),
     "retrieve": (RetrieveConfig, validate_retrieval),
@@ -155,15 +155,6 @@ def missing_inputs(stages: list[Planned], out: Path) -> list[str]:
         for flag, value, kind in _read(one.settings)
         if kind == "data" and not _producer(value, out) and _content(value, kind) is None
     ]
-
-
-def read_record(folder: Path) -> dict:
-    """What the last run in a stage's folder wrote down; empty where there was none."""
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _read(settings: Groups) -> Iterator[tuple[str, str, str]]:

@@ -43,7 +43,19 @@ def run(config: PipelineConfig) -> int:
         for name in config.which.force or []:
             _put_away(stages[name], out)
         code = _run_all(config, stages, wanted, out, lock)
+        _report(config, out)
     return code
+
+
+def _report(config: PipelineConfig, out: Path) -> None:
+    """The report of what is done so far; it never hides how the stages ended."""
+    # Only now: it loads jax, whose threads a process had better not have when it forks.
+    from llme_jax.reports.compose import write_report
+
+    try:
+        write_report([str(out)], out, metric=config.pipeline.metric)
+    except InputError as error:
+        print(f"no report: {error}", file=sys.stderr)
 
 
 def _wanted(which: WhichConfig, stages: dict[str, Planned]) -> list[str]:
@@ -117,6 +129,8 @@ def _run_one(one: Planned, stages: dict[str, Planned], out: Path, lock: int, whe
             made=uuid.uuid4().hex,
             after=made,
             command=one.shown,
+            number=[*stages].index(one.stage.name),
+            baseline=one.stage.baseline,
             begun=_now(),
             spent=0.0,
             seconds=None,

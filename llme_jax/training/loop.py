@@ -151,12 +151,14 @@ def train(config: Config | RankConfig, open_task: OpenTask) -> int:
             if leave:
                 break
     finally:
-        bar.close()
-        inputs.close()
-        # An error must not cut off the checkpoint that is being written; but all processes have
-        # to be there to finish it.
-        if not lost_process(sys.exception()):
-            checkpoints.wait()
+        # An error must not cut off the checkpoint that is being written, nor one while the bar is
+        # closed whose terminal is gone; but all processes have to be there to finish it.
+        try:
+            if not lost_process(sys.exception()):
+                checkpoints.wait()
+        finally:
+            inputs.close()
+            bar.close()
 
     # 5. The close.
     if leave:

@@ -9,7 +9,9 @@ from llme_jax.config import (
     Config,
     DoctorConfig,
     LossConfig,
+    PipelineConfig,
     RankConfig,
+    ReportingConfig,
     RetrieveConfig,
     ScoreConfig,
     TrainConfig,
@@ -24,6 +26,8 @@ COMMANDS = {
     "score": ScoreConfig,
     "rank": RankConfig,
     "doctor": DoctorConfig,
+    "pipeline": PipelineConfig,
+    "report": ReportingConfig,
 }
 # Every numeric flag of all commands, written down a second time: its type, and whether it may be
 # -1, 0 and 1e30 (as a number: a whole number is not written so); last a value that it may have.
@@ -44,6 +48,7 @@ NUMBERS = {
     "fsdp": (int, False, False, False, "8"),
     "gradient_accumulation_steps": (int, False, False, False, "2"),
     "hits": (int, False, False, False, "1"),
+    "iterations": (int, False, False, False, "4"),
     "k1": (float, False, True, True, "0.9"),
     "key_max_length": (int, False, False, False, "128"),
     "learning_rate": (float, False, False, True, "1e-5"),

@@ -1,0 +1,195 @@
+"""A report against the files it is of: every number; what a browser makes of it; bad input."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import small_run
+from PIL import Image
+from tiny import read_lines
+
+from llme_jax import rank, report, retrieve, score, train
+from llme_jax.errors import InputError
+from llme_jax.reports.bootstrap import paired_bootstrap
+
+LENGTHS = "--query_max_length 24 --key_max_length 32 --add_instruction false".split()
+MEASURED = "--eval_data test.json --corpus corpus.json --metrics ndcg mrr --cutoffs 1 10".split()
+NUMBER = re.compile(r"[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders before, mined, trained, after and scored, made by the commands."""
+    folder = small_run.write_data(tmp_path_factory.mktemp("report"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        files = ["--dataset_cache_dir", "cache", "--log_path", "log", "--data_root", "."]
+        common = [*LENGTHS, *files]
+        encoder = ["--query_encoder", "bert"]
+        search = [*common, *MEASURED]
+        retrieve.main([*search, *encoder, "--output_dir", "before"])
+        retrieve.main([*common, *encoder, "--eval_data", "train.json", "--corpus", "corpus.json",
+                       "--metrics", "mrr", "collate_neg", "--hits", "20", "--save_to_output",
+                       "--output_dir", "mined"])  # fmt: skip
+        train.main([*search, *encoder, "--train_data", "mined/train.neg.json", "--max_steps", "4",
+                    "--save_steps", "2", "--logging_steps", "1", "--train_group_size", "4",
+                    "--per_device_train_batch_size", "1", "--learning_rate", "1e-3",
+                    "--output_dir", "trained"])  # fmt: skip
+        retrieve.main([*search, "--query_encoder", "trained/best/encoder", "--output_dir", "after"])
+        rank.main([*common, "--ranker", "bert", "--eval_data", "mined/train.neg.json",
+                   "--metrics", "mrr", "collate_score", "--save_to_output",
+                   "--output_dir", "scored"])  # fmt: skip
+        report.main(["before", "mined", "trained", "after", "scored", "--output_dir", "said"])
+        yield folder
+
+
+class Text(HTMLParser):
+    """The words of a page: without its style, and without its drawings."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.words, self._silent = [], 0
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self._silent += tag in ("style", "svg", "title")
+
+    def handle_endtag(self, tag):
+        self._silent -= tag in ("style", "svg", "title")
+
+    def handle_data(self, data):
+        if not self._silent:
+            self.words.append(data)
+
+
+def numbers_in(value) -> set[float]:
+    """All numbers anywhere in a JSON value, also inside its texts."""
+    if isinstance(value, dict):
+        return set().union(set(), *map(numbers_in, value), *map(numbers_in, value.values()))
+    if isinstance(value, list):
+        return set().union(set(), *map(numbers_in, value))
+    if isinstance(value, str):
+        return {float(n.replace(",", "").rstrip(".")) for n in NUMBER.findall(value)}
+    return {float(value)} if isinstance(value, (int, float)) else set()
+
+
+def derived(folder) -> set[float]:
+    """Numbers that no file holds: differences and intervals, counts of queries, by another way."""
+    ndcg = {}
+    for name in ("before", "after"):
+        gains = []
+        hits = {
+            row["query_id"]: row["pred"] for row in read_lines(folder / name / "test.result.json")
+        }
+        for i, row in enumerate(read_lines(folder / "test.json")):
+            found = [rank for rank, id in enumerate(hits[i][:10]) if id in row["pos_index"]]
+            gains.append(1 / np.log2(found[0] + 2) if found else 0.0)
+        ndcg[name] = np.array(gains)
+    gain = ndcg["after"] - ndcg["before"]
+    interval = paired_bootstrap(ndcg["before"], ndcg["after"])  # itself tested against scipy
+    counts = [(gain > 0).sum(), (gain < 0).sum(), (gain == 0).sum(), len(gain), 95, 10_000]
+    mining = json.loads((folder / "mined/train.mining.json").read_text())
+    ranks = [int(rank) for rank, n in mining["ranks"].items() for _ in range(n)]
+    return {gain.mean(), interval.low, interval.high, *map(float, counts), float(np.median(ranks)),
+            *ndcg["before"], *ndcg["after"]}  # fmt: skip
+
+
+def teacher_numbers(capsys, folder) -> set[float]:
+    """Those of the report on teacher scores, which has tests of its own."""
+    score.main(["--eval_data", str(folder / "scored/train.neg.scored.json"), "--report"])
+    return numbers_in(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("kind", ["md", "html"])
+def test_every_number_is_in_the_files_of_the_runs(runs, kind, capsys):
+    text = (runs / f"said/report.{kind}").read_text()
+    text = " ".join(Text(text).words) if kind == "html" else text
+    known = derived(runs) | teacher_numbers(capsys, runs)
+    for path in runs.rglob("*.json*"):
+        if path.suffix in (".json", ".jsonl") and path.stat().st_size < 10**6:
+            lines = path.read_text().splitlines()
+            values = map(json.loads, lines) if len(lines) > 1 and lines[1][:1] == "{" else None
+            for value in values or [json.loads(path.read_text())]:
+                known |= numbers_in(value)
+    for said in NUMBER.findall(text):
+        digits = len(said.partition(".")[2].partition("e")[0])
+        value = float(said.replace(",", ""))
+        close = 0.51 * 10**-digits
+        assert any(abs(value - k) <= close for k in known), (said, kind)
+    assert len(NUMBER.findall(text)) > 100
+
+
+def test_both_say_the_same(runs):
+    markdown = (runs / "said/report.md").read_text()
+    words = " ".join(Text((runs / "said/report.html").read_text()).words)
+    verdict = re.search(r"\*\*(\w+)\*\* (.*)", markdown)
+    assert verdict[1] in ("WIN", "MARGINAL", "REGRESSION") and verdict[2] in words
+    headings = re.findall(r"^## (.*)", markdown, re.M)
+    assert headings == ["Evaluations", "Queries won and lost", "Training", "Negatives",
+                        "Teacher scores", "How it was made"]  # fmt: skip
+    assert all(heading in words for heading in headings)
+
+
+def test_the_page_needs_nothing_else(runs):
+    page = (runs / "said/report.html").read_text()
+    assert not re.findall(r"(?:src|href)=|url\(|@import|<script|https?://", page)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium")
+    if path is None and "CI" not in os.environ:
+        pytest.skip("there is no chromium here: apt-get install chromium")
+    assert path, "apt-get install chromium"
+    return path
+
+
+def test_a_browser_shows_it(runs, browser):
+    """Wide and on a phone: something is drawn from top to bottom, nothing sticks out sideways."""
+    for width in (1200, 420):
+        png = runs / f"{width}.png"
+        subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+             f"--window-size={width},2000", f"--screenshot={png}",
+             f"file://{runs}/said/report.html"],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        pixels = np.asarray(Image.open(png).convert("L"))
+        assert pixels.shape == (2000, width)
+        drawn = (pixels < 200).reshape(10, 200, width).any(axis=(1, 2))
+        assert drawn.all()
+        assert (pixels[:, -8:] > 200).all()  # the margin
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "there is nothing to report on"),
+        (["nowhere"], "nowhere: holds no results: give the --output_dir of train"),
+        (["before", "--metric", "map@3"], "--metric map@3: none of the runs measured it, only"),
+        (["before", "after", "--baseline", "x"], "--baseline x: there is no such evaluation, only"),
+    ],
+)
+def test_bad_input(runs, argv, said, monkeypatch):
+    monkeypatch.chdir(runs)
+    with pytest.raises(InputError, match=re.escape(said)):
+        report.main(argv)
+    assert not (runs / "report.html").exists()
+
+
+def test_changed_queries_are_noticed(runs, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(runs, folder)
+    monkeypatch.chdir(folder)
+    rows = read_lines(folder / "test.json")
+    rows = [row | {"pos_index": rows[i - 1]["pos_index"]} for i, row in enumerate(rows)]
+    (folder / "test.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report.main(["before", "after"])
+    text = (folder / "report.md").read_text()
+    assert "No interval for before: before: its hits give ndcg@10" in text
+    assert "--eval_data was changed" in text and "**" not in text
