@@ -116,6 +116,8 @@ class Shell:
         if words[0] != "-m":
             return {"start": [[[sys.executable, *words], cwd, {}]]}
         _, module, *words = words
+        if module == "llme_jax.merge":
+            words = [str(self.root / "bert") if w == "BAAI/bge-base-en" else w for w in words]
         more = self._smaller(module.removeprefix("llme_jax."), words, cwd)
         if "SLURM_PROCID" in environment or "--num_processes" in words:
             return self._one_of_several(module, [*words, *more], cwd)
@@ -124,7 +126,7 @@ class Shell:
     def _smaller(self, command: str, words: list[str], cwd: str) -> list[str]:
         """Further flags that put small models and data in place of the page's."""
         more = []
-        if command == "report":
+        if command in ("report", "merge"):
             return []
         if not (flag(words, "--data_root") or "").startswith("gs://"):
             more += ["--data_root", str(self.root)]

@@ -21,6 +21,7 @@ from page_shell import Shell
 from llme_jax.config import Config as TrainingConfig
 from llme_jax.config import (
     DoctorConfig,
+    MergingConfig,
     PipelineConfig,
     RankConfig,
     ReportingConfig,
@@ -71,6 +72,7 @@ PROMISED = {
         "stable/checkpoint-*/encoder",
         "train.neg.mixed.json",
         "mined/checkpoint-*/encoder",
+        "merged/encoder/modules.json",
         "train.neg.mixed.scored.llama.json",
         "distilled/checkpoint-*/encoder",
         "data/outputs/support-runlocal/checkpoint-4/encoder",
@@ -263,7 +265,7 @@ def test_the_recipes_are_those_of_the_code():
 
 def test_flags_exist():
     groups = (TrainingConfig(), RetrieveConfig(), ScoreConfig(), RankConfig(), DoctorConfig())
-    groups += (PipelineConfig(), ReportingConfig())
+    groups += (PipelineConfig(), ReportingConfig(), MergingConfig())
     known = {name.rstrip("_") for settings in groups for name in settings.flat()}
     known |= {*cli.REFUSED, "config"}
     known |= {*re.findall(r'"--(\w+)"', (ROOT / "llme_jax/build_tfds.py").read_text())}

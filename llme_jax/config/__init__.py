@@ -11,6 +11,7 @@ from llme_jax.config.commands import (
 )
 from llme_jax.config.data import DataConfig, TextConfig
 from llme_jax.config.lm import LMConfig, ScoringConfig
+from llme_jax.config.merge import MergingConfig
 from llme_jax.config.model import EncoderConfig
 from llme_jax.config.pipeline import (
     HaveNegatives,
@@ -35,6 +36,7 @@ __all__ = [
     "HaveNegatives",
     "LMConfig",
     "LossConfig",
+    "MergingConfig",
     "MetricsConfig",
     "MiningConfig",
     "NotBelow",

@@ -12,6 +12,7 @@ from llme_jax.config.commands import (
     RetrieveConfig,
     ScoreConfig,
 )
+from llme_jax.config.merge import MergingConfig
 from llme_jax.config.model import EncoderConfig
 from llme_jax.config.rank import RANK_COLLATIONS
 from llme_jax.config.retrieval import METRICS, NQ_CUTOFFS, EvalConfig
@@ -130,6 +131,23 @@ def validate_scoring(config: ScoreConfig) -> None:
         lm.lm_batch_size.isdecimal() and int(lm.lm_batch_size) > 0
     ):
         raise InputError(f"--lm_batch_size {lm.lm_batch_size}: give auto, or 1 or more")
+
+
+def validate_merging(config: MergingConfig) -> None:
+    """As `validate`, for llme_jax.merge."""
+    models, weights = config.merge.models or [], config.merge.weights
+    if len(models) < 2:
+        raise InputError("name two encoders or more, to be averaged")
+    if weights is None:
+        return
+    if len(weights) != len(models):
+        raise InputError(
+            f"--weights {' '.join(map(str, weights))}: give {len(models)}, one for each model"
+        )
+    if abs(sum(weights) - 1) > 1e-6:
+        raise InputError(
+            f"--weights {' '.join(map(str, weights))}: they add up to {sum(weights):g}, not to 1"
+        )
 
 
 def validate_doctor(config: DoctorConfig) -> None:

@@ -37,7 +37,7 @@ def save_modules(
     _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
     if dense is not None:
         modules.append(("dense_pooler", "Dense"))
-        _save_dense(folder / "dense_pooler", dense)
+        save_dense(folder / "dense_pooler", dense)
     if metric == "cos":
         modules.append(("normalize", "Normalize"))
         (folder / "normalize").mkdir()
@@ -86,7 +86,8 @@ def stored_pooling(folder: Path) -> str | None:
     return "+".join(name for name in chosen if name != "include_prompt")
 
 
-def _save_dense(folder: Path, kernel: np.ndarray) -> None:
+def save_dense(folder: Path, kernel: np.ndarray) -> None:
+    """Write a dense pooler of kernel [D, D] as sentence-transformers' Dense."""
     width_in, width_out = kernel.shape
     settings = {
         "in_features": width_in,

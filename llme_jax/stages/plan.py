@@ -19,6 +19,7 @@ from pathlib import Path
 from llme_jax import __version__
 from llme_jax.config import (
     Config,
+    MergingConfig,
     PipelineConfig,
     RankConfig,
     RetrieveConfig,
@@ -29,6 +30,7 @@ from llme_jax.config import (
 from llme_jax.config.setting import Groups
 from llme_jax.config.validate import (
     validate,
+    validate_merging,
     validate_ranking,
     validate_retrieval,
     validate_scoring,
@@ -43,6 +45,7 @@ COMMANDS = {
     "retrieve": (RetrieveConfig, validate_retrieval),
     "rank": (RankConfig, validate_ranking),
     "score": (ScoreConfig, validate_scoring),
+    "merge": (MergingConfig, validate_merging),
 }
 
 

@@ -26,6 +26,7 @@ from llme_jax.training.checkpoint import Checkpoints
 from llme_jax.training.dry_run import DryRun
 from llme_jax.training.host_check import check_hosts
 from llme_jax.training.metrics_log import BestMetric, MetricsLog, compare, read_metrics
+from llme_jax.training.model_card import write_cards
 from llme_jax.training.optim import make_optimizer, schedule
 from llme_jax.training.run_folder import RunFolder
 from llme_jax.training.signals import TERMINATED, Terminated
@@ -165,6 +166,9 @@ def train(config: Config | RankConfig, open_task: OpenTask) -> int:
         logger.info("stopped by SIGTERM and saved at step %d; the same command goes on", step)
         return TERMINATED
     if jax.process_index() == 0:
+        step = checkpoints.best() or max(start, stop)
+        lines = read_metrics(log.path)
+        write_cards(checkpoints.path(step), config, task, data, global_batch, lines)
         _summarise(log.path, checkpoints.path(max(start, stop)), checkpoints.best(), task)
     return 0
 

@@ -9,6 +9,7 @@ from llme_jax.config import (
     Config,
     DoctorConfig,
     LossConfig,
+    MergingConfig,
     PipelineConfig,
     RankConfig,
     ReportingConfig,
@@ -28,6 +29,7 @@ COMMANDS = {
     "doctor": DoctorConfig,
     "pipeline": PipelineConfig,
     "report": ReportingConfig,
+    "merge": MergingConfig,
 }
 # Every numeric flag of all commands, written down a second time: its type, and whether it may be
 # -1, 0 and 1e30 (as a number: a whole number is not written so); last a value that it may have.
@@ -83,6 +85,7 @@ NUMBERS = {
     "threads": (int, False, False, False, "4"),
     "train_group_size": (int, False, False, False, "8"),
     "warmup_ratio": (float, False, True, False, "1"),
+    "weights": (float, True, True, True, "0.5"),
     "weight_decay": (float, False, True, True, "0.01"),
 }
 TRIED = ("-1", "0", "1e30")
@@ -107,7 +110,10 @@ def test_numbers(command, name):
     settings = COMMANDS[command]
 
     def parse(value: str):
-        return cli.parse([f"--{name}={value}"], command, "", settings).flat()[name]
+        found = cli.parse([f"--{name}={value}"], command, "", settings).flat()[name]
+        if name in ("cutoffs", "weights"):
+            (found,) = found
+        return found
 
     def refused(value: str) -> str:
         with pytest.raises(InputError, match=f"^--{name}\\b") as error:
@@ -121,11 +127,11 @@ def test_numbers(command, name):
     for value, right_too in zip(TRIED, allowed, strict=True):
         if right_too:
             found = parse(value)
-            assert found == [0] if name == "cutoffs" else found == kind(value), value
+            assert found == kind(value), value
         else:
             refused(value)
     found = parse(right)
-    assert found == ([kind(right)] if name == "cutoffs" else kind(right))
+    assert found == kind(right)
     if kind is float:  # what float32 does not hold
         assert "give a finite number" in refused("1e39")
     else:

@@ -1,0 +1,128 @@
+"""README.md of a trained model: what it was trained on, what it scores, how to use it."""
+
+import re
+from pathlib import Path
+
+from llme_jax.config import Config, RankConfig
+from llme_jax.data.train_data import TrainData
+from llme_jax.training.task import Task
+
+MARK = "<!-- Written by llme_jax. Without this line it is yours, and is left as it is. -->"
+# In the words of a setting, what decides what was learnt.
+LOSS = (
+    "contrastive_weight", "distill_weight", "stable_distill", "cos_temperature",
+    "teacher_temperature", "train_group_size", "select_positive",
+)  # fmt: skip
+OPTIMIZER = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "seed")
+USE = {
+    "ranker": """from sentence_transformers import CrossEncoder
+
+model = CrossEncoder("{folder}")
+scores = model.predict([("a query", "a passage")])""",
+    "encoder": """from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{folder}")
+queries = model.encode_query(["a query"])
+passages = model.encode_document(["a passage", "another one"])
+print(model.similarity(queries, passages))""",
+}
+
+
+def write_cards(
+    checkpoint: Path,
+    config: Config | RankConfig,
+    task: Task,
+    data: TrainData,
+    global_batch: int,
+    lines: list[dict],
+) -> None:
+    """Writes a README.md into each folder that a checkpoint exports; one of a person is kept.
+
+    Args:
+        lines: of metrics.jsonl, up to the checkpoint's step.
+    """
+    for name in task.exports:
+        path = checkpoint / name / "README.md"
+        if path.exists() and MARK not in path.read_text():
+            continue
+        path.write_text(_card(name, path.parent, config, task, data, global_batch, lines))
+
+
+def _card(name: str, folder: Path, config, task: Task, data: TrainData, batch: int, lines) -> str:
+    settings = config.flat()
+    base = settings[task.flag.removeprefix("--")]
+    licence = base_licence(base)
+    step = int(folder.parent.name.removeprefix("checkpoint-"))
+    kind = "ranker" if name == "ranker" else "encoder"
+    head = ["---", "library_name: sentence-transformers", f"base_model: {base}"]
+    head += [f"license: {licence}"] if licence else []
+    files = "\n".join(
+        f"| {name} | {of or ''} | {rows} |"
+        for name, of, rows in zip(data.names, data.tasks, data.sizes, strict=True)
+    )
+    return f"""{chr(10).join(head)}
+---
+{MARK}
+
+# A {"reranker" if kind == "ranker" else "retriever"} made from {base}
+
+Fine-tuned with llme_jax: step {step}, batches of {batch} queries.
+
+## Trained on
+
+| file | task | rows |
+|---|---|---|
+{files}
+
+Loss: {_listed(settings, LOSS)}.
+Optimizer: AdamW; {_listed(settings, OPTIMIZER)}.
+
+## Measured
+
+{_metrics(lines, step, settings)}
+
+## How to use it
+
+```python
+{USE[kind].format(folder=folder)}
+```
+
+Queries were cut at {settings["query_max_length"]} tokens, keys at {settings["key_max_length"]}. \
+`python -m llme_jax.{"rank" if kind == "ranker" else "retrieve"} {task.flag} {folder}` uses it here.
+
+## Licence
+
+{f"The base model has {licence}" if licence else f"See the base model, {base}"}; what it was \
+trained on may ask for more.
+"""
+
+
+def _listed(settings: dict, names: tuple[str, ...]) -> str:
+    return ", ".join(f"{n} {settings[n]}" for n in names if settings.get(n) is not None)
+
+
+def _metrics(lines: list[dict], step: int, settings: dict) -> str:
+    """The table of the checkpoint's evaluation, beside that of the untrained model."""
+    evaluations = {
+        line["step"]: line for line in lines if any(name.startswith("eval_") for name in line)
+    }
+    now, before = evaluations.get(step), evaluations.get(0)
+    if now is None:
+        return "Nothing was evaluated while it was trained."
+    rows = ["| metric | untrained | this model |", "|---|---|---|"]
+    for name, value in now.items():
+        if name.startswith("eval_"):
+            first = f"{before[name]:.4f}" if before and name in before else "not measured"
+            rows.append(f"| {name.removeprefix('eval_')} | {first} | {value:.4f} |")
+    corpus = f", passages {settings['corpus']}" if settings.get("corpus") else ""
+    return f"On {settings['eval_data']}{corpus}:\n\n" + "\n".join(rows)
+
+
+def base_licence(base: str) -> str | None:
+    """What the base's own card says, where it is a folder here that has one."""
+    card = Path(base).expanduser() / "README.md"
+    if not card.is_file():
+        return None
+    head = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
+    found = re.search(r"^license:\s*(\S+)\s*$", head[1], re.M) if head else None
+    return found[1] if found else None
