@@ -14,6 +14,7 @@ LOSS = (
     "teacher_temperature", "train_group_size", "select_positive",
 )  # fmt: skip
 OPTIMIZER = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "seed")
+# How each exported folder is used; one of another task has no card.
 USE = {
     "ranker": """from sentence_transformers import CrossEncoder
 
@@ -26,6 +27,7 @@ queries = model.encode_query(["a query"])
 passages = model.encode_document(["a passage", "another one"])
 print(model.similarity(queries, passages))""",
 }
+USE |= dict.fromkeys(("query_encoder", "key_encoder"), USE["encoder"])
 
 
 def write_cards(
@@ -41,7 +43,7 @@ def write_cards(
     Args:
         lines: of metrics.jsonl, up to the checkpoint's step.
     """
-    for name in task.exports:
+    for name in filter(USE.get, task.exports):
         path = checkpoint / name / "README.md"
         if path.exists() and MARK not in path.read_text():
             continue
@@ -53,7 +55,6 @@ def _card(name: str, folder: Path, config, task: Task, data: TrainData, batch: i
     base = settings[task.flag.removeprefix("--")]
     licence = base_licence(base)
     step = int(folder.parent.name.removeprefix("checkpoint-"))
-    kind = "ranker" if name == "ranker" else "encoder"
     head = ["---", "library_name: sentence-transformers", f"base_model: {base}"]
     head += [f"license: {licence}"] if licence else []
     files = "\n".join(
@@ -64,7 +65,7 @@ def _card(name: str, folder: Path, config, task: Task, data: TrainData, batch: i
 ---
 {MARK}
 
-# A {"reranker" if kind == "ranker" else "retriever"} made from {base}
+# A {"reranker" if name == "ranker" else "retriever"} made from {base}
 
 Fine-tuned with llme_jax: step {step}, batches of {batch} queries.
 
@@ -84,11 +85,11 @@ Optimizer: AdamW; {_listed(settings, OPTIMIZER)}.
 ## How to use it
 
 ```python
-{USE[kind].format(folder=folder)}
+{USE[name].format(folder=folder)}
 ```
 
 Queries were cut at {settings["query_max_length"]} tokens, keys at {settings["key_max_length"]}. \
-`python -m llme_jax.{"rank" if kind == "ranker" else "retrieve"} {task.flag} {folder}` uses it here.
+`python -m llme_jax.{"rank" if name == "ranker" else "retrieve"} {task.flag} {folder}` uses it here.
 
 ## Licence
 
