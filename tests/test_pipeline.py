@@ -282,3 +282,11 @@ def test_a_mistake_in_the_experiment_names_its_line(folder, monkeypatch):
     (folder / "wrong.py").write_text(EXPERIMENT.replace("eval_data=", "evil_data="))
     with pytest.raises(InputError, match=r"wrong\.py:\d+: TypeError: .*evil_data.*correct the exp"):
         pipeline.main(["--config", "wrong.py"])
+    text = EXPERIMENT.replace(
+        "    recipe =", "    def stages(self):\n        return self.words\n\n    recipe ="
+    )
+    (folder / "later.py").write_text(text)
+    with pytest.raises(
+        InputError, match=r"later\.py:\d+: AttributeError: .*words.*correct the exp"
+    ):
+        pipeline.main(["--config", "later.py"])

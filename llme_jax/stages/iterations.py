@@ -157,4 +157,5 @@ def last_counts(words: str) -> str:
 
 def _stem(name: str) -> str:
     """`llm-embedder:qa/nq/train.json` -> `train`"""
+    (name,) = shlex.split(name)
     return name.split(":")[-1].split("/")[-1].removesuffix(".json")

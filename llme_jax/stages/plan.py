@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -146,7 +145,7 @@ def _stages(config: PipelineConfig) -> list[Stage]:
     except InputError:
         raise
     except Exception as error:
-        path = Path(sys.modules[type(config).__module__].__file__)
+        path = Path(type(config).stages.__code__.co_filename)
         raise cli.wrong_experiment(error, path) from error
 
 

@@ -52,7 +52,7 @@ def write_cards(
 
 def _card(name: str, folder: Path, config, task: Task, data: TrainData, batch: int, lines) -> str:
     settings = config.flat()
-    base = settings[task.flag.removeprefix("--")]
+    base = settings[name if name in settings else "query_encoder"]
     licence = base_licence(base)
     step = int(folder.parent.name.removeprefix("checkpoint-"))
     head = ["---", "library_name: sentence-transformers", f"base_model: {base}"]
