@@ -19,6 +19,7 @@ from llme_jax import __version__
 from llme_jax.config import (
     Config,
     MergingConfig,
+    NotBelow,
     PipelineConfig,
     RankConfig,
     RetrieveConfig,
@@ -39,6 +40,7 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest, digest_file
 from llme_jax.reports.record import RECORD, read_record
 
+OLD = "old"  # folder of what stages made with other settings
 COMMANDS = {
     "train": (Config, validate),
     "retrieve": (RetrieveConfig, validate_retrieval),
@@ -103,12 +105,7 @@ def plan(config: PipelineConfig) -> dict[str, Planned]:
     out = Path(config.pipeline.output_dir).expanduser()
     planned: dict[str, Planned] = {}
     for stage in _stages(config):
-        if stage.name in planned:
-            raise InputError(f"stage {stage.name}: there are two, give each its own name")
-        if stage.command not in COMMANDS:
-            raise InputError(
-                f"stage {stage.name}: no command {stage.command}, there is {', '.join(COMMANDS)}"
-            )
+        _check_declared(stage, planned)
         folder = out / stage.name
         argv = [*shlex.split(stage.words), "--output_dir", str(folder)]
         settings, check = COMMANDS[stage.command]
@@ -137,6 +134,22 @@ def plan(config: PipelineConfig) -> dict[str, Planned]:
         one.key = digest(__version__, stage.command, words, facts)
         planned[stage.name] = one
     return planned
+
+
+def _check_declared(stage: Stage, before: dict[str, Planned]) -> None:
+    """Refuses what cannot be a stage behind those before it."""
+    wrong = None
+    if stage.name in before:
+        wrong = "there are two, give each its own name"
+    elif not re.fullmatch(r"\w[\w.-]*", stage.name) or stage.name == OLD:
+        wrong = f"is no name for a folder of its own: letters and digits, and not {OLD}"
+    elif stage.command not in COMMANDS:
+        wrong = f"no command {stage.command}, there is {', '.join(COMMANDS)}"
+    for gate in stage.gates:
+        if isinstance(gate, NotBelow) and gate.than not in before:
+            wrong = f"is compared with {gate.than}, which does not stand before it"
+    if wrong:
+        raise InputError(f"stage {stage.name}: {wrong}")
 
 
 def _stages(config: PipelineConfig) -> list[Stage]:

@@ -15,9 +15,7 @@ from llme_jax.errors import InputError
 from llme_jax.files.lock import end_with_parent, locked
 from llme_jax.files.storage import check_writable
 from llme_jax.stages.gates import check
-from llme_jax.stages.plan import Planned, missing_inputs, plan
-
-OLD = "old"  # folder of what stages made with other settings
+from llme_jax.stages.plan import OLD, Planned, missing_inputs, plan
 
 
 def run(config: PipelineConfig) -> int:

@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from llme_jax.config import PipelineConfig, Stage
+from llme_jax.config import NotBelow, PipelineConfig, Stage
 from llme_jax.errors import InputError
 from llme_jax.stages import plan as module
 from llme_jax.stages.plan import missing_inputs, plan
@@ -151,6 +151,12 @@ def test_a_killed_stage_is_not_done(folder):
         (changed("untrained", "--rerank_margin 1"), "stage untrained: --rerank_margin needs"),
         ([*FOUR, FOUR[0]], "stage untrained: there are two"),
         ([Stage("x", "retreive", "")], "stage x: no command retreive, there is train, retrieve"),
+        ([Stage("old", "train", "")], "stage old: is no name for a folder of its own"),
+        ([Stage("a/b", "train", "")], "stage a/b: is no name for a folder of its own"),
+        (
+            [Stage("x", "train", "", (NotBelow("ndcg@10", "y"),))],
+            "stage x: is compared with y, which does not stand before it",
+        ),
         (FOUR[2:], "stage r1: --train_data out/bm25/train.neg.json is of stage bm25, which does"),
     ],
 )
