@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,15 @@ def test_a_changed_setting_redoes_what_depends_on_it(folder, whole, capsys, monk
         "r3-test".split(),
         "--teacher yes-no": ["r2-scores", "r2", "r2-test"],
     }
+
+
+def test_the_report_is_of_the_stages_there_are(folder, whole):
+    """Not of those that a run with more iterations has left."""
+    shutil.copytree(folder / "out", folder / "fewer")
+    (folder / "fewer/r2-test").rename(folder / "fewer/r9-test")
+    finish(begin(folder, "--output_dir", "fewer", "--until", "r1-test"))
+    report = (folder / "fewer/report.md").read_text()
+    assert " r1-test has ndcg@10 " in report and "r9-test" not in report
 
 
 def test_a_shut_gate_stops_it(folder, whole):

@@ -66,11 +66,16 @@ def _alive(owner: str) -> bool:
     return True
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """In a child, before it becomes its program: SIGTERM comes when its parent is gone.
 
     Where there is no prctl (macOS) a killed parent leaves the child running; the lock that it
     holds keeps others out until it is done.
+
+    Args:
+        parent: its process.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was gone before
+            os._exit(128 + signal.SIGTERM)

@@ -42,8 +42,10 @@ def write_report(
             the first.
 
     Raises:
-        InputError: a folder holds no results, or there is no such metric or run.
+        InputError: there is nothing to report on, or no such metric or run.
     """
+    if not folders:
+        raise InputError("nothing is done yet")
     title, sections = compose(read_runs(folders), metric, baseline)
     for name, text in (("html", to_html(title, sections)), ("md", to_markdown(title, sections))):
         with atomic_text(out / f"report.{name}") as file:

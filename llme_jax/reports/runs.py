@@ -62,7 +62,7 @@ class Run:
 
 
 def read_runs(folders: list[str]) -> list[Run]:
-    """The runs in these folders; of a pipeline's folder, those of its stages, in their order.
+    """The runs in these folders; of a pipeline's folder, those of its finished stages, in order.
 
     Raises:
         InputError: a folder holds no results.
@@ -74,7 +74,8 @@ def read_runs(folders: list[str]) -> list[Run]:
         stages = [path.parent for path in folder.glob(f"*/{RECORD}")]
         stages = [stage for stage in stages if read_record(stage).get("seconds") is not None]
         stages.sort(key=lambda stage: read_record(stage).get("number", 0))
-        found = [_read(stage, stage.name) for stage in stages] or [_read(folder, str(folder))]
+        found = [_read(stage, stage.name) for stage in stages]
+        found = found or [_read(folder, folder.name if read_record(folder) else name)]
         if found[0].kind == "other" and len(found) == 1:
             raise InputError(
                 f"{name}: holds no results: give the --output_dir of train, retrieve, rank or "

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from llme_jax.config import PipelineConfig
@@ -41,17 +42,17 @@ def run(config: PipelineConfig) -> int:
         for name in config.which.force or []:
             _put_away(stages[name], out)
         code = _run_all(config, stages, wanted, out, lock)
-        _report(config, out)
+        _report(config, [one for one in stages.values() if one.done(stages)], out)
     return code
 
 
-def _report(config: PipelineConfig, out: Path) -> None:
-    """The report of what is done so far; it never hides how the stages ended."""
+def _report(config: PipelineConfig, done: list[Planned], out: Path) -> None:
+    """The report of these stages; it never hides how they ended."""
     # Only now: it loads jax, whose threads a process had better not have when it forks.
     from llme_jax.reports.compose import write_report
 
     try:
-        write_report([str(out)], out, metric=config.pipeline.metric)
+        write_report([str(one.folder) for one in done], out, metric=config.pipeline.metric)
     except InputError as error:
         print(f"no report: {error}", file=sys.stderr)
 
@@ -139,7 +140,7 @@ def _run_one(one: Planned, stages: dict[str, Planned], out: Path, lock: int, whe
     process = subprocess.Popen(
         [sys.executable, "-m", f"llme_jax.{one.stage.command}", *one.argv],
         pass_fds=[lock],
-        preexec_fn=end_with_parent,
+        preexec_fn=partial(end_with_parent, os.getpid()),
     )
     with _handing_on(process):
         code = process.wait()
