@@ -182,7 +182,7 @@ def test_the_report_is_of_the_stages_there_are(folder, whole):
     (folder / "fewer/r2-test").rename(folder / "fewer/r9-test")
     finish(begin(folder, "--output_dir", "fewer", "--until", "r1-test"))
     report = (folder / "fewer/report.md").read_text()
-    assert " r1-test has ndcg@10 " in report and "r9-test" not in report
+    assert " r2-ranker-test has ndcg@10 " in report and "r9-test" not in report
 
 
 def test_a_shut_gate_stops_it(folder, whole):
