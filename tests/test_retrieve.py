@@ -64,7 +64,7 @@ def test_dense_retrieval_is_that_of_sentence_transformers(data, arguments, tmp_p
     assert retrieve.main([*arguments, *metrics, "--save_name", "tiny"]) == 0
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
-        f"train.{kind}.tiny.json" for kind in ("result", "metrics", "key", "neg")
+        f"train.{kind}.tiny.json" for kind in ("result", "metrics", "key", "neg", "mining", "run")
     }
     bert = Transformer(str(data / "bert"), max_seq_length=64)
     pooling = Pooling(bert.get_embedding_dimension(), "cls")
@@ -100,10 +100,15 @@ def test_loaded_results_give_the_same_without_a_model(arguments, tmp_path):
     out, metrics = tmp_path / "out", "--metrics mrr collate_neg".split()
     retrieve.main([*arguments, *metrics])
     before = {path.name: path.read_text() for path in out.iterdir()}
+    settings = json.loads(before.pop("train.run.json"))["settings"]
+    assert settings["query_max_length"] == 24 and settings["output_dir"] == str(out)
     for name in ("train.metrics.json", "train.neg.json"):
         (out / name).unlink()
     retrieve.main([*arguments, *metrics, "--load_result", "--query_encoder", "./nowhere"])
     after = {path.name: path.read_text() for path in out.iterdir()}
+    assert json.loads(after.pop("train.run.json"))["settings"] == settings | {
+        "load_result": True, "query_encoder": "./nowhere"
+    }  # fmt: skip
     # the second is made from what the first was rounded to in JSON, which keeps fp32 exactly
     assert after == before
 
@@ -196,7 +201,8 @@ def test_two_processes_find_the_same(arguments, tmp_path):
     for a, b in zip(found, want, strict=True):
         np.testing.assert_allclose(a["score"], b["score"], atol=1e-6)  # rounding of the encoder
     assert np.mean([a["pred"] == b["pred"] for a, b in zip(found, want, strict=True)]) > 0.9
-    assert set(together) == {f"train.{kind}.json" for kind in ("result", "metrics", "neg")}
+    kinds = ("result", "metrics", "neg", "mining", "run")
+    assert set(together) == {f"train.{kind}.json" for kind in kinds}
 
 
 def test_nothing_is_retrieved_on_request(arguments, tmp_path):
@@ -212,6 +218,8 @@ def test_beside_the_data_by_default(data, arguments, tmp_path):
     retrieve.main([*words, "--eval_data", str(copy), *method, "--metrics", "collate_neg"])
     assert len(read_lines(tmp_path / "dev.neg.json")[0]["neg"]) == 59
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"dev.result.json"}
+    audit = json.loads((tmp_path / "dev.mining.json").read_text())
+    assert audit["negatives"] == sum(audit["ranks"].values()) == audit["sources"]["random"]
 
 
 @pytest.mark.parametrize(

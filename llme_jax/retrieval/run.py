@@ -69,7 +69,7 @@ def retrieve(config: RetrieveConfig) -> int:
         path = result_path(beside, eval_data.path, "neg", settings.save_name)
         rankings = [ranking, *fused]
         report = collate_neg(path, eval_data.path, corpus, rankings, config.mining, reranker)
-        audit = result_path(output_dir, eval_data.path, "mining", settings.save_name)
+        audit = result_path(beside, eval_data.path, "mining", settings.save_name)
         write_json(audit, report.facts())
         print(f"{report}\nnegatives: {path}")
     return 0
@@ -89,12 +89,7 @@ def _check_outputs(config: RetrieveConfig) -> None:
     metrics = set(settings.metrics)
     measures, collates = metrics - {*COLLATIONS}, metrics & {*COLLATIONS}
     to_output = collates_to_output(data, how.save_to_output)
-    results = (
-        measures
-        or "collate_neg" in collates
-        or (method and settings.save_result)
-        or (collates and to_output)
-    )
+    results = measures or (method and settings.save_result) or (collates and to_output)
     if method == "dense" or (first and results):  # every process writes embeddings
         check_writable("--output_dir", how.output_dir)
     if not first:

@@ -192,8 +192,10 @@ def test_results_go_to_the_output_folder(build, tmp_path):
     assert retrieve(config) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "llm_embedder.nq.test.metrics.json",
+        "llm_embedder.nq.test.mining.json",
         "llm_embedder.nq.test.neg.json",
         "llm_embedder.nq.test.result.json",
+        "llm_embedder.nq.test.run.json",
     ]
 
 
