@@ -54,6 +54,8 @@ def _card(name: str, folder: Path, config, task: Task, data: TrainData, batch: i
     settings = config.flat()
     base = settings[name if name in settings else "query_encoder"]
     licence = base_licence(base)
+    if Path(base).expanduser().is_dir():  # where it lies means nothing elsewhere
+        base = Path(base).expanduser().resolve().name
     step = int(folder.parent.name.removeprefix("checkpoint-"))
     head = ["---", "library_name: sentence-transformers", f"base_model: {base}"]
     head += [f"license: {licence}"] if licence else []

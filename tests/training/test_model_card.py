@@ -24,7 +24,7 @@ def run(tmp_path_factory):
 
 def test_what_it_says(run):
     _, out, card = run
-    assert card.startswith("---\nlibrary_name: sentence-transformers\nbase_model: ")
+    assert card.startswith("---\nlibrary_name: sentence-transformers\nbase_model: bert\n")
     assert "\nlicense: apache-2.0\n---\n" in card
     rows = re.findall(r"^\| (\S+) \| ([\d.]+) \| ([\d.]+) \|$", card, re.M)
     lines = {line["step"]: line for line in read_metrics(out / "metrics.jsonl")
