@@ -6,16 +6,12 @@ Folders or names of the Hub, of one base, stand in front of the flags. The resul
 the first one, in {output_dir}/encoder.
 """
 
-from itertools import takewhile
-
 from llme_jax.config import MergingConfig, cli
 from llme_jax.config.validate import validate_merging
 
 
 def main(argv: list[str]) -> int:
-    names = list(takewhile(lambda word: not word.startswith("-"), argv))
-    flags = argv[len(names) :]
-    argv = [*flags, "--models", *names] if names else flags
+    argv = cli.names_in_front(argv, "models")
     settings = cli.parse(argv, "merge", __doc__, MergingConfig)
     validate_merging(settings)
 

@@ -7,16 +7,12 @@ Folders stand in front of the flags: the --output_dir of train, retrieve, rank o
 files hold the same; report.html opens without a network. pipeline writes its report by itself.
 """
 
-from itertools import takewhile
-
 from llme_jax.config import ReportingConfig, cli
 from llme_jax.errors import InputError
 
 
 def main(argv: list[str]) -> int:
-    folders = list(takewhile(lambda word: not word.startswith("-"), argv))
-    flags = argv[len(folders) :]
-    argv = [*flags, "--runs", *folders] if folders else flags
+    argv = cli.names_in_front(argv, "runs")
     settings = cli.parse(argv, "report", __doc__, ReportingConfig).report
     if not settings.runs:
         raise InputError("there is nothing to report on: name folders of runs")

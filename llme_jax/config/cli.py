@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import Field, fields
+from itertools import takewhile
 from pathlib import Path
 
 from llme_jax.config.commands import Config, RankConfig
@@ -85,6 +86,18 @@ def parse(
     for group, f, _ in config.declared():
         setattr(group, f.name, getattr(given, f.name))
     return config
+
+
+def names_in_front(argv: list[str], flag: str) -> list[str]:
+    """The command line with the words in front of the first flag behind `--{flag}`.
+
+    Raises:
+        InputError: that flag is given as well.
+    """
+    names = list(takewhile(lambda word: not word.startswith("-"), argv))
+    if names and any(word.split("=")[0] in _spellings(flag) for word in argv):
+        raise InputError(f"'{names[0]}' and --{flag}: name the files in one of the two ways")
+    return [*argv[len(names) :], f"--{flag}", *names] if names else argv
 
 
 class Parser(argparse.ArgumentParser):

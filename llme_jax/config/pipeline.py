@@ -116,7 +116,7 @@ class WhichConfig(Group):
 
 
 @dataclass
-class ReportConfig(Group):
+class RunsReportConfig(Group):
     """What is reported."""
 
     title = "report"
@@ -137,7 +137,7 @@ class ReportConfig(Group):
 class ReportingConfig(Groups):
     """All settings of a report."""
 
-    report: ReportConfig = field(default_factory=ReportConfig)
+    report: RunsReportConfig = field(default_factory=RunsReportConfig)
 
 
 @dataclass

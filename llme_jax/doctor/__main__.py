@@ -8,19 +8,12 @@ Files stand in front of the flags, or behind --train_data. The exit code is 1 wh
 stop at these files, else 0.
 """
 
-from itertools import takewhile
-
 from llme_jax.config import DoctorConfig, cli
 from llme_jax.config.validate import validate_doctor
-from llme_jax.errors import InputError
 
 
 def main(argv: list[str]) -> int:
-    files = list(takewhile(lambda word: not word.startswith("-"), argv))
-    if files and any(word.split("=")[0] in ("--train_data", "--train-data") for word in argv):
-        raise InputError(f"'{files[0]}' and --train_data: name the files in one of the two ways")
-    flags = argv[len(files) :]
-    argv = [*flags, "--train_data", *files] if files else flags
+    argv = cli.names_in_front(argv, "train_data")
     config = cli.parse(argv, "doctor", __doc__, DoctorConfig)
     validate_doctor(config)
 

@@ -218,10 +218,9 @@ def _negatives(runs: list[Run]) -> Section:
     rows = []
     for run in mined:
         m = run.mining
-        ranks = np.repeat([int(rank) for rank in m["ranks"]], [*m["ranks"].values()])
         rows.append([
             *(run.name, f"{m['queries']}", f"{m['negatives']}", f"{m['without_any']}"),
-            *(f"{m['positive_not_found']}", f"{np.median(ranks):g}" if ranks.size else ""),
+            *(f"{m['positive_not_found']}", _median(m["ranks"])),
             ", ".join(f"{name} {count}" for name, count in m["sources"].items()),
             ", ".join(f"{count} {reason}" for reason, count in m["dropped"].items()) or "none",
         ])  # fmt: skip
@@ -238,6 +237,15 @@ def _negatives(runs: list[Run]) -> Section:
             chart = charts.bars(shown, edges, "score", "share")
             blocks.append(Chart(f"Scores in {run.name}", chart))
     return Section("Negatives", blocks)
+
+
+def _median(counts: dict[str, int]) -> str:
+    """Of numbers of which so many are each, in ascending order; there may be 100 million."""
+    if not counts:
+        return ""
+    up_to = np.cumsum([*counts.values()])
+    middle = np.searchsorted(up_to, [(up_to[-1] - 1) // 2, up_to[-1] // 2], side="right")
+    return f"{np.mean([int([*counts][i]) for i in middle]):g}"
 
 
 def _teachers(runs: list[Run]) -> Section:

@@ -18,3 +18,9 @@ def read_json(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def first_json(folder: Path, pattern: str) -> dict:
+    """The value of the first file with such a name; empty where there is none."""
+    files = sorted(folder.glob(pattern))
+    return read_json(files[0]) if files else {}

@@ -11,12 +11,10 @@ from llme_jax.data.corpus import NEED_POSITIVES, Corpus, EvalData
 from llme_jax.data.sources import local_file
 from llme_jax.errors import InputError
 from llme_jax.lm.teacher_report import Report, read_report
-from llme_jax.reports.record import RECORD, read_json, read_record
+from llme_jax.reports.record import RECORD, first_json, read_json, read_record
 from llme_jax.retrieval.metrics import answer_rank, mrr, ndcg, recall, relevance
 from llme_jax.retrieval.results import read_result
 from llme_jax.training.metrics_log import read_metrics
-
-ANY_SIZE = 2**31 - 1  # of a corpus that is not at hand
 
 
 @dataclass
@@ -89,22 +87,17 @@ def _read(folder: Path, name: str) -> Run:
     run = Run(
         name, folder, record=read_record(folder), lines=read_metrics(folder / "metrics.jsonl")
     )
-    run.run = read_json(folder / "run.json") or _first(folder, "*.run*.json")
-    run.mining = _first(folder, "*.mining*.json")
+    run.run = read_json(folder / "run.json") or first_json(folder, "*.run*.json")
+    run.mining = first_json(folder, "*.mining*.json")
     if run.lines:
         evaluated = [line for line in run.lines if any(n.startswith("eval_") for n in line)]
         last = evaluated[-1] if evaluated else {}
         run.metrics = {n[5:]: value for n, value in last.items() if n.startswith("eval_")}
     else:
-        run.metrics = _first(folder, "*.metrics*.json")
+        run.metrics = first_json(folder, "*.metrics*.json")
     if scored := sorted(folder.glob("*.scored*.json")):
         run.teacher = read_report(scored[0])
     return run
-
-
-def _first(folder: Path, pattern: str) -> dict:
-    files = sorted(folder.glob(pattern))
-    return read_json(files[0]) if files else {}
 
 
 @dataclass
@@ -138,7 +131,7 @@ def measure_queries(run: Run, metric: str) -> Measured:
         *(run.settings[key] for key in ("dataset_cache_dir", "key_template")),
         "nq" if name == "answer_recall" else name,
     ))  # fmt: skip
-    _, ids = read_result(results[0], queries.query_ids, ANY_SIZE)
+    _, ids = read_result(results[0], queries.query_ids, len(corpus))
     if name in NEED_POSITIVES:
         relevant = relevance(ids, queries.positives)
         counts = np.array([len(row) for row in queries.positives])

@@ -1,6 +1,5 @@
 """What must hold behind a stage before the next one starts."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from llme_jax.config.pipeline import Gate
 from llme_jax.data.rows import BadRows, read_lines
 from llme_jax.errors import InputError
 from llme_jax.lm.teacher_report import read_report
+from llme_jax.reports.record import first_json
 from llme_jax.stages.plan import Planned
 
 
@@ -24,16 +24,10 @@ def check(gate: Gate, stage: Planned, others: dict[str, Planned]) -> tuple[bool,
             return _have_negatives(gate, stage)
 
 
-def metrics_of(folder: Path) -> dict[str, float]:
-    """The metrics that a stage of retrieve or rank has measured; empty where it has none."""
-    files = sorted(folder.glob("*.metrics*.json"))
-    return json.loads(files[0].read_text()) if files else {}
-
-
 def _not_below(gate: NotBelow, stage: Planned, others: dict[str, Planned]) -> tuple[bool, str]:
     values = []
     for one in (stage, others[gate.than]):
-        measured = metrics_of(one.folder)
+        measured = first_json(one.folder, "*.metrics*.json")
         if gate.metric not in measured:
             raise InputError(
                 f"stage {one.stage.name}: {gate.metric} is not among what it measures, "
