@@ -223,6 +223,8 @@ def test_the_hits_of_a_result_file_are_reranked(arguments, rows, cross, tmp_path
     assert any(len(row["key"]) > 2 for row in scored)
     depth = ["--rerank_depth", "2", "--save_name", "two", "--corpus", str(corpus_file)]
     rank.main([*arguments, "--load_result", str(result), *depth])
+    metrics = json.loads((tmp_path / "out/test.metrics.two.json").read_text())
+    assert {int(name.split("@")[1]) for name in metrics} == {1}  # 2 hits give no mrr@5
     for row, whole in zip(output(tmp_path, "scored", "two"), scored, strict=True):
         assert row["key_index"] == whole["key_index"][:2]
     with pytest.raises(InputError, match=r"would be overwritten .* give another --save_name"):

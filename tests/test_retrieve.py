@@ -97,7 +97,7 @@ def test_dense_retrieval_is_that_of_sentence_transformers(data, arguments, tmp_p
 
 
 def test_loaded_results_give_the_same_without_a_model(arguments, tmp_path):
-    out, metrics = tmp_path / "out", "--metrics mrr collate_neg".split()
+    out, metrics = tmp_path / "out", "--metrics mrr collate_neg --cutoffs 1 5 15".split()
     retrieve.main([*arguments, *metrics])
     before = {path.name: path.read_text() for path in out.iterdir()}
     settings = json.loads(before.pop("train.run.json"))["settings"]
@@ -111,6 +111,25 @@ def test_loaded_results_give_the_same_without_a_model(arguments, tmp_path):
     }  # fmt: skip
     # the second is made from what the first was rounded to in JSON, which keeps fp32 exactly
     assert after == before
+
+
+def test_cutoffs_beyond_the_hits_that_are_kept(arguments, tmp_path, caplog):
+    """recall@50 looks at 50 hits where 2 are kept; from a file of 2 hits there is none."""
+    found = {}
+    for hits, more in ((2, []), (60, []), (2, ["--load_result"])):
+        words = [*arguments, "--metrics", "recall", "nq", "collate_key", "--cutoffs", "1", "50"]
+        assert retrieve.main([*words, "--hits", str(hits), "--save_name", str(hits), *more]) == 0
+        path = tmp_path / f"out/train.metrics.{hits}.json"
+        found[hits, *more] = json.loads(path.read_text())
+        if not more:
+            pred = [row["pred"] for row in read_lines(tmp_path / f"out/train.result.{hits}.json")]
+            assert {len(row) for row in pred} == {hits}
+    assert found[2,] == found[60,] and found[2,]["recall@50"] > found[2,]["recall@1"]
+    assert {len(row["key"]) for row in read_lines(tmp_path / "out/train.key.2.json")} == {2}
+    loaded = found[2, "--load_result"]
+    assert loaded == {name: found[2,][name] for name in ("recall@1", "answer_recall@1")}
+    assert "no answer_recall@5, answer_recall@10, " in caplog.text
+    assert "recall@50: there are 2 hits a query at most" in caplog.text
 
 
 def test_methods_are_fused(arguments, tmp_path):

@@ -37,7 +37,9 @@ class EvalConfig(MetricsConfig):
         out_of_range="ranks start at 1",
         may_change=True,
     )
-    hits: int = setting(200, "Keys retrieved for a query.", unit="KEYS", least=1, may_change=True)
+    hits: int = setting(
+        200, "Keys found for a query that are kept.", unit="KEYS", least=1, may_change=True
+    )
     batch_size: int = setting(
         1000,
         "Texts encoded, or queries searched, at a time.",

@@ -24,6 +24,7 @@ from llme_jax.rerank.cross_scorer import open_cross_scorer
 from llme_jax.rerank.evaluate import open_candidates
 from llme_jax.rerank.outputs import Files, write_all
 from llme_jax.rerank.yes_no import open_yes_no
+from llme_jax.retrieval.metrics import found_within
 from llme_jax.retrieval.results import (
     check_beside,
     check_log,
@@ -44,7 +45,7 @@ def rerank(config: RankConfig) -> int:
     _check_outputs(config)
     opening = {"cross-encoder": open_cross_scorer, "yes-no": open_yes_no}
     scorer = opening[config.ranker.ranker_method](config)  # its errors come before a large file
-    found, describe = _found(config)
+    found, describe, passages = _found(config)
     rows = open_candidates(config, found)
     if settings.load_result and not rows.candidates.any():
         raise InputError(
@@ -69,12 +70,18 @@ def rerank(config: RankConfig) -> int:
 
         partial.fill(missing, tokenized, scorer.load())
     if jax.process_index() == 0:
-        _write(config, rows, partial, result)
+        _write(config, rows, partial, result, passages)
     return 0
 
 
-def _write(config: RankConfig, rows: ScoringData, partial: PartialResults, result: Path) -> None:
-    """All files of a reranking, in one pass over the rows."""
+def _write(
+    config: RankConfig, rows: ScoringData, partial: PartialResults, result: Path, passages: int
+) -> None:
+    """All files of a reranking, in one pass over the rows.
+
+    Args:
+        passages: that the candidates were found among; 0 where rows bring their own.
+    """
     settings, output_dir = config.evaluation, Path(config.training.output_dir)
     to_output = collates_to_output(config.data, settings.save_to_output)
     beside = output_dir if to_output else rows.path.parent
@@ -90,6 +97,8 @@ def _write(config: RankConfig, rows: ScoringData, partial: PartialResults, resul
     )
     each = tqdm(range(len(rows)), desc="Writing", unit=" rows")
     metrics, report = write_all(settings, rows, map(partial.of_row, each), files)
+    if passages:
+        metrics = found_within(metrics, int(rows.candidates.max()), passages)
     if metrics:
         publish_metrics(output_dir, rows.path, settings, metrics, config.flat())
     if files.result:
@@ -102,15 +111,15 @@ def _write(config: RankConfig, rows: ScoringData, partial: PartialResults, resul
             show_report(report, files.scored)
 
 
-def _found(config: RankConfig) -> tuple[Found | None, dict[str, str]]:
-    """The candidates that --load_result names, and what they depend on.
+def _found(config: RankConfig) -> tuple[Found | None, dict[str, str], int]:
+    """The candidates that --load_result names, what they depend on, and the passages there are.
 
     Raises:
         InputError: the result file or the corpus cannot be used.
     """
     data, settings = config.data, config.evaluation
     if not settings.load_result:
-        return None, {}
+        return None, {}, 0
     corpus_file = local_file(data.corpus, data.data_root, data.dataset_cache_dir)
     corpus = Corpus(corpus_file, data.key_template)
     path = _loaded(config)
@@ -123,7 +132,7 @@ def _found(config: RankConfig) -> tuple[Found | None, dict[str, str]]:
 
     describe = {"result": digest_file(path), "corpus": corpus.digest}
     describe |= {"key_template": data.key_template, "depth": str(settings.rerank_depth)}
-    return found, describe
+    return found, describe, len(corpus)
 
 
 def _loaded(config: RankConfig) -> Path:

@@ -5,6 +5,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llme_jax.config import Config, EvalConfig, TextConfig
+from llme_jax.config.retrieval import NQ_CUTOFFS
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.sources import local_file
 from llme_jax.files.storage import open_folder, result_path
@@ -26,6 +27,12 @@ def open_data(config: TextConfig, metrics: list[str]) -> tuple[Corpus, EvalData]
     ]
     corpus = Corpus(files[0], config.key_template)
     return corpus, EvalData(files[1], metrics=metrics, corpus_size=len(corpus))
+
+
+def depth(settings: EvalConfig) -> int:
+    """Keys that are looked for: as many as are kept, and as the metrics look at."""
+    ranks = settings.cutoffs if {*settings.metrics} & {"mrr", "recall", "ndcg"} else []
+    return max([settings.hits, *ranks, *(NQ_CUTOFFS if "nq" in settings.metrics else [])])
 
 
 def measure(
@@ -80,11 +87,12 @@ class RetrievalEvaluator:
             if settings.save_result:
                 folder = open_folder(self.config.training.output_dir)
                 path = result_path(folder, self.eval_data.path, "result", settings.save_name)
-                write_result(path, self.eval_data.query_ids, ids, scores)
+                kept = np.s_[:, : settings.hits]
+                write_result(path, self.eval_data.query_ids, ids[kept], scores[kept])
             append_log(settings.log_path, metrics, self.config.flat(), step)
         return metrics
 
     def retrieve(self, params) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and ids of every query's hits, as `index.search` returns them."""
+        """Scores and ids of every query's hits, as `search` returns them."""
         settings = self.config.evaluation
-        return self._retrieve(params, hits=settings.hits, batch_size=settings.batch_size)
+        return self._retrieve(params, hits=depth(settings), batch_size=settings.batch_size)

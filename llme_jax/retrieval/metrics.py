@@ -4,6 +4,7 @@
 A query without a hit counts as 0: every row of `ids` is in the denominator.
 """
 
+import logging
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -13,6 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from llme_jax.config.retrieval import NQ_CUTOFFS
+
+logger = logging.getLogger(__name__)
 
 
 def ranking_metrics(
@@ -35,6 +38,20 @@ def ranking_metrics(
         if name in functions
         for k in cutoffs
     }
+
+
+def found_within(metrics: dict[str, float], hits: int, corpus_size: int) -> dict[str, float]:
+    """Those that so many hits of such a corpus give; what is left out is said.
+
+    recall@100 of the best 20 hits would be recall@20.
+    """
+    if hits >= corpus_size:
+        return metrics
+    kept = {name: value for name, value in metrics.items() if int(name.split("@")[1]) <= hits}
+    if missing := metrics.keys() - kept:
+        names = ", ".join(sorted(missing, key=lambda name: (name[0], len(name), name)))
+        logger.warning("no %s: there are %d hits a query at most", names, hits)
+    return kept
 
 
 def relevance(

@@ -29,6 +29,9 @@ class Ranking(NamedTuple):
     scores: Float32[ndarray, "Q hits"]
     ids: Int32[ndarray, "Q hits"]
 
+    def first(self, hits: int) -> "Ranking":
+        return self._replace(scores=self.scores[:, :hits], ids=self.ids[:, :hits])
+
 
 class Hit(NamedTuple):
     """A passage in a ranking."""

@@ -15,7 +15,8 @@ from llme_jax.files.storage import check_writable, result_path
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.retrieval.bm25 import lucene_search
 from llme_jax.retrieval.dense import DenseRetriever
-from llme_jax.retrieval.evaluate import measure, open_data
+from llme_jax.retrieval.evaluate import depth, measure, open_data
+from llme_jax.retrieval.metrics import found_within
 from llme_jax.retrieval.mining import Ranking, collate_key, collate_neg
 from llme_jax.retrieval.results import (
     check_beside,
@@ -52,10 +53,14 @@ def retrieve(config: RetrieveConfig) -> int:
     if jax.process_index() != 0:
         return 0
 
-    if settings.save_result and not how.load_result:
-        write_result(result, eval_data.query_ids, ranking.ids, ranking.scores)
-        logger.info("hits: %s", result)
     metrics = measure(settings, corpus, eval_data, ranking.ids)
+    if how.load_result:
+        metrics = found_within(metrics, ranking.ids.shape[1], len(corpus))
+    else:
+        ranking = ranking.first(settings.hits)
+        if settings.save_result:
+            write_result(result, eval_data.query_ids, ranking.ids, ranking.scores)
+            logger.info("hits: %s", result)
     if metrics:
         publish_metrics(output_dir, eval_data.path, settings, metrics, config.flat())
 
@@ -103,13 +108,13 @@ def _check_outputs(config: RetrieveConfig) -> None:
 def _search(
     config: RetrieveConfig, corpus: Corpus, eval_data: EvalData, loaded: tuple | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and ids [Q, hits] of the method that is wanted.
+    """Scores and ids [Q, depth] of the method that is wanted.
 
     Args:
         loaded: what `load_dual_encoder` gave, for dense retrieval.
     """
     settings, how = config.evaluation, config.retrieval
-    shape = len(eval_data), min(settings.hits, len(corpus))
+    shape = len(eval_data), min(depth(settings), len(corpus))
     if how.retrieval_method == "no":
         return np.full((shape[0], 1), -np.inf, np.float32), np.full((shape[0], 1), -1, np.int32)
     if how.retrieval_method == "random":
@@ -119,11 +124,11 @@ def _search(
             ids, np.int32
         )
     if how.retrieval_method == "bm25":
-        return lucene_search(corpus, eval_data.texts, settings.hits, how, config.data)
+        return lucene_search(corpus, eval_data.texts, depth(settings), how, config.data)
     encoder, params, tokenizer = loaded
     mesh = sharding.make_mesh()
     search = DenseRetriever(config.data, encoder, tokenizer, corpus, eval_data, mesh)
-    return search.from_disk(params, how, hits=settings.hits, batch_size=settings.batch_size)
+    return search.from_disk(params, how, hits=depth(settings), batch_size=settings.batch_size)
 
 
 def _read_reranker(
