@@ -132,6 +132,31 @@ def test_cutoffs_beyond_the_hits_that_are_kept(arguments, tmp_path, caplog):
     assert "recall@50: there are 2 hits a query at most" in caplog.text
 
 
+@pytest.mark.parametrize("method", ["dense", "bm25"])
+def test_passages_with_the_text_of_the_query_are_no_hits(method, data, arguments, tmp_path):
+    """Query 3 is passages 5 and 7, but for case and spacing; the others' hits stay."""
+    corpus, rows = read_lines(data / "corpus.json"), read_lines(data / "train.json")
+    query, rows[3]["pos_index"] = rows[3]["query"], [i for i in range(60) if i not in (5, 7)]
+    first, rest = query.upper().split(maxsplit=1)
+    corpus[5] = corpus[7] = {"title": first, "text": f" {rest} "}
+    write_lines(tmp_path / "corpus.json", corpus)
+    write_lines(tmp_path / "test.json", rows)
+    words = [*arguments, "--corpus", str(tmp_path / "corpus.json"), "--cutoffs", "1", "13"]
+    words += ["--eval_data", str(tmp_path / "test.json"), "--retrieval_method", method]
+    found = []
+    for more in ([], ["--load_result", "--ignore_identical"], ["--ignore_identical"]):
+        assert retrieve.main([*words, *more]) == 0
+        preds = [row["pred"] for row in read_lines(tmp_path / "out/test.result.json")]
+        found.append((preds, json.loads((tmp_path / "out/test.metrics.json").read_text())))
+    (before, with_them), (same, loaded), (after, without) = found
+    assert same == before and {5, 7} == set(before[3][:2])
+    assert not {5, 7} & set(after[3]) and after[3][:13] == before[3][2:] and len(after[3]) <= 15
+    texts = {f"{row['title']} {row['text']}" for row in corpus}
+    others = [i for i, row in enumerate(rows) if i != 3 and row["query"] not in texts]
+    assert [after[i] for i in others] == [before[i] for i in others] and len(others) > 10
+    assert loaded == without and without["mrr@13"] > with_them["mrr@13"]
+
+
 def test_methods_are_fused(arguments, tmp_path):
     out = tmp_path / "out"
     retrieve.main([*arguments, "--save_name", "dense", "--metrics", "mrr"])

@@ -109,6 +109,7 @@ class RerankConfig(MeasureConfig):
         least=1,
         may_change=True,
     )
+    ignore_identical: ClassVar[bool] = False  # what is ranked was found, or is given
     load_result: str | None = setting(
         None,
         "Rerank the hits of this result file of retrieve, instead of the rows' own keys.",

@@ -40,6 +40,11 @@ class EvalConfig(MetricsConfig):
     hits: int = setting(
         200, "Keys found for a query that are kept.", unit="KEYS", least=1, may_change=True
     )
+    ignore_identical: bool = setting(
+        False,
+        "Passages with the query's own text are no hits (case and spacing aside).",
+        may_change=True,
+    )
     batch_size: int = setting(
         1000,
         "Texts encoded, or queries searched, at a time.",

@@ -1,5 +1,7 @@
 """Evaluation by retrieval: the metrics of what was retrieved, and those of a training run."""
 
+from collections import defaultdict
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -12,6 +14,7 @@ from llme_jax.files.storage import open_folder, result_path
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.metrics import answer_recall, ranking_metrics
+from llme_jax.retrieval.mining import same_text
 from llme_jax.retrieval.results import append_log, write_result
 
 
@@ -33,6 +36,33 @@ def depth(settings: EvalConfig) -> int:
     """Keys that are looked for: as many as are kept, and as the metrics look at."""
     ranks = settings.cutoffs if {*settings.metrics} & {"mrr", "recall", "ndcg"} else []
     return max([settings.hits, *ranks, *(NQ_CUTOFFS if "nq" in settings.metrics else [])])
+
+
+class Identical:
+    """Passages that are no hits as their text is the query's own; none where that is not asked for.
+
+    Attributes:
+        most: how many more hits have to be looked for, so that enough are left.
+    """
+
+    def __init__(self, settings: EvalConfig, corpus: Corpus, eval_data: EvalData):
+        queries, self._passages = defaultdict(list), defaultdict(list)
+        if settings.ignore_identical:
+            for i, text in enumerate(eval_data.texts):
+                queries[same_text(text)].append(i)
+            for passage, text in enumerate(corpus):
+                for i in queries.get(same_text(text), ()):
+                    self._passages[i].append(passage)
+        self.most = max(map(len, self._passages.values()), default=0)
+
+    def without(self, scores: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and ids [Q, hits] of what is left, in order; -1 fills up."""
+        scores, ids, width = scores.copy(), ids.copy(), ids.shape[1]
+        for i, passages in self._passages.items():
+            left = ~np.isin(ids[i], passages)
+            for values, fill in ((scores, -np.inf), (ids, -1)):
+                values[i] = np.pad(values[i][left], (0, width - left.sum()), constant_values=fill)
+        return scores, ids
 
 
 def measure(
@@ -63,6 +93,7 @@ class RetrievalEvaluator:
     def __init__(self, config: Config, tokenizer, encoder: DualEncoder, mesh: Mesh | None = None):
         self.config = config
         self.corpus, self.eval_data = open_data(config.data, config.evaluation.metrics)
+        self._identical = Identical(config.evaluation, self.corpus, self.eval_data)
         self._retrieve = DenseRetriever(
             config.data, encoder, tokenizer, self.corpus, self.eval_data, mesh
         )
@@ -95,4 +126,6 @@ class RetrievalEvaluator:
     def retrieve(self, params) -> tuple[np.ndarray, np.ndarray]:
         """Scores and ids of every query's hits, as `search` returns them."""
         settings = self.config.evaluation
-        return self._retrieve(params, hits=depth(settings), batch_size=settings.batch_size)
+        hits = depth(settings) + self._identical.most
+        found = self._retrieve(params, hits=hits, batch_size=settings.batch_size)
+        return self._identical.without(*found)

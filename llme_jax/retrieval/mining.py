@@ -187,8 +187,8 @@ def mine(
     ask for. Texts that differ in case and spacing alone are the same.
     """
     positives, answers = set(row.get("pos_index") or []), row.get("answers") or []
-    query = _same(row.get("query") or "")
-    texts = {_same(t) for t in [*(row.get("pos") or []), *(corpus.text(i) for i in positives)]}
+    query = same_text(row.get("query") or "")
+    texts = {same_text(t) for t in [*(row.get("pos") or []), *(corpus.text(i) for i in positives)]}
     allowed = [_allowed(hits, positives, settings, report) for hits in rankings]
     if reranker is not None:
         report.judged += sum(hit.id in reranker for hits in rankings for hit in hits)
@@ -200,9 +200,9 @@ def mine(
         if hit is None:
             continue
         text = corpus.text(hit.id)
-        if _same(text) == query:
+        if same_text(text) == query:
             report.drop("with the text of the query")
-        elif _same(text) in texts:
+        elif same_text(text) in texts:
             report.drop("with the text of a positive or of another negative")
         elif settings.filter_answers and has_answer(text, answers):
             report.drop("with an answer")
@@ -211,13 +211,13 @@ def mine(
         elif reranker is not None and reranker[hit.id] > ceiling:
             report.drop("scored too high by the reranker")
         else:
-            texts.add(_same(text))
+            texts.add(same_text(text))
             taken[hit] = text
     report.add(rankings[0], positives, list(taken), settings.max_neg_num)
     return taken
 
 
-def _same(text: str) -> str:
+def same_text(text: str) -> str:
     """Equal for texts that differ in case and spacing alone."""
     return " ".join(text.split()).casefold()
 

@@ -15,7 +15,7 @@ from llme_jax.files.storage import check_writable, result_path
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.retrieval.bm25 import lucene_search
 from llme_jax.retrieval.dense import DenseRetriever
-from llme_jax.retrieval.evaluate import depth, measure, open_data
+from llme_jax.retrieval.evaluate import Identical, depth, measure, open_data
 from llme_jax.retrieval.metrics import found_within
 from llme_jax.retrieval.mining import Ranking, collate_key, collate_neg
 from llme_jax.retrieval.results import (
@@ -46,10 +46,13 @@ def retrieve(config: RetrieveConfig) -> int:
     reranker = _read_reranker(config.mining.rerank_result, corpus, eval_data)
     result = result_path(output_dir, eval_data.path, "result", settings.save_name)
     name = settings.save_name or how.retrieval_method
+    identical = Identical(settings, corpus, eval_data)
     if how.load_result:
         ranking = _read(result, corpus, eval_data, name)
     else:
-        ranking = Ranking(name, *_search(config, corpus, eval_data, loaded))
+        hits = depth(settings) + identical.most
+        ranking = Ranking(name, *_search(config, corpus, eval_data, loaded, hits))
+    ranking = Ranking(name, *identical.without(ranking.scores, ranking.ids))
     if jax.process_index() != 0:
         return 0
 
@@ -106,15 +109,15 @@ def _check_outputs(config: RetrieveConfig) -> None:
 
 
 def _search(
-    config: RetrieveConfig, corpus: Corpus, eval_data: EvalData, loaded: tuple | None
+    config: RetrieveConfig, corpus: Corpus, eval_data: EvalData, loaded: tuple | None, hits: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and ids [Q, depth] of the method that is wanted.
+    """Scores and ids [Q, hits] of the method that is wanted.
 
     Args:
         loaded: what `load_dual_encoder` gave, for dense retrieval.
     """
     settings, how = config.evaluation, config.retrieval
-    shape = len(eval_data), min(depth(settings), len(corpus))
+    shape = len(eval_data), min(hits, len(corpus))
     if how.retrieval_method == "no":
         return np.full((shape[0], 1), -np.inf, np.float32), np.full((shape[0], 1), -1, np.int32)
     if how.retrieval_method == "random":
@@ -124,11 +127,11 @@ def _search(
             ids, np.int32
         )
     if how.retrieval_method == "bm25":
-        return lucene_search(corpus, eval_data.texts, depth(settings), how, config.data)
+        return lucene_search(corpus, eval_data.texts, hits, how, config.data)
     encoder, params, tokenizer = loaded
     mesh = sharding.make_mesh()
     search = DenseRetriever(config.data, encoder, tokenizer, corpus, eval_data, mesh)
-    return search.from_disk(params, how, hits=depth(settings), batch_size=settings.batch_size)
+    return search.from_disk(params, how, hits=hits, batch_size=settings.batch_size)
 
 
 def _read_reranker(

@@ -111,6 +111,18 @@ def test_equals_transformers(config, model, fsdp):
     assert logged["settings"]["hits"] == 12
 
 
+def test_passages_with_the_text_of_the_query_are_no_hits(config, tmp_path):
+    passages = read(config.data.corpus)
+    passages[4] = dict.fromkeys(passages[4], "") | {"text": read(config.data.eval_data)[2]["query"]}
+    config.data.corpus = write(tmp_path / "with_query.json", passages)
+    encoder, params, tokenizer = load_dual_encoder(config.encoder)
+    hits = []
+    for config.evaluation.ignore_identical in (False, True):
+        hits.append(RetrievalEvaluator(config, tokenizer, encoder).retrieve(params)[1])
+    assert hits[0][2, 0] == 4 and 4 not in hits[1][2] and (hits[1] == 4).any()
+    np.testing.assert_array_equal(hits[1][2, :11], hits[0][2, 1:12])
+
+
 def test_files_only_when_wanted(config, tmp_path):
     config.evaluation.save_result, config.evaluation.log_path = False, None
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
