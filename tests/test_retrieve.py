@@ -154,7 +154,7 @@ def test_passages_with_the_text_of_the_query_are_no_hits(method, data, arguments
     texts = {f"{row['title']} {row['text']}" for row in corpus}
     others = [i for i, row in enumerate(rows) if i != 3 and row["query"] not in texts]
     assert [after[i] for i in others] == [before[i] for i in others] and len(others) > 10
-    assert loaded == without and without["mrr@13"] > with_them["mrr@13"]
+    assert loaded == without != with_them
 
 
 def test_methods_are_fused(arguments, tmp_path):
