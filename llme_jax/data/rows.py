@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from llme_jax.files.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 
+FLOAT32_MAX = 3.4028234663852886e38  # what scores are trained in
 SCORES_OF = "teacher_scores_of"  # the field that names others than these
 T = TypeVar("T")
 
@@ -158,7 +158,9 @@ def parse_row(record: dict) -> Row:
                 f"teacher_scores are those of {record[SCORES_OF]}, as llme_jax.rank says there, "
                 f"and {names} is trained on: rank the row without {record[SCORES_OF]}"
             )
-        _check_scores(scores, len(pos) + len(neg), names)
+        _check_scores("teacher_scores", scores, len(pos) + len(neg), names)
+    elif names == "pos + neg":
+        scores = _scores_apart(record, pos, neg)
     return Row(query, pos + neg, len(pos), scores, task)
 
 
@@ -268,18 +270,28 @@ def strings_of(record: dict, name: str) -> list[str]:
     return values
 
 
-def _check_scores(scores, expected: int, names: str) -> None:
+def _scores_apart(record: dict, pos: list[str], neg: list[str]) -> list[float] | None:
+    """Teacher scores as FlagEmbedding's later tools write them; None where there are none."""
+    names = {"pos_scores": pos, "neg_scores": neg}
+    found = {name: record[name] for name in names if record.get(name) is not None}
+    if not found:
+        return None
+    for name, keys in names.items():
+        if keys or name in found:
+            _check_scores(name, found.get(name), len(keys), name.removesuffix("_scores"))
+    return found.get("pos_scores", []) + found.get("neg_scores", [])
+
+
+def _check_scores(field: str, scores, expected: int, names: str) -> None:
     if not isinstance(scores, list):
-        raise InputError(f"teacher_scores is {shown(scores)}: give a list of numbers")
+        raise InputError(f"{field} is {shown(scores)}: give a list of numbers")
     if len(scores) != expected:
-        raise InputError(f"teacher_scores has {len(scores)} values, {names} has {expected}")
+        raise InputError(f"{field} has {len(scores)} values, {names} has {expected}")
     for i, score in enumerate(scores):
         if type(score) not in (int, float):
-            raise InputError(f"teacher_scores[{i}] is {shown(score)}: give a list of numbers")
-        if not abs(score) <= sys.float_info.max:  # nan is not, and an integer may be larger
-            raise InputError(
-                f"teacher_scores[{i}] is {score}: score the row again or leave teacher_scores out"
-            )
+            raise InputError(f"{field}[{i}] is {shown(score)}: give a list of numbers")
+        if not abs(score) <= FLOAT32_MAX:  # nan is not, and an integer may be larger
+            raise InputError(f"{field}[{i}] is {score}: score the row again or leave {field} out")
 
 
 def shown(value, none: str = "missing") -> str:

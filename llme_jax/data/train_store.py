@@ -27,7 +27,7 @@ from llme_jax.data.select import Candidates, RowSummary
 from llme_jax.data.tokens import TokenStore, TokenWriter
 from llme_jax.files.atomic import atomic_dir, atomic_write, digest
 
-FORMAT = 1  # goes up when the files below change their meaning
+FORMAT = 2  # goes up when the files below change their meaning
 REMEMBERED_TEXTS = 2_000_000  # keys among which a repeated text is found, about 250 MB
 
 # Candidates of row i are entries offsets[i]:offsets[i + 1] of `candidates` and `scores`, the

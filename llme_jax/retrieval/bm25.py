@@ -23,6 +23,7 @@ from llme_jax.files.cache import cache_dir
 
 logger = logging.getLogger(__name__)
 
+MOST_WORDS = 1 << 20  # different ones of a query
 QUERIES = 1000  # searched at a time, between two steps of the progress bar
 
 
@@ -138,6 +139,8 @@ def _java() -> SimpleNamespace:
         autoclass(name) for name in ("java.nio.file.Paths", "org.apache.lucene.store.FSDirectory")
     )
     reader = autoclass("org.apache.lucene.index.DirectoryReader")
+    # Lucene refuses queries of more than 1024 different words; a document as a query has more.
+    autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(MOST_WORDS)
 
     def as_list(items):
         out = array_list()

@@ -68,10 +68,21 @@ def kl_distill(
     loss: DistillConfig,
 ) -> Float[Array, ""]:
     """KL(softmax(teacher / tau_t) || softmax(own / tau_s)), mean over the rows that have scores."""
-    log_teacher = jax.nn.log_softmax(teacher_scores / loss.teacher_temperature, axis=1)
+    logits = teacher_logits(teacher_scores, loss)
+    teacher, log_teacher = jax.nn.softmax(logits, axis=1), jax.nn.log_softmax(logits, axis=1)
     log_student = jax.nn.log_softmax(own_scores / loss.student_temperature, axis=1)
-    divergence = jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_student), axis=1)
-    return mean_where(divergence, has_scores)
+    terms = jnp.where(teacher > 0, teacher * (log_teacher - log_student), 0.0)
+    return mean_where(terms.sum(axis=1), has_scores)
+
+
+def teacher_logits(teacher_scores: Float[Array, "B N"], loss: DistillConfig) -> Float[Array, "B N"]:
+    """What the teacher's softmax is taken of, 0 for its best key.
+
+    A score may be as low as float32 allows (people fill masked keys so); divided by the
+    temperature it is -inf, which gives a weight of 0.
+    """
+    best = teacher_scores.max(axis=1, keepdims=True)
+    return (teacher_scores - best) / loss.teacher_temperature
 
 
 def stable_distill(
@@ -87,7 +98,7 @@ def stable_distill(
     (LLM-Embedder, eq. 5). With `key_hash`, copies of key i elsewhere in the batch are left out too.
     """
     scores = scores / loss.student_temperature
-    weights = jax.nn.softmax(teacher_scores / loss.teacher_temperature, axis=1)
+    weights = jax.nn.softmax(teacher_logits(teacher_scores, loss), axis=1)
     columns = jnp.arange(scores.shape[1])
     own_columns = _own_columns(scores)
 

@@ -16,6 +16,7 @@ from llme_jax.training.losses import (
     kl_distill,
     mean_where,
     stable_distill,
+    teacher_logits,
     weighted_sum,
 )
 
@@ -61,7 +62,7 @@ def pairwise(
     Grades are the teacher's softmax. LambdaLoss weighs a pair by NDCG-Loss2++ (Wang et al. 2018,
     eq. 14 to 16): its difference in gain, times what its two ranks and their distance are worth.
     """
-    grades = jax.nn.softmax(teacher_scores / loss.teacher_temperature, axis=1)
+    grades = jax.nn.softmax(teacher_logits(teacher_scores, loss), axis=1)
     order = jnp.argsort(-scores, axis=1)
     ranked = jnp.take_along_axis(scores / loss.student_temperature, order, axis=1)
     gains = jnp.take_along_axis(grades, order, axis=1)

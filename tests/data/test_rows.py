@@ -21,6 +21,17 @@ def test_history_stands_for_candidates_without_positives():
     assert row == ("q", ["a", "b"], 0, [0, 1], None)
 
 
+APART = {"query": "q", "pos": ["p"], "neg": ["n0", "n1"], "pos_scores": [9], "neg_scores": [1, 2]}
+
+
+def test_scores_of_positives_and_negatives_apart():
+    """As FlagEmbedding's newer tools write them."""
+    assert parse_row(APART).teacher_scores == [9, 1, 2]
+    assert parse_row(APART | {"teacher_scores": [3, 2, 1]}).teacher_scores == [3, 2, 1]
+    assert parse_row(APART | {"pos": [], "pos_scores": None}).teacher_scores == [1, 2]
+    assert parse_row(APART | {"pos_scores": None, "neg_scores": None}).teacher_scores is None
+
+
 def test_nulls_are_as_good_as_nothing():
     row = parse_row({"query": "q", "pos": ["p"], "neg": None, "history": None, "task": None})
     assert row == ("q", ["p"], 1, None, None)
@@ -44,6 +55,18 @@ def test_nulls_are_as_good_as_nothing():
         (
             {"teacher_scores": [1, 2, float("nan")]},
             "teacher_scores[2] is nan: score the row again or leave teacher_scores out",
+        ),
+        (
+            {"teacher_scores": [0, -1e39, 2]},  # beyond float32
+            "teacher_scores[1] is -1e+39: score the row again or leave teacher_scores out",
+        ),
+        (
+            {"teacher_scores": None, "neg_scores": [1, 2]},
+            "pos_scores is missing: give a list of numbers",
+        ),
+        (
+            {"teacher_scores": None, "pos_scores": [1], "neg_scores": [1]},
+            "neg_scores has 1 values, neg has 2",
         ),
         (
             {"teacher_scores": [float("-inf"), 2, 3]},

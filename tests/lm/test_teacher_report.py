@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llme_jax.lm.teacher_report import Report
+from llme_jax.lm.teacher_report import Report, show_report
 
 
 def test_by_hand():
@@ -30,3 +30,11 @@ def test_scores_without_signal_are_called_so():
     rng = np.random.default_rng(0)
     report = Report([rng.normal(size=10) for _ in range(300)], [1] * 300)
     assert "hardly know the positives" in str(report)
+
+
+def test_masked_keys_have_the_lowest_score_of_float32(tmp_path, capsys):
+    lowest = float(np.finfo(np.float32).min)
+    report = Report([np.array([0.9, 0.1, lowest]), np.array([2.0, 1.0, 0.0])], [1, 1])
+    show_report(report, tmp_path / "rows.json")
+    assert "best key is a labelled positive: 100.0%" in capsys.readouterr().out
+    assert (tmp_path / "rows.png").stat().st_size > 1000

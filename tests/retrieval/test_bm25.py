@@ -73,6 +73,18 @@ def test_lucene_gives_what_pyserini_gives(corpus, queries, tmp_path, monkeypatch
     assert (other[0][0, :5] != scores[0, :5]).any()  # k1 and b belong to the search
 
 
+def test_a_query_of_many_words(corpus, queries, tmp_path):
+    """Words that no passage has change nothing, however many there are."""
+    data = TextConfig(dataset_cache_dir=str(tmp_path / "cache"))
+    words = " ".join(f"word{i}" for i in range(3000))
+    found = [
+        lucene_search(corpus, some, 20, RetrievalConfig(), data)
+        for some in (queries[:3], [f"{words} {query}" for query in queries[:3]])
+    ]
+    np.testing.assert_array_equal(found[1][1], found[0][1])
+    np.testing.assert_allclose(found[1][0], found[0][0], rtol=1e-6)
+
+
 def test_without_the_extra_one_sentence_says_what_to_install(corpus, monkeypatch, tmp_path):
     data = TextConfig(dataset_cache_dir=str(tmp_path / "cache"))
     missing = {"pyserini"}

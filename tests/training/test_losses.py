@@ -177,3 +177,30 @@ def test_a_batch_without_any_scores_has_no_distillation_loss():
     teacher, no_scores = np.zeros((2, 2), np.float32), np.zeros(2, bool)
     value, grads = value_and_grads(query, key, teacher, no_scores, *hashes, loss, "ip")
     assert value == 0 and all(np.all(np.asarray(g) == 0) for g in grads)
+
+
+@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_masked_keys_have_the_lowest_score_of_float32(stable, temperature):
+    """As torch computes it: they weigh nothing. A row of nothing else has equal weights."""
+    lowest = torch.finfo(torch.float32).min
+    teacher = np.array([[0.9, 0.1, lowest], [0.5, lowest, lowest], [lowest] * 3], np.float32)
+    query, key = (np.random.default_rng(0).normal(size=(n, 8)).astype(np.float32) for n in (3, 9))
+    loss = LossConfig(
+        contrastive_weight=0.0,
+        cos_temperature=1.0,
+        stable_distill=stable,
+        teacher_temperature=temperature,
+    )
+    hashes = different_keys(3, 9)
+    has_scores = np.full(3, True)
+    value, grads = value_and_grads(query, key, teacher, has_scores, *hashes, loss, "ip")
+    tensors = [torch.tensor(x, requires_grad=True) for x in (query, key)]
+    usual = np.where(teacher == lowest, -1e4, teacher)
+    names, positives = range(9), [[0], [3], [6]]
+    arguments = *tensors, torch.tensor(usual), has_scores, names, positives
+    want = torch_loss(*arguments, replace(loss, distill_weight=1.0))
+    want.backward()
+    assert_close(value, want.detach())
+    for got, tensor in zip(grads, tensors, strict=True):
+        assert_close(got, tensor.grad)
