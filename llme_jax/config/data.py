@@ -77,7 +77,11 @@ class DataConfig(TextConfig):
         reads="data",
     )
     train_group_size: int = setting(
-        8, "Keys a query is trained with: 1 positive, the others negatives.", unit="KEYS", least=2
+        8,
+        "Keys a query is trained with: 1 positive, the others negatives; 1: pairs alone, whose "
+        "negatives are the other queries' keys.",
+        unit="KEYS",
+        least=1,
     )
     select_positive: Literal["first", "random", "teacher", "teacher-pos"] = setting(
         "first",

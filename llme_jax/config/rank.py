@@ -40,6 +40,9 @@ class RankDataConfig(DataConfig):
         unit="TOKENS",
         least=1,
     )
+    train_group_size: int = setting(
+        8, "Keys a query is trained with: 1 positive, the others negatives.", unit="KEYS", least=2
+    )
     key_max_length: int = setting(
         256, "See --query_max_length: only their sum counts.", unit="TOKENS", least=1
     )

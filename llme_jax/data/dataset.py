@@ -58,7 +58,8 @@ def make_dataset(
     if data.max_sample_num is not None and len(rows) > data.max_sample_num:
         rng = np.random.default_rng(sample_seed)
         rows = np.sort(rng.choice(rows, data.max_sample_num, replace=False))
-    return Dataset(name, path, store, rows, how, loss, _possible_loss(path, store, rows, loss))
+    recipe = _possible_loss(path, store, rows, loss, how)
+    return Dataset(name, path, store, rows, how, loss, recipe)
 
 
 def check_one_recipe(datasets: list[Dataset]) -> None:
@@ -102,7 +103,8 @@ def _surviving_rows(path: str, store: TrainStore, how: Selection) -> ndarray:
     if not kept.any():
         raise InputError(
             f"{path}: none of the {len(store)} rows is left, dropped are {report}: "
-            "loosen the filters or mine negatives"
+            "loosen the filters, mine negatives, or train on in-batch negatives alone "
+            "(--train_group_size 1)"
         )
     if counts:
         logger.info("%s: dropped of %d rows are %s", path, len(store), report)
@@ -121,16 +123,20 @@ def _surviving_rows(path: str, store: TrainStore, how: Selection) -> ndarray:
 
 
 def _possible_loss(
-    path: str, store: TrainStore, rows: ndarray, loss: DistillConfig
+    path: str, store: TrainStore, rows: ndarray, loss: DistillConfig, how: Selection
 ) -> DistillConfig:
-    """The loss without distillation when no row has teacher scores."""
-    if loss.distill_weight <= 0 or not np.isnan(store.rows.highest[rows]).all():
+    """The loss without distillation when no row has teacher scores of two keys."""
+    scored = how.group_size > 1 and not np.isnan(store.rows.highest[rows]).all()
+    if loss.distill_weight <= 0 or scored:
         return loss
     if loss.stable_distill or loss.contrastive_weight <= 0:
         setting = "stable_distill" if loss.stable_distill else "contrastive_weight 0"
+        missing, remedy = "no row has teacher_scores", "add teacher_scores to its rows"
+        if how.group_size == 1:
+            missing = "--train_group_size 1 takes no key to compare with"
+            remedy = "give --train_group_size 2 or more"
         raise InputError(
-            f"{path}: no row has teacher_scores and {setting} leaves nothing else to train on: "
-            "add teacher_scores to its rows, or train on it contrastively "
-            "(--distill_weight 0 --contrastive_weight 1)"
+            f"{path}: {missing} and {setting} leaves nothing else to train on: {remedy}, or train "
+            "on it contrastively (--distill_weight 0 --contrastive_weight 1)"
         )
     return replace(loss, distill_weight=0.0)

@@ -55,7 +55,9 @@ def filter_rows(rows: RowSummary, how: Selection) -> dict[str, ndarray]:
             if how.scores_margin is None
             else has_scores & (rows.highest - rows.lowest < how.scores_margin)
         ),
-        "no negatives": rows.n_keys - rows.n_pos - negative_taken <= 0,
+        "no negatives": (
+            rows.n_keys - rows.n_pos - negative_taken <= 0 if how.group_size > 1 else nothing
+        ),
     }
     seen = nothing
     for name, mask in dropped.items():

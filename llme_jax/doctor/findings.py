@@ -70,14 +70,14 @@ def _remarks(file: dict) -> Iterator[str]:
 def _remarks_on_candidates(file: dict) -> Iterator[str]:
     if flaw := _rows(file["positive_among_negatives"], "a positive among the negatives"):
         yield f"{flaw}: remove it from neg"
-    none, few = file["no_negatives"], file["few_negatives"]
-    if none and not file["training_stops_with"]:
+    none, few, wanted = (file[f"{n}_negatives"] for n in ("no", "few", "group"))
+    if none and wanted and not file["training_stops_with"]:
         yield (
-            f"{_have(none)} no negatives and cannot be trained on: mine some with "
-            "python -m llme_jax.retrieve --metrics collate_neg"
+            f"{_have(none)} no negatives and cannot be trained on with --train_group_size "
+            f"{wanted + 1}: mine some with python -m llme_jax.retrieve --metrics collate_neg, or "
+            "train on in-batch negatives alone (--train_group_size 1)"
         )
     if few > none:
-        wanted = file["group_negatives"]
         yield (
             f"{_have(few - none)} fewer than the {wanted} negatives that --train_group_size "
             f"{wanted + 1} takes, so that theirs are repeated: mine more, or lower it"

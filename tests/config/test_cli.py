@@ -87,7 +87,7 @@ def test_mistakes_are_one_sentence(line, message):
         ("--pooling_method max", "--pooling_method max: choose from cls, mean, dense"),
         ("--pooling_method dense", "give exactly one of cls and mean"),
         ("--dtype fp16", "--dtype fp16: use bf16"),
-        ("--train_group_size 1", "--train_group_size 1: give 2 or more"),
+        ("--train_group_size 0", "--train_group_size 0: give 1 or more"),
         (f"--seed {2**63}", f"--seed {2**63}: give {-(2**63)} to {2**63 - 1}"),
         ("--seed -99999999999999999999", "--seed -99999999999999999999: give "),
         ("--save_steps 0", "--save_steps 0: give 1 or more"),
@@ -110,6 +110,7 @@ def test_settings_that_cannot_work_are_refused(line, message):
     [
         ("", "give --train_data to train a ranker, or --eval_data to rerank"),
         ("--eval_data a.json --load_result r.json", "--load_result needs --corpus"),
+        ("--train_data a.json --train_group_size 1", "--train_group_size 1: give 2 or more"),
         ("--eval_data a.json --plan", "--plan: says what training takes, give --train_data"),
         ("--eval_data a.json --output_dir gs://b/x", "give a local folder to rerank"),
         ("--train_data a.json --metrics mrr collate_score", "--metrics collate_score: nothing is"),

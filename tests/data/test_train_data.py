@@ -273,6 +273,15 @@ def test_files_with_and_without_scores_may_be_mixed(write_rows, prepared):
     assert prepared(plain).recipe(None).distill_weight == 0.0
 
 
+def test_pairs_alone_have_the_negatives_of_their_batch(write_rows, prepared):
+    rows = [{"query": f"q{i}", "pos": [f"p{i}"], "neg": []} for i in range(5)]
+    rows.append(rows[0] | {"query": "scored", "neg": ["n"], "teacher_scores": [1, 0]})
+    data = prepared(write_rows("t.json", rows), train_group_size=1)
+    assert data.sizes == [6] and data.recipe(None) == LossConfig(distill_weight=0.0)
+    batch = data.assemble(plan_rows([0, 3, 5]))
+    assert len(batch.key_hash) == 3 and batch.teacher_scores.shape == (3, 1)
+
+
 PLAIN = {"query": "q", "pos": ["p"], "neg": ["n"]}
 HISTORY = {"query": "q", "history": ["a", "b"]}
 SCORED = HISTORY | {"teacher_scores": [1.0, 0.0]}
@@ -324,6 +333,13 @@ SCORED = HISTORY | {"teacher_scores": [1.0, 0.0]}
             "chat, lrlm, icl, tool",
         ),
         ([PLAIN], {"version": "instructor"}, {}, "t.json:1: task is missing, --version instructor"),
+        (
+            [SCORED | PLAIN | {"history": None}],
+            {"train_group_size": 1},
+            {"contrastive_weight": 0.0},
+            "t.json: --train_group_size 1 takes no key to compare with and contrastive_weight 0 "
+            "leaves nothing else to train on: give --train_group_size 2 or more",
+        ),
         (
             [PLAIN],
             {"use_train_config": True},
