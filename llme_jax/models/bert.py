@@ -20,6 +20,7 @@ from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
 from llme_jax.models.attention import attention
 from llme_jax.models.dropout import DropoutKey, dropout, fold_in
+from llme_jax.models.foreign import check_type, read_json
 from llme_jax.models.layers import ACTIVATIONS, layer_norm, linear
 
 SHARDING = FSDP_RULES
@@ -53,8 +54,7 @@ class BertConfig:
         Raises:
             InputError: the file describes a model that this module does not compute.
         """
-        source = path.read_text(encoding="utf-8")
-        given = json.loads(source)
+        given, source = read_json(path), path.read_text(encoding="utf-8")
         model_type = given["model_type"]
         if given.get("position_embedding_type", "absolute") != "absolute":
             raise InputError(
@@ -91,14 +91,27 @@ _DERIVED = ("first_position", "embedding_size", "source")
 NEEDED = tuple(f.name for f in fields(BertConfig) if f.name not in _DERIVED)
 
 
+# What transformers takes where old files are silent.
+_UNSAID = {
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+}
+_TYPES = {f.name: f.type for f in fields(BertConfig)}
+
+
 def checked(path: Path, given: dict, names: Sequence[str]) -> dict:
     """The fields of a config.json that are needed.
 
     Raises:
         InputError: one is missing, or has a value that is not served.
     """
-    if missing := [name for name in names if given.get(name) is None]:
+    given = _UNSAID | {name: value for name, value in given.items() if value is not None}
+    if missing := [name for name in names if name not in given]:
         raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
+    for name in names:
+        check_type(path, name, given[name], _TYPES.get(name, int))
     if given["hidden_act"] not in ACTIVATIONS:
         raise InputError(
             f"{path}: hidden_act {given['hidden_act']} is not served; give one of "

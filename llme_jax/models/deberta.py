@@ -5,7 +5,6 @@ weights, as in bert.py, from which everything comes that is the same. Unlike the
 relative positions is not dropped from in training: all texts of a batch share it.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +22,7 @@ from llme_jax.models import bert
 from llme_jax.models.attention import biased_attention
 from llme_jax.models.bert import Layer, check_width, checked, type_vectors
 from llme_jax.models.dropout import DropoutKey, dropout, fold_in
+from llme_jax.models.foreign import read_json
 from llme_jax.models.layers import layer_norm, linear, precision
 
 SHARDING = FSDP_RULES
@@ -62,8 +62,7 @@ class DebertaConfig:
         Raises:
             InputError: the file describes a model that this module does not compute.
         """
-        source = path.read_text(encoding="utf-8")
-        given = json.loads(source)
+        given, source = read_json(path), path.read_text(encoding="utf-8")
         values = checked(path, given, bert.NEEDED)
         if given.get("conv_kernel_size", 0) > 0:
             raise InputError(

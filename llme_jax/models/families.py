@@ -4,7 +4,6 @@ Each has `read`, `abstract_params`, `hidden_states` and SHARDING, the rules that
 parameters; that of a language model `logits` besides.
 """
 
-import json
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +14,7 @@ from numpy import ndarray
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
 from llme_jax.models import bert, deberta, llama
+from llme_jax.models.foreign import read_json
 
 ENCODERS = {
     "bert": bert,
@@ -33,8 +33,10 @@ def read_config(path: Path, families: dict[str, ModuleType]):
     Raises:
         InputError: there is none, or it does not compute such a model.
     """
-    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    if model_type not in families:
+    model_type = read_json(path).get("model_type")
+    if model_type is None:
+        raise InputError(f'{path}: model_type is missing; add it, as in "model_type": "bert"')
+    if not isinstance(model_type, str) or model_type not in families:
         raise InputError(
             f"{path}: model_type {model_type} is not served; give one of {', '.join(families)}"
         )

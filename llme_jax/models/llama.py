@@ -4,7 +4,6 @@ As in bert.py, attributes carry the names of the Hugging Face weights and the pa
 plain nested dict. There is no cache of keys and values: nothing here generates.
 """
 
-import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.errors import InputError
 from llme_jax.models.attention import causal_attention
+from llme_jax.models.foreign import check_type, read_json
 from llme_jax.models.layers import (
     ACTIVATIONS,
     Rope,
@@ -92,10 +92,12 @@ class LlamaConfig:
         Raises:
             InputError: the file describes a model that this module does not compute.
         """
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path)
         family = given["model_type"]
         if missing := [name for name in _NEEDED if given.get(name) is None]:
             raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
+        for name in _NEEDED:
+            check_type(path, name, given[name], int)
         values = _COMMON | _DEFAULTS[family] | {k: v for k, v in given.items() if v is not None}
         if family == "mistral" and "sliding_window" in given:  # null says: none
             values["sliding_window"] = given["sliding_window"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llme_jax.models.foreign import read_json
 from llme_jax.models.weights import open_tensors, read_torch, save_params
 
 _SIMILARITY = {"cos": "cosine", "ip": "dot", "l2": "euclidean"}
@@ -78,7 +79,7 @@ def stored_pooling(folder: Path) -> str | None:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return None
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path)
     if "pooling_mode" in settings:  # sentence-transformers 6
         return settings["pooling_mode"]
     names = {key: name for name, key in _POOLING.items()}

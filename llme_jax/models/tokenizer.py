@@ -1,10 +1,10 @@
 """Tokenizers of model folders, free of the state that texts were last cut and padded with."""
 
 import copy
-import json
 from pathlib import Path
 
 from llme_jax.errors import InputError
+from llme_jax.models.foreign import read_json
 
 # How tokenizer.json's truncation and padding come back as settings of tokenizer_config.json.
 _STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "pad_token_type_id")
@@ -28,8 +28,8 @@ def load_tokenizer(folder: Path):
     import transformers
 
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    settings = read_json(path) if path.is_file() else {}
+    model_type = read_json(folder / "config.json").get("model_type")
     name = settings.get("tokenizer_class") or f"{CLASSES.get(model_type, 'PreTrained')}Tokenizer"
     if model_type not in CLASSES and (folder / "tokenizer.json").is_file():
         # The classes of language models build a tokenizer by rules of their own; this one takes

@@ -1,6 +1,6 @@
 """Hugging Face weights in and out: where a model lies, which tensor is which parameter."""
 
-import json
+import logging
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -8,14 +8,16 @@ from hashlib import blake2b
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest, digest_file
+from llme_jax.models.foreign import check_file, open_safetensors, read_json
 
+_logger = logging.getLogger(__name__)
 # Last step of a parameter's path -> last step of the tensor's name; all steps before are the same.
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # What checkpoints hold besides the model: heads, buffers that older versions wrote, DeBERTa's table
@@ -25,6 +27,7 @@ _IGNORED = re.compile(
     r"|discriminator_predictions|generator_predictions|generator_lm_head"
     r"|lm_predictions|mask_predictions|position_embeddings)(\.|$)"
 )
+_SERVED_TYPES = {"f64", "f32", "f16", "bf16", "float64", "float32", "float16", "bfloat16"}
 _CHECKPOINT = ("encoder", "query_encoder", "ranker")  # folders of a checkpoint that hold models
 _DOWNLOADED = [
     # Not *.safetensors: some repositories hold the weights a second time in another format.
@@ -71,6 +74,7 @@ class Tensor:
 
     def __init__(self, slices):
         self._slices, self.shape = slices, tuple(slices.get_shape())
+        self.dtype = slices.get_dtype()
 
     def __getitem__(self, index) -> np.ndarray:
         return self._slices[index]
@@ -82,30 +86,41 @@ def open_tensors(folder: Path) -> dict[str, Tensor | np.ndarray]:
     Raises:
         InputError: there are no weights, a shard is missing, or reading them takes torch.
     """
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        shards = ["model.safetensors"]
-    elif index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    elif (folder / "pytorch_model.bin").is_file():
-        return read_torch(folder / "pytorch_model.bin")
-    else:
-        raise InputError(f"{folder}: no model.safetensors in this folder; give one that has it")
     tensors = {}
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        for path in _shards(folder, name):
+            if path.suffix == ".bin":
+                tensors |= read_torch(path)
+            else:
+                file = open_safetensors(path)  # left open: parts of it are read later
+                tensors |= {n: Tensor(file.get_slice(n)) for n in file.keys()}  # noqa: SIM118
+        if tensors:
+            return tensors
+    raise InputError(f"{folder}: no model.safetensors in this folder; give one that has it")
+
+
+def _shards(folder: Path, name: str) -> list[Path]:
+    """The files that hold the weights: the one of that name, or those that its index lists."""
+    if (folder / name).is_file():
+        return [folder / name]
+    index = folder / f"{name}.index.json"
+    if not index.is_file():
+        return []
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise InputError(f"{index}: has no weight_map; copy the file again")
+    shards = [folder / str(shard) for shard in sorted(set(map(str, listed.values())))]
     for shard in shards:
-        if not (folder / shard).is_file():
-            raise InputError(f"{index}: lists {shard}, which is not there; copy it too")
-        # Left open: it is memory-mapped, and parts of it are read later.
-        file = safe_open(folder / shard, framework="numpy")
-        tensors |= {name: Tensor(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
-    return tensors
+        if not shard.is_file():
+            raise InputError(f"{index}: lists {shard.name}, which is not there; copy it too")
+    return shards
 
 
 def read_torch(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a state dict that torch saved, float32.
+    """Every tensor of a state dict that torch saved, float32; also of one in a checkpoint of more.
 
     Raises:
-        InputError: torch is not installed.
+        InputError: torch is not installed, or the file holds no state dict.
     """
     try:
         import torch
@@ -114,8 +129,21 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: reading this format takes torch; install it or convert the file to "
             "model.safetensors"
         ) from None
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: tensor.float().numpy() for name, tensor in tensors.items()}
+    check_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a dozen types, of pickle, zipfile and torch
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error)
+        raise InputError(
+            f"{path}: torch cannot read tensors from it ({reason}); download it again, or save "
+            "the state dict alone"
+        ) from None
+    for name in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            content = content[name]
+    if not isinstance(content, dict) or not all(hasattr(t, "shape") for t in content.values()):
+        raise InputError(f"{path}: holds no state dict; save that alone")
+    return {name: tensor.float().numpy() for name, tensor in content.items()}
 
 
 def load_params(folder: Path, shapes: dict) -> dict:
@@ -132,7 +160,10 @@ def load_params(folder: Path, shapes: dict) -> dict:
         leaf = tensor[...]
         return np.ascontiguousarray(leaf.T if _is_kernel(path) else leaf, np.float32)
 
-    return jax.tree_util.tree_map_with_path(read, _matched(folder, shapes))
+    params = jax.tree_util.tree_map_with_path(read, _matched(folder, shapes))
+    finite = jax.tree.map(lambda leaf: bool(np.isfinite(leaf).all()), params)
+    _refuse_others(folder, finite)
+    return params
 
 
 def load_params_to(folder: Path, shapes: dict, shardings: dict) -> dict:
@@ -162,7 +193,28 @@ def load_params_to(folder: Path, shapes: dict, shardings: dict) -> dict:
         array = jax.make_array_from_callback(shape.shape, sharding, of_device)
         return jax.block_until_ready(array)  # before the next one is read
 
-    return jax.tree_util.tree_map_with_path(read, shapes, shardings, _matched(folder, shapes))
+    matched = _matched(folder, shapes)
+    params = jax.tree_util.tree_map_with_path(read, shapes, shardings, matched)
+    finite = jax.jit(lambda params: jax.tree.map(lambda x: jnp.isfinite(x).all(), params))(params)
+    _refuse_others(folder, finite)
+    return params
+
+
+def _refuse_others(folder: Path, finite: dict) -> None:
+    """
+    Args:
+        finite: of each parameter, whether all its numbers are.
+
+    Raises:
+        InputError: some are not; every result of such a model is wrong or none.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(finite)
+    if wrong := [_tensor_name(path) for path, fine in leaves if not fine]:
+        more = f" and {len(wrong) - 1} other tensors" if len(wrong) > 1 else ""
+        raise InputError(
+            f"{folder}: {wrong[0]}{more} have values that are not finite (NaN or infinity); the "
+            "training that made them diverged, or the file is damaged: give other weights"
+        )
 
 
 def _is_kernel(path: tuple) -> bool:
@@ -185,8 +237,16 @@ def _matched(folder: Path, shapes: dict) -> dict:
         want = shape.shape[::-1] if _is_kernel(path) else shape.shape
         if tensor.shape != want:
             problems.append(f"{name} has shape {tensor.shape} instead of {want}")
+        elif str(tensor.dtype).lower() not in _SERVED_TYPES:
+            raise InputError(
+                f"{folder}: {name} is stored as {tensor.dtype}, these weights are quantised; give "
+                "the model they were made of, in float32, float16 or bfloat16"
+            )
         leaves.append(tensor)
-    problems += [f"{name} is unexpected" for name in sorted(tensors) if not _IGNORED.search(name)]
+    left = [name for name in sorted(tensors) if not _IGNORED.search(name)]
+    if heads := [name for name in left if not name.startswith(prefix)]:
+        _logger.info("%s: left out, as they are not of the encoder: %s", folder, ", ".join(heads))
+    problems += [f"{name} is unexpected" for name in left if name.startswith(prefix)]
     if problems:
         raise InputError(
             f"{folder}: the weights do not fit config.json ({'; '.join(problems)}); give the "
