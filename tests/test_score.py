@@ -218,6 +218,14 @@ def test_sigterm_ends_two_processes_at_once(arguments, tmp_path):
     assert not (tmp_path / "train.scored.s.json").exists()
 
 
+def test_rows_of_one_candidate(arguments, rows, tmp_path, capsys):
+    rows = [row | {"pos": row["pos"][:1], "neg": []} for row in rows if row["task"] == "qa"]
+    write_lines(tmp_path / "train.json", rows)
+    assert score.main(arguments) == 0
+    assert "no row has two candidates" in capsys.readouterr().out
+    assert [len(row["teacher_scores"]) for row in scored(tmp_path)] == [1] * len(rows)
+
+
 def test_report_on_scores_that_are_there(tmp_path, capsys):
     row = {"query": "q", "pos": ["a"], "neg": ["b", "c"], "teacher_scores": [0.0, -1.0, -9.0]}
     path = write_lines(tmp_path / "scored.json", [row] * 3)

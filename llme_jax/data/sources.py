@@ -25,6 +25,7 @@ from llme_jax.files.cache import cache_dir, check_cache
 from llme_jax.files.storage import one_sentence, writing
 
 BUILDER = "llm_embedder"  # datasets of llme_jax.build_tfds
+TFDS = "tensorflow_datasets."  # how the names of its classes begin
 EXTRA = "extra"  # in those: a JSON object with the fields that no column holds
 BLOCK = 1 << 22  # bytes downloaded at a time
 TOGETHER = 256  # examples read at a time; one by one takes five times as long
@@ -223,11 +224,37 @@ def _materialise(name: str, dataset: _Dataset, split: str, file: Path) -> None:
         if remote:  # ArrayRecord reads local files only
             folder = temporary
             _fetch(name, dataset, [n for n in dataset.files if n.endswith(".json")], folder)
+        _check_features(name, Path(folder, "features.json"))
         builder = tfds.builder_from_directory(folder)
         shards = _shards(name, dataset.folder, builder, split)
         if remote:
             _fetch(name, dataset, shards, folder)
         _write(name, builder, split, file)
+
+
+def _check_features(name: str, path: Path) -> None:
+    """TFDS imports the classes that features.json names: only its own are let through.
+
+    Raises:
+        InputError: the file names another, or cannot be read.
+    """
+    if not path.is_file():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{name}: {path} is not readable JSON ({error})") from None
+    parts = [content]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            class_name = str(part.get("pythonClassName", TFDS))
+            if not class_name.startswith(TFDS):
+                raise InputError(
+                    f"{name}: {path} names the class {class_name}, which is not one of TFDS and "
+                    "would be imported: build the dataset with classes of TFDS"
+                )
+        parts += part.values() if isinstance(part, dict) else part if type(part) is list else []
 
 
 def _shards(name: str, folder: str, builder, split: str) -> list[str]:

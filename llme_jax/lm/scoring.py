@@ -100,6 +100,9 @@ def score(config: ScoreConfig) -> int:
         return 0
     _write(out, data, partial, settings.answer_reduction)
     print(f"scores: {out}")
+    if data.candidates.max() < 2:
+        print("no row has two candidates, so there is nothing to compare")
+        return 0
     return report_on(out)
 
 

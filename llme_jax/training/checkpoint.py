@@ -9,6 +9,7 @@ a checkpoint counts once both are there. In a bucket each is followed by an obje
 is whole, and `best` is a file with the checkpoint's name. Only this module imports orbax.
 """
 
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,8 @@ from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
 from llme_jax.files.storage import MARKER, in_bucket, temporary_folder, upload
 from llme_jax.training.step import TrainState
+
+logger = logging.getLogger(__name__)
 
 COMMITTED = "state/commit_success.txt"  # Orbax writes it last, where it cannot rename
 
@@ -144,15 +147,40 @@ class Checkpoints:
                 os.rename(path / "state", path / "state.deleted")
                 shutil.rmtree(path)
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of a checkpoint, placed as `like` says.
+    def restore_newest(self, like: TrainState) -> tuple[int, TrainState]:
+        """Step and state of the newest checkpoint that can be read, placed as `like` says.
 
         Args:
             like: ShapeDtypeStructs with shardings, of any mesh.
 
         Raises:
-            InputError: when the checkpoint holds another model.
+            InputError: none can be read, or the newest holds another model; with several processes
+                also where the newest is damaged, as they might not agree on that.
         """
+        damaged = None
+        for step in reversed(self.steps()):
+            try:
+                state = self.restore(step, like)
+            except InputError:
+                raise
+            except Exception as error:  # a dozen types, of Orbax, tensorstore and JSON
+                lines = str(error).strip().splitlines()
+                reason = lines[0][:150] if lines else type(error).__name__
+                damaged = f"{self.path(step) / 'state'} is damaged ({reason})"
+                if jax.process_count() > 1:
+                    raise InputError(
+                        f"{damaged}; delete {self.path(step)} to continue from the one before"
+                    ) from error
+                logger.warning("%s: going back to the checkpoint before", damaged)
+            else:
+                return step, state
+        raise InputError(
+            f"{damaged}, and there is no checkpoint before it; give another --output_dir, or "
+            f"delete {self.folder} to start again"
+        )
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of one checkpoint, see `restore_newest`."""
         path = self.path(step) / "state"
         saved = self._orbax.metadata(path).item_metadata.tree
         # Of a named tuple Orbax keeps a dict, whose paths are the same words.

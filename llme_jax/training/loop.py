@@ -98,7 +98,7 @@ def train(config: Config | RankConfig, open_task: OpenTask) -> int:
         on_mesh = sharding.to_mesh(params, shardings.params)
         state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(on_mesh)
     else:
-        state = checkpoints.restore(start, sharding.abstract(abstract, shardings))
+        start, state = checkpoints.restore_newest(sharding.abstract(abstract, shardings))
         logger.info("continuing %s at step %d of %d", folder.path, start, max_steps)
     del params
     folder.write(config, data, global_batch, mesh)

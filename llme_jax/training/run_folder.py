@@ -1,6 +1,7 @@
 """What a run writes down about itself, and whether a later command continues that run."""
 
 import json
+import logging
 import math
 
 import jax
@@ -11,6 +12,8 @@ from llme_jax.devices.runtime import versions
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
 from llme_jax.files.storage import check_writable, open_folder
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -42,6 +45,13 @@ class RunFolder:
                 f"{self.path} was begun with batches of {size} queries, which {devices} devices "
                 "cannot share evenly: use a number of devices that divides it, or another "
                 "--output_dir"
+            )
+        asked = config.training.per_device_train_batch_size * devices
+        if asked != size:
+            logger.warning(
+                "%s goes on with the batches of %d queries that it was begun with, instead of %d; "
+                "to use less memory give --sub_batch_size",
+                *(self.path, size, asked),
             )
         return size
 

@@ -146,6 +146,23 @@ def test_a_file_is_made_once_and_again_when_the_data_changes(build):
     assert read(name) == ODD_ROWS[:2]
 
 
+@pytest.mark.parametrize("content", ["evil", "{"])
+def test_a_folder_cannot_name_a_class_to_import(build, monkeypatch, content):
+    build("nq", ODD_ROWS)
+    (path,) = Path("tfds/llm_embedder/nq").rglob("features.json")
+    if content == "evil":
+        Path("evil.py").write_text("raise SystemExit('imported')\n")
+        monkeypatch.syspath_prepend(".")
+        features = json.loads(path.read_text())
+        assert features["pythonClassName"].startswith("tensorflow_datasets.")
+        first = next(iter(features["featuresDict"]["features"].values()))
+        first["pythonClassName"] = "evil.Payload"
+        content = json.dumps(features)
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"features\.json (names the class evil\.Pay|is not read)"):
+        read("tfds:llm_embedder/nq:train")
+
+
 def test_training_batches_are_those_of_the_file(build, prepared):
     files = build("nq", make_rows(40))
     data = prepared("tfds:llm_embedder/nq:train")
