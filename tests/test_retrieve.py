@@ -278,6 +278,9 @@ def test_beside_the_data_by_default(data, arguments, tmp_path):
         (["--range_min", "5", "--range_max", "5"], "--range_max 5: leaves no rank"),
         (["--key_max_length", "65"], "--key_max_length 65: the encoder has 64 positions"),
         (["--hits", "0"], "--hits 0: give 1 or more"),
+        (["--save_name", "../x"], r"--save_name ../x: give a name without /, of 100 bytes or less"),
+        (["--save_name", "é" * 51], "éé: give a name without /, of 100 bytes or less"),
+        (["--embedding_name", ".."], "--embedding_name ..: give a name without /"),
         (["--max_neg", "3"], "unknown flag --max_neg: did you mean --max_neg_num?"),
         (
             ["--eval_data", "llm-embedder:far.json", "--metrics", "collate_neg"],

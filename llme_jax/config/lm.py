@@ -31,6 +31,7 @@ class ScoringConfig(SourceConfig):
         "llama2-7b-chat",
         "Scores go to {eval_data's stem}.scored.{save_name}.json.",
         unit="NAME",
+        in_name=True,
     )
     load_score: bool = setting(False, "Fail instead of scoring when some pairs have no score yet.")
     report: bool = setting(

@@ -54,7 +54,7 @@ class EvalConfig(MetricsConfig):
     )
     save_result: bool = setting(True, "Save the retrieved keys of every query.", may_change=True)
     save_name: str | None = setting(
-        None, "Suffix in the names of result files.", unit="NAME", may_change=True
+        None, "Suffix in the names of result files.", unit="NAME", may_change=True, in_name=True
     )
     log_path: str | None = setting(
         "data/results/performance.log",
@@ -103,7 +103,7 @@ class RetrievalConfig(OutputConfig):
         False, "Fail instead of building when the saved faiss index is missing."
     )
     embedding_name: str = setting(
-        "embeddings", "Folder of the embeddings in --output_dir.", unit="NAME"
+        "embeddings", "Folder of the embeddings in --output_dir.", unit="NAME", in_name=True
     )
     k1: float = setting(0.82, "BM25's k1: how soon more of the same word counts no more.", least=0)
     b: float = setting(0.68, "BM25's b: how much long passages are held back.", least=0, most=1)

@@ -19,6 +19,7 @@ from llme_jax.files.storage import in_bucket
 
 LARGEST_INT = 2**31 - 1  # what arrays on a device count with
 LARGEST_FLOAT = 3.4028234663852886e38  # of float32
+LONGEST_NAME = 100  # bytes of a part of a file's name, which may have 255
 WANTED = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -41,6 +42,7 @@ class Setting:
         may_change: a run that is continued may have another value: it does not change what is
             trained, or, like the number of devices, only by rounding.
         per_host: each host of a run may have its own value.
+        in_name: a part of a file's name.
         reads: names a file, a folder or a model that the command reads; a stage of a pipeline is
             done again when the content changes.
     """
@@ -57,6 +59,7 @@ class Setting:
     local: bool = False
     may_change: bool = False
     per_host: bool = False
+    in_name: bool = False
     reads: Literal["data", "model"] | None = None
 
 
@@ -181,6 +184,9 @@ def _refused(kind: Kind, rules: Setting, value) -> str | None:
     choices = kind.literals or rules.choices
     if choices and value not in choices:
         return f"choose from {', '.join(choices)}"
+    plain = value not in (".", "..") and not {"/", "\0"} & {*value} if rules.in_name else True
+    if not plain or (rules.in_name and len(value.encode()) > LONGEST_NAME):
+        return f"give a name without /, of {LONGEST_NAME} bytes or less"
     if rules.local and in_bucket(value):
         return "give a path of this machine, it cannot be in a bucket"
     return _out_of_range(kind, rules, value) if kind.base in (int, float) else None

@@ -15,13 +15,13 @@ from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+from llme_jax.config.setting import LARGEST_FLOAT
 from llme_jax.data.sources import local_files
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
 
 logger = logging.getLogger(__name__)
 
-FLOAT32_MAX = 3.4028234663852886e38  # what scores are trained in
 SCORES_OF = "teacher_scores_of"  # the field that names others than these
 T = TypeVar("T")
 
@@ -290,7 +290,7 @@ def _check_scores(field: str, scores, expected: int, names: str) -> None:
     for i, score in enumerate(scores):
         if type(score) not in (int, float):
             raise InputError(f"{field}[{i}] is {shown(score)}: give a list of numbers")
-        if not abs(score) <= FLOAT32_MAX:  # nan is not, and an integer may be larger
+        if not abs(score) <= LARGEST_FLOAT:  # nan is not, and an integer may be larger
             raise InputError(f"{field}[{i}] is {score}: score the row again or leave {field} out")
 
 

@@ -161,6 +161,8 @@ def check_log(path: str | None) -> None:
     if not os.path.lexists(file):
         check_writable("--log_path", path, is_file=True)
         return
+    if file.is_fifo() or file.is_socket():
+        raise InputError(f"--log_path {path}: is no file, opening it could wait for ever: give one")
     try:
         file.open("a").close()
     except OSError as error:

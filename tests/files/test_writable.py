@@ -1,5 +1,6 @@
 """Where nothing can be written is one sentence, before any work, and nothing is left behind."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,11 @@ def test_what_is_refused_later_is_one_sentence_too(tmp_path, publish):
     path = tmp_path / "afile/x"
     with pytest.raises(InputError, match=f"^{path}: cannot be written"), publish(path):
         pass
+
+
+def test_a_log_that_is_a_pipe_is_refused(data, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    words = "--retrieval_method random --eval_data {0}/test.json --corpus {0}/corpus.json"
+    with pytest.raises(InputError, match=r"--log_path .*pipe: is no file"):
+        argv = [*words.format(data).split(), "--output_dir", str(tmp_path / "out")]
+        retrieve.main([*argv, "--log_path", str(tmp_path / "pipe")])
