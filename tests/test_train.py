@@ -118,15 +118,16 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(
     assert losses[0] == losses[1]
 
 
-def test_sigterm_saves_and_leaves(data, uninterrupted, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_and_leave(data, uninterrupted, tmp_path, number):
     out = tmp_path / "out"
     argv = arguments(data, out, "--save_steps", "1000")
     process = start(argv)
     while not (out / "metrics.jsonl").exists() or not read_metrics(out / "metrics.jsonl"):
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    said = finish(process, code=143)
-    assert "stopped by SIGTERM and saved at step" in said
+    process.send_signal(number)
+    said = finish(process, code=128 + number)
+    assert f"stopped by {number.name} and saved at step" in said
     finish(start(argv))
     assert_same_bits(weights(out), weights(uninterrupted))
 

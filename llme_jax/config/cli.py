@@ -275,5 +275,6 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -29,7 +29,7 @@ from llme_jax.training.metrics_log import BestMetric, MetricsLog, compare, read_
 from llme_jax.training.model_card import write_cards
 from llme_jax.training.optim import make_optimizer, schedule
 from llme_jax.training.run_folder import RunFolder
-from llme_jax.training.signals import TERMINATED, Terminated
+from llme_jax.training.signals import Terminated
 from llme_jax.training.step import Step, init_state
 from llme_jax.training.task import OpenTask, Task
 from llme_jax.training.telemetry import Recorder, StepInput, count
@@ -163,8 +163,9 @@ def train(config: Config | RankConfig, open_task: OpenTask) -> int:
 
     # 5. The close.
     if leave:
-        logger.info("stopped by SIGTERM and saved at step %d; the same command goes on", step)
-        return TERMINATED
+        name = terminated.received.name
+        logger.info("stopped by %s and saved at step %d; the same command goes on", name, step)
+        return 128 + terminated.received
     if jax.process_index() == 0:
         step = checkpoints.best() or max(start, stop)
         lines = read_metrics(log.path)
