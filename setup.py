@@ -16,6 +16,7 @@ FAISS = ["faiss-cpu>=1.8"]
 # It works without TensorFlow; it imports importlib_resources and does not say so.
 TFDS = ["tensorflow-datasets>=4.9.10", "importlib_resources"]
 GCS = ["gcsfs"]  # gs:// paths
+FORMATS = ["pyarrow", "zstandard"]  # parquet, Arrow and zstd files as data
 GGUF = ["gguf>=0.17"]  # the language model of the quickstart
 
 setup(
@@ -52,6 +53,7 @@ setup(
         "gguf": GGUF,
         "tfds": TFDS,
         "gcs": GCS,
+        "formats": FORMATS,
         "tensorboard": ["tensorboardX"],
         "test": [
             "pytest",
@@ -71,6 +73,7 @@ setup(
             *GGUF,
             *TFDS,
             *GCS,
+            *FORMATS,
             "gcp-storage-emulator",
         ],
     },

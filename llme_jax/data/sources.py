@@ -1,6 +1,7 @@
 """Where data comes from: a name that stands for a file becomes a local JSON-lines file.
 
     path/train.json, llm-embedder:qa/nq/train.json     files, the latter under --data_root
+    train.json.gz, train.json.zst, train.parquet       unpacked once
     gs://bucket/train.json, s3://..., hf://...         downloaded once
     tfds:NAME[/CONFIG][:SPLIT]                         ArrayRecord splits of TFDS, converted once
 
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from llme_jax.data.formats import as_lines, format_of
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write, digest
 from llme_jax.files.cache import cache_dir, check_cache
@@ -41,8 +43,14 @@ def resolve_path(path: str, data_root: str) -> str:
 
 
 def is_remote(name: str, data_root: str) -> bool:
-    """Is it no file of this machine, so that nothing can be written beside it?"""
+    """Is it no file of this machine?"""
     return name.startswith("tfds:") or "://" in resolve_path(name, data_root)
+
+
+def is_made(name: str, data_root: str) -> bool:
+    """Is what is read made in the cache, so that results do not belong beside it?"""
+    path = os.path.expanduser(resolve_path(name, data_root))
+    return is_remote(name, data_root) or format_of(path) is not None
 
 
 def local_file(name: str, data_root: str, dataset_cache_dir: str | None = None) -> str:
@@ -64,13 +72,21 @@ def local_files(name: str, data_root: str, dataset_cache_dir: str | None = None)
         InputError: there is no such file, dataset or split, or a package is not installed; says
             what there is and what to do.
     """
-    if not is_remote(name, data_root):
-        return [resolve_path(name, data_root)]
-    check_cache(dataset_cache_dir)
     sources = cache_dir(dataset_cache_dir) / "sources"
+    if not is_remote(name, data_root):
+        path = resolve_path(name, data_root)
+        there = os.path.expanduser(path)
+        files = [there] if os.path.exists(there) else sorted(glob.glob(there, recursive=True))
+        files = [file for file in files if os.path.isfile(file)]
+        if not any(map(format_of, files)):
+            return [path]
+        check_cache(dataset_cache_dir)
+        return [as_lines(file, sources) for file in files]
+    check_cache(dataset_cache_dir)
     if name.startswith("tfds:"):
         return [str(_tfds_file(name, data_root, sources))]
-    return _downloaded(resolve_path(name, data_root), sources)
+    found = _downloaded(resolve_path(name, data_root), sources)
+    return [as_lines(file, sources) for file in found]
 
 
 def _downloaded(url: str, sources: Path) -> list[str]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from llme_jax.config import ScoreConfig
 from llme_jax.data.rows import SCORES_OF, parse_scoring_row
 from llme_jax.data.scoring import ScoringData
-from llme_jax.data.sources import is_remote, local_file
+from llme_jax.data.sources import is_made, local_file
 from llme_jax.data.tokens import fingerprint
 from llme_jax.data.widths import choose_widths
 from llme_jax.devices.sharding import make_mesh
@@ -49,8 +49,8 @@ def score(config: ScoreConfig) -> int:
     """Returns the exit code."""
     settings, model, _ = config.groups()
     path = Path(local_file(settings.eval_data, settings.data_root)).expanduser()
-    remote = is_remote(settings.eval_data, settings.data_root)
-    beside = Path.cwd() if remote and not settings.report else path.parent
+    made = is_made(settings.eval_data, settings.data_root)
+    beside = Path.cwd() if made and not settings.report else path.parent
     if settings.output_dir and not settings.report:
         beside = Path(settings.output_dir).expanduser()
         if jax.process_index() == 0:

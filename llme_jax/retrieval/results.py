@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int32
 from numpy import ndarray
 
 from llme_jax.config import EvalConfig, TextConfig
-from llme_jax.data.sources import is_remote, resolve_path
+from llme_jax.data.sources import is_made, resolve_path
 from llme_jax.devices.runtime import versions
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text
@@ -97,8 +97,9 @@ def read_predictions(
 
 
 def collates_to_output(data: TextConfig, save_to_output: bool) -> bool:
-    """Whether collated rows go to --output_dir; beside a remote file nothing can be written."""
-    return save_to_output or is_remote(data.eval_data, data.data_root)
+    """Whether collated rows go to --output_dir; nothing is written beside a file that is
+    fetched or unpacked."""
+    return save_to_output or is_made(data.eval_data, data.data_root)
 
 
 def check_beside(data: TextConfig) -> None:
