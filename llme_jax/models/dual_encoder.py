@@ -115,6 +115,8 @@ def load_dual_encoder(
     """
     names = [config.query_encoder] + ([] if config.tie_encoders else [config.key_encoder])
     folders = [find_model(name, config.model_cache_dir) for name in names]
+    for folder in folders:
+        sentence_transformers.check_modules(folder)
     configs = [read_config(folder / "config.json", ENCODERS) for folder in folders]
     tokenizers = [load_tokenizer(folder) for folder in folders]
     if configs[0].hidden_size != configs[-1].hidden_size:

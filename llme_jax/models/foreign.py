@@ -10,8 +10,8 @@ from llme_jax.errors import InputError
 _POINTER = b"version https://git-lfs"
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file.
+def read_json(path: Path, kind: type = dict):
+    """The object, or the list, in a JSON file.
 
     Raises:
         InputError: the file is missing, is a git-lfs pointer, or holds something else.
@@ -21,10 +21,37 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable JSON ({error}); copy the file again") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds a {type(content).__name__} instead of an object; copy the "
-                         "file again")  # fmt: skip
+    if not isinstance(content, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise InputError(
+            f"{path}: holds a {type(content).__name__} instead of {wanted}; copy the file again"
+        )
     return content
+
+
+def listed_modules(folder: Path) -> list[tuple[str, Path]]:
+    """Kind and folder of the modules of a sentence-transformers model, in order.
+
+    Args:
+        folder: of the model, or of its Transformer where that lies in a folder of its own; the
+            list is empty for others.
+
+    Raises:
+        InputError: modules.json cannot be read.
+    """
+    for root in (folder, folder.parent):
+        path = root / "modules.json"
+        if path.is_file():
+            listed = read_json(path, list)
+            try:
+                found = [(m["type"].split(".")[-1], root / m["path"]) for m in listed]
+            except (TypeError, KeyError, AttributeError):
+                raise InputError(
+                    f"{path}: a module has no type and path; copy the file again"
+                ) from None
+            if root == folder or folder in [place for _, place in found]:
+                return found
+    return []
 
 
 def check_type(path: Path, name: str, value, wanted: type) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from llme_jax.models.foreign import read_json
+from llme_jax.errors import InputError
+from llme_jax.models.foreign import listed_modules, read_json
 from llme_jax.models.weights import open_tensors, read_torch, save_params
 
 _SIMILARITY = {"cos": "cosine", "ip": "dot", "l2": "euclidean"}
+DENSE = "dense_pooler"  # the folder of our own Dense module
 _POOLING = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
 
 
@@ -37,8 +39,8 @@ def save_modules(
     modes = {key: pooling == name for name, key in _POOLING.items()}
     _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
     if dense is not None:
-        modules.append(("dense_pooler", "Dense"))
-        save_dense(folder / "dense_pooler", dense)
+        modules.append((DENSE, "Dense"))
+        save_dense(folder / DENSE, dense)
     if metric == "cos":
         modules.append(("normalize", "Normalize"))
         (folder / "normalize").mkdir()
@@ -59,8 +61,8 @@ def save_modules(
 
 def load_dense(folder: Path) -> np.ndarray | None:
     """Kernel [D, D] of the dense pooler in `folder`: as saved here, or LLM-Embedder's file."""
-    if (folder / "dense_pooler" / "config.json").is_file():
-        weight = open_tensors(folder / "dense_pooler")["linear.weight"][...]
+    if (folder / DENSE / "config.json").is_file():
+        weight = open_tensors(folder / DENSE)["linear.weight"][...]
     elif (folder / "dense_pooler.bin").is_file():
         weight = read_torch(folder / "dense_pooler.bin")["weight"]
     else:
@@ -75,8 +77,9 @@ def has_dense(folder: Path) -> bool:
 
 
 def stored_pooling(folder: Path) -> str | None:
-    """The pooling that the folder's own 1_Pooling/config.json asks for; None without the file."""
-    path = folder / "1_Pooling" / "config.json"
+    """The pooling that the folder's own config.json of Pooling asks for; None without the file."""
+    of_kind = dict(listed_modules(folder))
+    path = of_kind.get("Pooling", folder / "1_Pooling") / "config.json"
     if not path.is_file():
         return None
     settings = read_json(path)
@@ -85,6 +88,22 @@ def stored_pooling(folder: Path) -> str | None:
     names = {key: name for name, key in _POOLING.items()}
     chosen = [names.get(key, key) for key, value in settings.items() if value is True]
     return "+".join(name for name in chosen if name != "include_prompt")
+
+
+def check_modules(folder: Path) -> None:
+    """Refuses a model of which only a part would be computed.
+
+    Raises:
+        InputError: modules.json lists a module that is not served.
+    """
+    served = {"Transformer", "Pooling", "Normalize"}
+    for kind, place in listed_modules(folder):
+        if kind not in served and place.name != DENSE:
+            raise InputError(
+                f"{folder}: modules.json lists {place.name} ({kind}), which is not served, and "
+                "without which the vectors are others; give a model of Transformer, Pooling and "
+                "Normalize"
+            )
 
 
 def save_dense(folder: Path, kernel: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest, digest_file
-from llme_jax.models.foreign import check_file, open_safetensors, read_json
+from llme_jax.models.foreign import check_file, listed_modules, open_safetensors, read_json
 
 _logger = logging.getLogger(__name__)
 # Last step of a parameter's path -> last step of the tensor's name; all steps before are the same.
@@ -32,8 +32,7 @@ _CHECKPOINT = ("encoder", "query_encoder", "ranker")  # folders of a checkpoint 
 _DOWNLOADED = [
     # Not *.safetensors: some repositories hold the weights a second time in another format.
     "config.json", "model*.safetensors", "model.safetensors.index.json", "modules.json",
-    "1_Pooling/*",
-    "dense_pooler*", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+    "*_Pooling/*", "dense_pooler*", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template*", "sentencepiece*", "spiece.model",
 ]  # fmt: skip
 
@@ -46,8 +45,8 @@ def find_model(name: str, cache_dir: str | None) -> Path:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if (folder / "config.json").is_file():
-            return folder
+        if place := _with_config(folder):
+            return place
         inner = [p for p in _CHECKPOINT if (folder / p / "config.json").is_file()]
         hint = f"did you mean {folder / inner[0]}?" if inner else "give a Hugging Face folder"
         raise InputError(f"{name}: no config.json in this folder; {hint}")
@@ -57,16 +56,26 @@ def find_model(name: str, cache_dir: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=_DOWNLOADED))
-        if not any(folder.glob("*.safetensors")):
-            patterns = [*_DOWNLOADED, "pytorch_model.bin"]
+        patterns = [*_DOWNLOADED, *(f"0_Transformer/{pattern}" for pattern in _DOWNLOADED)]
+        folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=patterns))
+        if not any(folder.rglob("*.safetensors")):
+            files = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
+            patterns += [*files, *(f"0_Transformer/{file}" for file in files)]
             folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=patterns))
     except Exception as error:  # the Hub's client raises a dozen unrelated types
         raise InputError(
             f"{name} is no folder here and could not be fetched from the Hugging Face Hub "
             f"({type(error).__name__}); check the name and the network, or give a folder"
         ) from error
-    return folder
+    return _with_config(folder) or folder
+
+
+def _with_config(folder: Path) -> Path | None:
+    """Where the model's config.json lies; sentence-transformers may keep it in a folder below."""
+    if (folder / "config.json").is_file():
+        return folder
+    places = (place for kind, place in listed_modules(folder) if kind == "Transformer")
+    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 class Tensor:

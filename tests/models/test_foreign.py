@@ -11,6 +11,8 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 
 from llme_jax.config import EncoderConfig
 from llme_jax.devices.sharding import make_mesh
@@ -101,6 +103,33 @@ def test_what_is_read(kind, original, folder):
     (_, want, _), (encoder, got, _) = load(original), load(folder)
     assert encoder.query_config.layer_norm_eps == 1e-12
     jax.tree.map(np.testing.assert_array_equal, want, got)
+
+
+def pooled_by_sentence_transformers(folder, *more):
+    bert = Transformer(str(folder), max_seq_length=32)
+    pooling = Pooling(bert.get_embedding_dimension(), "mean")
+    return SentenceTransformer(modules=[bert, pooling, *more], device="cpu")
+
+
+def test_the_transformer_may_lie_in_a_folder_of_its_own(original, tmp_path, caplog):
+    place = tmp_path / "model/0_Transformer"
+    shutil.copytree(original, place)
+    pooled_by_sentence_transformers(original).save(str(tmp_path / "flat"))
+    shutil.copytree(tmp_path / "flat/1_Pooling", tmp_path / "model/1_Pooling")
+    modules = json.loads((tmp_path / "flat/modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (tmp_path / "model/modules.json").write_text(json.dumps(modules))
+    want = load(original)[1]
+    for folder in (place.parent, place):
+        jax.tree.map(np.testing.assert_array_equal, load(folder)[1], want)
+        assert "says mean, --pooling_method says cls" in caplog.text
+        caplog.clear()
+
+
+def test_a_module_that_is_not_served_is_refused(original, tmp_path):
+    pooled_by_sentence_transformers(original, Dense(32, 16)).save(str(tmp_path / "model"))
+    with pytest.raises(InputError, match=r"lists 2_Dense \(Dense\), which is not served"):
+        load(tmp_path / "model")
 
 
 def test_heads_are_left_out_and_named(original, folder, caplog):
