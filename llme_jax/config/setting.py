@@ -184,12 +184,16 @@ def _refused(kind: Kind, rules: Setting, value) -> str | None:
     choices = kind.literals or rules.choices
     if choices and value not in choices:
         return f"choose from {', '.join(choices)}"
-    plain = value not in (".", "..") and not {"/", "\0"} & {*value} if rules.in_name else True
-    if not plain or (rules.in_name and len(value.encode()) > LONGEST_NAME):
+    if rules.in_name and not _is_name(value):
         return f"give a name without /, of {LONGEST_NAME} bytes or less"
     if rules.local and in_bucket(value):
         return "give a path of this machine, it cannot be in a bucket"
     return _out_of_range(kind, rules, value) if kind.base in (int, float) else None
+
+
+def _is_name(value: str) -> bool:
+    leaves = value in (".", "..") or "/" in value or "\0" in value
+    return not leaves and len(value.encode()) <= LONGEST_NAME
 
 
 def _out_of_range(kind: Kind, rules: Setting, value: float) -> str | None:

@@ -89,10 +89,8 @@ read = BertConfig.read
 _DERIVED = ("first_position", "embedding_size", "source")
 # Fields that every config.json has to have, DeBERTa's too.
 NEEDED = tuple(f.name for f in fields(BertConfig) if f.name not in _DERIVED)
-
-
 # What transformers takes where old files are silent.
-_UNSAID = {
+UNSAID = {
     "layer_norm_eps": 1e-12,
     "type_vocab_size": 2,
     "hidden_dropout_prob": 0.1,
@@ -101,13 +99,16 @@ _UNSAID = {
 _TYPES = {f.name: f.type for f in fields(BertConfig)}
 
 
-def checked(path: Path, given: dict, names: Sequence[str]) -> dict:
+def checked(path: Path, given: dict, names: Sequence[str], unsaid: dict = UNSAID) -> dict:
     """The fields of a config.json that are needed.
+
+    Args:
+        unsaid: what fields are that the file leaves out.
 
     Raises:
         InputError: one is missing, or has a value that is not served.
     """
-    given = _UNSAID | {name: value for name, value in given.items() if value is not None}
+    given = unsaid | {name: value for name, value in given.items() if value is not None}
     if missing := [name for name in names if name not in given]:
         raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
     for name in names:

@@ -63,7 +63,8 @@ class DebertaConfig:
             InputError: the file describes a model that this module does not compute.
         """
         given, source = read_json(path), path.read_text(encoding="utf-8")
-        values = checked(path, given, bert.NEEDED)
+        unsaid = bert.UNSAID | {"layer_norm_eps": 1e-7, "type_vocab_size": 0}
+        values = checked(path, given, bert.NEEDED, unsaid)
         if given.get("conv_kernel_size", 0) > 0:
             raise InputError(
                 f"{path}: conv_kernel_size {given['conv_kernel_size']} is not served; give a model "
