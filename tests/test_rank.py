@@ -353,6 +353,22 @@ def test_rows_without_candidates_do_not_cut_parts(tmp_path):
     assert [b - a for a, b in partial.missing(10)] == [4, 4, 4, 4, 4]
 
 
+@pytest.mark.parametrize("damage", ["short", "nan", "other shape"])
+def test_a_damaged_part_is_scored_again(arguments, tmp_path, damage, caplog):
+    rank.main([*arguments])
+    result = tmp_path / "out/test.result.s.json"
+    before = result.read_text()
+    (part,) = (tmp_path / "out/test.result.s.parts").rglob("*.npy")
+    scores = np.load(part)
+    if damage == "short":
+        part.write_bytes(part.read_bytes()[:-3])
+    else:
+        np.save(part, scores * np.nan if damage == "nan" else scores[:-1])
+    rank.main([*arguments])
+    assert f"{part} is damaged: its pairs are scored again" in caplog.text
+    assert result.read_text() == before
+
+
 def test_a_file_without_positives_is_scored(arguments, tmp_path, capsys):
     row = {"query": "w1", "history": ["w2", "w3 w4"]}
     write_lines(tmp_path / "test.json", [row, row | {"history": []}, row | {"history": ["w5"]}])

@@ -1,6 +1,7 @@
 """Scores as they come: parts of a file's rows on disk, so that a killed run continues."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +12,10 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from llme_jax.data.prefetch import prefetch
+from llme_jax.errors import RunError
 from llme_jax.files.atomic import atomic_write, digest
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -57,7 +61,11 @@ class PartialResults:
         if jax.process_index() == 0:
             for path in sorted(folder.glob("[0-9]*-[0-9]*.npy")):
                 start, stop = map(int, path.stem.split("-"))
-                self._set(start, stop, np.load(path))
+                part = _read(path, int(self._first[stop] - self._first[start]))
+                if part is None:
+                    logger.warning("%s is damaged: its pairs are scored again", path)
+                else:
+                    self._set(start, stop, part)
         if jax.process_count() > 1:
             state = self._done, self.scores
             self._done, self.scores = multihost_utils.broadcast_one_to_all(state)
@@ -93,6 +101,11 @@ class PartialResults:
             parts = multihost_utils.process_allgather(mine)
         for (start, stop), size, part in zip(ranges, sizes, parts, strict=False):
             part = np.asarray(part[:size])
+            if not np.isfinite(part).all():
+                raise RunError(
+                    f"the model gives scores that are not finite in rows {start} to {stop}: give "
+                    "other weights, or fp32 instead of bf16"
+                )
             self._set(start, stop, part)
             if jax.process_index() == 0:
                 path = self._folder / f"{start:012d}-{stop:012d}.npy"
@@ -144,3 +157,13 @@ class PartialResults:
     def _set(self, start: int, stop: int, scores: np.ndarray) -> None:
         self.scores[self._first[start] : self._first[stop]] = scores
         self._done[start:stop] = True
+
+
+def _read(path: Path, size: int) -> np.ndarray | None:
+    """The scores in a part; None where it is damaged."""
+    try:
+        part = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = part.shape == (size,) and part.dtype == np.float32 and np.isfinite(part).all()
+    return part if fits else None

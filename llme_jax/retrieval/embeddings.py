@@ -76,7 +76,8 @@ def encode_to_disk(
     place = folder / digest(sorted(describe.items()), len(store), shard)
     starts = range(0, len(store), shard)
     paths = [place / f"{start:012d}.npy" for start in starts]
-    have = everywhere([path.exists() for path in paths])
+    sizes = [min(shard, len(store) - start) for start in starts]
+    have = everywhere([_is_whole(*shard) for shard in zip(paths, sizes, strict=True)])
     if must_exist and not have.all():
         raise InputError(
             f"--load_encode: {folder} has no embeddings of this corpus by this encoder with these "
@@ -87,13 +88,27 @@ def encode_to_disk(
         beside.write_text(json.dumps(manifest, indent=2) + "\n")
     if have.any() and not have.all():
         logger.info("%d of %d shards are encoded already", have.sum(), len(have))
-    for start, path, there in zip(starts, paths, have, strict=True):
+    for start, path, size, there in zip(starts, paths, sizes, have, strict=True):
         if not there:
-            rows = encode(store.part(start, min(start + shard, len(store))))
+            rows = encode(store.part(start, start + size))
             with atomic_write(path) as beside, beside.open("wb") as file:
                 np.save(file, rows)
     embeddings = Embeddings([np.load(path, mmap_mode="r") for path in paths])
     return embeddings, None if have.all() else place
+
+
+def _is_whole(path: Path, texts: int) -> bool:
+    """Whether a shard is there, and of the size that is written down in it."""
+    if not path.exists():
+        return False
+    try:
+        vectors = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        vectors = np.zeros(0)
+    if vectors.ndim == 2 and len(vectors) == texts and vectors.dtype == np.float32:
+        return True
+    logger.warning("%s is damaged: its texts are encoded again", path)
+    return False
 
 
 def forget(place: Path) -> None:

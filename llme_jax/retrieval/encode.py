@@ -12,6 +12,7 @@ from tqdm import tqdm
 from llme_jax.data.tokens import TokenStore
 from llme_jax.data.widths import usual_width
 from llme_jax.devices.sharding import make_mesh, replicate, replicated, to_mesh
+from llme_jax.errors import RunError
 from llme_jax.inference.over_store import over_store, rows_a_batch
 from llme_jax.models.dual_encoder import DualEncoder
 
@@ -49,7 +50,7 @@ def encode(
     longest = int(store.lengths.max())
     longest += longest % 2  # fused attention on GPU takes even widths
     with _Progress(desc, int(store.lengths.sum())) as bar:
-        return over_store(
+        vectors = over_store(
             store,
             lambda ids, lengths, _: forward(ids, lengths),
             mesh=mesh,
@@ -58,6 +59,12 @@ def encode(
             rows=lambda width: rows_a_batch(mesh, width, min(batch_size, len(store))),
             done=bar.add,
         )
+    if len(wrong := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+        raise RunError(
+            f"the encoder gives numbers that are not finite for {len(wrong)} texts, the first is "
+            f"text {wrong[0]}: give other weights, or --dtype fp32, in which numbers can be larger"
+        )
+    return vectors
 
 
 class _Progress:

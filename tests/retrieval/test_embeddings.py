@@ -60,6 +60,21 @@ def test_only_what_is_missing_is_encoded(store, tmp_path):
     assert len(calls) == 4 and made is None  # whoever made them may delete them
 
 
+@pytest.mark.parametrize("damage", ["short", "other shape", "no array"])
+def test_a_damaged_shard_is_encoded_again(store, tmp_path, damage, caplog):
+    got, made = encode_to_disk(tmp_path / "e", store, DESCRIBE, sums, shard=6)
+    want, path = got[:].copy(), made / "000000000006.npy"
+    del got
+    content = path.read_bytes()
+    path.unlink()  # the old one is still mapped
+    path.write_bytes({"short": content[:-5], "no array": b"x" * 200}.get(damage, b""))
+    if damage == "other shape":
+        np.save(path, want[:5])
+    got, again = encode_to_disk(tmp_path / "e", store, DESCRIBE, sums, shard=6)
+    assert again == made and f"{path} is damaged" in caplog.text
+    np.testing.assert_array_equal(got[:], want)
+
+
 def test_other_weights_or_texts_have_other_embeddings(store, tmp_path):
     encode_to_disk(tmp_path / "e", store, DESCRIBE, sums)
     for change in ({"params": "other"}, {"texts": "other"}):
