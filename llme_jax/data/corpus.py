@@ -16,7 +16,7 @@ from string import Formatter
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.rows import BadRows, query_id_of, read_lines, shown, task_of
+from llme_jax.data.rows import BadRows, query_id_of, read_lines, shown, strings_of, task_of
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 
@@ -199,6 +199,9 @@ def _checked_query(row: dict, metrics: set[str], corpus_size: int | None) -> dic
         _check_pos_index(row.get("pos_index"), corpus_size)
     if "nq" in metrics:
         check_answers(row.get("answers"))
+    if "collate_neg" in metrics:  # mining leaves out what these hold
+        for name in ("pos", "answers"):
+            strings_of(row, name)
     return row
 
 

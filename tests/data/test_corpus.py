@@ -117,3 +117,13 @@ def test_an_invalid_query_is_named(tmp_path, row, message):
     good = {"query": "a", "pos_index": [1], "answers": ["b"]}
     with pytest.raises(InputError, match=rf"q.json:2: {message}"):
         load(tmp_path, [good, good | row], metrics=("recall", "nq"))
+
+
+@pytest.mark.parametrize("row", [{"answers": "river"}, {"pos": "text"}, {"pos": ["a", 1]}])
+def test_rows_to_mine_for_are_checked_as_training_rows_are(tmp_path, row):
+    good = {"query": "a", "pos_index": [1], "pos": ["b"], "answers": ["b"]}
+    assert len(load(tmp_path, [good, good | row | {"query_id": 7}], metrics=("recall",))) == 2
+    with pytest.raises(
+        InputError, match=r"q.json:2: (answers|pos)(\[1\])? is .*: give a list of st"
+    ):
+        load(tmp_path, [good, good | row], metrics=("recall", "collate_neg"))
