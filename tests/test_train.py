@@ -122,7 +122,10 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(
 def test_sigterm_and_ctrl_c_save_and_leave(data, uninterrupted, tmp_path, number):
     out = tmp_path / "out"
     argv = arguments(data, out, "--save_steps", "1000")
+    # What a shell runs in the background ignores Ctrl-C, and hands that on.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(argv)
+    signal.signal(signal.SIGINT, before)
     while not (out / "metrics.jsonl").exists() or not read_metrics(out / "metrics.jsonl"):
         time.sleep(0.005)
     process.send_signal(number)

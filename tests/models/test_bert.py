@@ -231,7 +231,7 @@ def test_texts_longer_than_the_position_table_are_refused(tiny):
         ({"position_embedding_type": "relative_key"}, "position_embedding_type relative_key"),
         ({"hidden_act": "swish"}, "hidden_act swish is not served; give one of gelu, gelu_new"),
         ({"num_attention_heads": 5}, "hidden_size 48 is not a multiple of num_attention_heads 5"),
-        ({"layer_norm_eps": None, "vocab_size": None}, "vocab_size, layer_norm_eps missing"),
+        ({"hidden_act": None, "vocab_size": None}, "vocab_size, hidden_act missing"),
     ],
 )
 def test_config_that_cannot_be_served_is_refused(tiny, change, message):

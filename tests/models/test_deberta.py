@@ -181,7 +181,7 @@ def test_position_terms_may_be_a_list_or_a_string(tiny):
         ({"conv_kernel_size": 3}, "conv_kernel_size 3 is not served; give a model without a"),
         ({"relative_attention": False}, "relative_attention false is not served; give a model"),
         ({"hidden_act": "swish"}, "hidden_act swish is not served; give one of gelu, gelu_new"),
-        ({"layer_norm_eps": None}, "layer_norm_eps missing; add what the model has"),
+        ({"hidden_size": None}, "hidden_size missing; add what the model has"),
     ],
 )
 def test_config_that_cannot_be_served_is_refused(tiny, change, message):
