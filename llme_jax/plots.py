@@ -64,7 +64,11 @@ def draw_histograms(
 def _bins(values: np.ndarray) -> int | np.ndarray:
     """Of whole numbers each bin holds as many; the outermost are empty, so that one is a bar."""
     if not np.issubdtype(values.dtype, np.integer):
-        return BINS
+        low, high = values.min(), values.max()
+        if high - low > 1e-9 * max(abs(low), abs(high)):
+            return BINS
+        margin = 0.01 * abs(high) or 0.5  # all alike, maybe as large as float32 goes
+        return np.linspace(low - margin, high + margin, BINS + 1)
     low, high = int(values.min()) - 1, int(values.max()) + 1
     width = -(-(high - low + 1) // BINS)
     return np.arange(low, high + width + 1, width) - 0.5

@@ -219,10 +219,10 @@ def _refuse_others(folder: Path, finite: dict) -> None:
     """
     leaves = jax.tree_util.tree_leaves_with_path(finite)
     if wrong := [_tensor_name(path) for path, fine in leaves if not fine]:
-        more = f" and {len(wrong) - 1} other tensors" if len(wrong) > 1 else ""
+        more = f", as in {len(wrong) - 1} other tensors" if len(wrong) > 1 else ""
         raise InputError(
-            f"{folder}: {wrong[0]}{more} have values that are not finite (NaN or infinity); the "
-            "training that made them diverged, or the file is damaged: give other weights"
+            f"{folder}: there are values in {wrong[0]}{more} that are not finite (NaN, infinity); "
+            "the training that made them diverged, or the file is damaged: give other weights"
         )
 
 

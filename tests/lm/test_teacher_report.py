@@ -34,7 +34,7 @@ def test_scores_without_signal_are_called_so():
 
 def test_masked_keys_have_the_lowest_score_of_float32(tmp_path, capsys):
     lowest = float(np.finfo(np.float32).min)
-    report = Report([np.array([0.9, 0.1, lowest]), np.array([2.0, 1.0, 0.0])], [1, 1])
+    report = Report([np.array([0.9, 0.1, lowest])] * 3, [1] * 3)
     show_report(report, tmp_path / "rows.json")
     assert "best key is a labelled positive: 100.0%" in capsys.readouterr().out
     assert (tmp_path / "rows.png").stat().st_size > 1000

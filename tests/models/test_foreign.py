@@ -171,7 +171,7 @@ REFUSED = {
     "tokenizer_config.json: not readable JSON": lambda f: (f / "tokenizer_config.json").write_text(
         "{"
     ),
-    f"{WEIGHT} have values that are not finite": not_a_number,
+    f"there are values in {WEIGHT} that are not finite": not_a_number,
     "is stored as I8, these weights are quantised": lambda f: rewrite(
         f, lambda t: (t * 10).to(torch.int8)
     ),
@@ -201,5 +201,5 @@ def test_a_language_model_that_is_not_finite(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     tensors[name][1, 2] = float("inf")
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(InputError, match=r"up_proj\.weight have values that are not finite"):
+    with pytest.raises(InputError, match=r"up_proj\.weight that are not finite"):
         load_params_to(path, lm.abstract_params(), lm.shardings(make_mesh()))
