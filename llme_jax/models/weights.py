@@ -142,7 +142,9 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a dozen types, of pickle, zipfile and torch
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        if "Weights only" in reason:
+            reason = "it holds Python objects that are no tensors"
         raise InputError(
             f"{path}: torch cannot read tensors from it ({reason}); download it again, or save "
             "the state dict alone"
@@ -257,9 +259,10 @@ def _matched(folder: Path, shapes: dict) -> dict:
         _logger.info("%s: left out, as they are not of the encoder: %s", folder, ", ".join(heads))
     problems += [f"{name} is unexpected" for name in left if name.startswith(prefix)]
     if problems:
+        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise InputError(
-            f"{folder}: the weights do not fit config.json ({'; '.join(problems)}); give the "
-            "config.json that belongs to them"
+            f"{folder}: the weights do not fit config.json ({'; '.join(problems[:6])}{more}); give "
+            "the config.json that belongs to them"
         )
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shapes), leaves)
 
