@@ -1,4 +1,4 @@
-"""Arrays on disk that grow."""
+"""Arrays on disk: those that grow, those that an earlier run left."""
 
 from pathlib import Path
 
@@ -45,3 +45,17 @@ class ArrayWriter:
     def _write_header(self) -> None:
         header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._written,)}
         np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def left_before(path: Path, rows: int, dims: int, **how) -> np.ndarray | None:
+    """What an earlier run left: float32 of so many rows and dimensions; None where it is damaged.
+
+    Args:
+        how: to open it, as in `numpy.load`.
+    """
+    try:
+        array = np.load(path, allow_pickle=False, **how)
+    except (OSError, ValueError, EOFError):
+        return None
+    fits = array.ndim == dims and len(array) == rows and array.dtype == np.float32
+    return array if fits else None

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write, digest
 
-BLOCK = 1 << 22  # bytes unpacked at a time
+BLOCK = 1 << 22  # bytes unpacked, or downloaded, at a time
 # How their files begin.
 PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-TABLES = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
+TABLES = {b"PAR1": "parquet", b"ARROW1": "Arrow", b"\xff\xff\xff\xff": "Arrow stream"}
 UNREAD = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x89HDF": "HDF5"}
 
 
@@ -52,9 +52,11 @@ def as_lines(path: str, sources: Path) -> str:
     if not file.is_file():
         try:
             if kind in TABLES.values():
-                _write_rows(path, file)
+                _write_rows(path, kind, file)
             else:
                 _unpack(path, file, _gzip if kind == "gzip" else _zstd)
+        except InputError:  # a package is missing
+            raise
         except (EOFError, ValueError, OSError, zlib.error) as error:
             raise InputError(f"{path}: this {kind} file cannot be read ({error}); fetch it "
                              "again") from error  # fmt: skip
@@ -106,30 +108,29 @@ def _zstd(packed: BinaryIO) -> Iterator[bytes]:
         raise EOFError("it ends too early")
 
 
-def _write_rows(path: str, file: Path) -> None:
-    rows = tqdm(_rows(path), desc=f"Reading {os.path.basename(path)}", unit=" rows")
+def _write_rows(path: str, kind: str, file: Path) -> None:
+    rows = tqdm(_rows(path, kind), desc=f"Reading {os.path.basename(path)}", unit=" rows")
     with atomic_write(file) as beside, beside.open("w", encoding="utf-8") as out:
         for row in rows:
             out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
 
 
-def _rows(path: str) -> Iterator[dict]:
-    """The rows of a parquet or Arrow file; fields that are null are left out."""
+def _rows(path: str, kind: str) -> Iterator[dict]:
+    """The rows of a table, see TABLES; fields that are null are left out."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise InputError(
-            f"{path}: reading {format_of(path)} takes pyarrow: pip install 'llme_jax[formats]'"
+            f"{path}: reading {kind} takes pyarrow: pip install 'llme_jax[formats]'"
         ) from None
-    if format_of(path) == "parquet":
+    if kind == "parquet":
         batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+    elif kind == "Arrow":
+        reader = pyarrow.ipc.open_file(pyarrow.memory_map(path))
+        batches = map(reader.get_batch, range(reader.num_record_batches))
     else:
-        source = pyarrow.memory_map(path)
-        with open(path, "rb") as file:
-            whole = file.read(6) == b"ARROW1"
-        reader = (pyarrow.ipc.open_file if whole else pyarrow.ipc.open_stream)(source)
-        batches = map(reader.get_batch, range(reader.num_record_batches)) if whole else reader
+        batches = pyarrow.ipc.open_stream(pyarrow.memory_map(path))
     for batch in batches:
         for row in batch.to_pylist():
             yield {name: value for name, value in row.items() if value is not None}

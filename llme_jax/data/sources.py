@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.formats import as_lines, format_of
+from llme_jax.data.formats import BLOCK, as_lines, format_of
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write, digest
 from llme_jax.files.cache import cache_dir, check_cache
@@ -29,7 +29,6 @@ from llme_jax.files.storage import one_sentence, writing
 BUILDER = "llm_embedder"  # datasets of llme_jax.build_tfds
 TFDS = "tensorflow_datasets."  # how the names of its classes begin
 EXTRA = "extra"  # in those: a JSON object with the fields that no column holds
-BLOCK = 1 << 22  # bytes downloaded at a time
 TOGETHER = 256  # examples read at a time; one by one takes five times as long
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 # What tells two versions of a file with the same size apart; each file system has its own.
@@ -256,21 +255,20 @@ def _check_features(name: str, path: Path) -> None:
     """
     if not path.is_file():
         return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+    classes = []
+    try:  # the hook sees every object in it
+        json.loads(
+            path.read_text(encoding="utf-8"),
+            object_hook=lambda part: classes.append(str(part.get("pythonClassName", TFDS))),
+        )
     except ValueError as error:
         raise InputError(f"{name}: {path} is not readable JSON ({error})") from None
-    parts = [content]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            class_name = str(part.get("pythonClassName", TFDS))
-            if not class_name.startswith(TFDS):
-                raise InputError(
-                    f"{name}: {path} names the class {class_name}, which is not one of TFDS and "
-                    "would be imported: build the dataset with classes of TFDS"
-                )
-        parts += part.values() if isinstance(part, dict) else part if type(part) is list else []
+    for class_name in classes:
+        if not class_name.startswith(TFDS):
+            raise InputError(
+                f"{name}: {path} names the class {class_name}, which is not one of TFDS and "
+                "would be imported: build the dataset with classes of TFDS"
+            )
 
 
 def _shards(name: str, folder: str, builder, split: str) -> list[str]:

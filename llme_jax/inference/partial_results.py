@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from llme_jax.data.arrays import left_before
 from llme_jax.data.prefetch import prefetch
 from llme_jax.errors import RunError
 from llme_jax.files.atomic import atomic_write, digest
@@ -61,8 +62,8 @@ class PartialResults:
         if jax.process_index() == 0:
             for path in sorted(folder.glob("[0-9]*-[0-9]*.npy")):
                 start, stop = map(int, path.stem.split("-"))
-                part = _read(path, int(self._first[stop] - self._first[start]))
-                if part is None:
+                part = left_before(path, int(self._first[stop] - self._first[start]), 1)
+                if part is None or not np.isfinite(part).all():
                     logger.warning("%s is damaged: its pairs are scored again", path)
                 else:
                     self._set(start, stop, part)
@@ -157,13 +158,3 @@ class PartialResults:
     def _set(self, start: int, stop: int, scores: np.ndarray) -> None:
         self.scores[self._first[start] : self._first[stop]] = scores
         self._done[start:stop] = True
-
-
-def _read(path: Path, size: int) -> np.ndarray | None:
-    """The scores in a part; None where it is damaged."""
-    try:
-        part = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    fits = part.shape == (size,) and part.dtype == np.float32 and np.isfinite(part).all()
-    return part if fits else None

@@ -44,7 +44,7 @@ class BertConfig:
     attention_probs_dropout_prob: float
     first_position: int  # row of the first token in the position table
     embedding_size: int  # of the tables; another than hidden_size is projected to it
-    source: str = field(compare=False, repr=False)  # config.json as it was read, for saving
+    source: str = field(compare=False, repr=False)  # all of config.json, for saving
     terms: ClassVar[frozenset[str]] = frozenset()  # positions that attention scores by themselves
 
     @classmethod
@@ -54,7 +54,7 @@ class BertConfig:
         Raises:
             InputError: the file describes a model that this module does not compute.
         """
-        given, source = read_json(path), path.read_text(encoding="utf-8")
+        given = read_json(path)
         model_type = given["model_type"]
         if given.get("position_embedding_type", "absolute") != "absolute":
             raise InputError(
@@ -69,7 +69,7 @@ class BertConfig:
             **values,
             first_position=first,
             embedding_size=width or values["hidden_size"],
-            source=source,
+            source=json.dumps(given),
         )
 
     def saved(self) -> str:

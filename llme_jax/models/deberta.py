@@ -5,6 +5,7 @@ weights, as in bert.py, from which everything comes that is the same. Unlike the
 relative positions is not dropped from in training: all texts of a batch share it.
 """
 
+import json
 import math
 from dataclasses import dataclass, field
 from functools import cache
@@ -51,7 +52,7 @@ class DebertaConfig:
     farthest: int  # relative position that is told from others
     shared: bool  # are positions projected as contents are?
     normed: bool  # is the table of relative positions normalised?
-    source: str = field(compare=False, repr=False)  # config.json as it was read, for saving
+    source: str = field(compare=False, repr=False)  # all of config.json, for saving
 
     saved = bert.BertConfig.saved
 
@@ -62,7 +63,7 @@ class DebertaConfig:
         Raises:
             InputError: the file describes a model that this module does not compute.
         """
-        given, source = read_json(path), path.read_text(encoding="utf-8")
+        given = read_json(path)
         unsaid = bert.UNSAID | {"layer_norm_eps": 1e-7, "type_vocab_size": 0}
         values = checked(path, given, bert.NEEDED, unsaid)
         if given.get("conv_kernel_size", 0) > 0:
@@ -87,7 +88,7 @@ class DebertaConfig:
             farthest=farthest if farthest > 0 else values["max_position_embeddings"],
             shared=given.get("share_att_key", False),
             normed="layer_norm" in given.get("norm_rel_ebd", "none").lower(),
-            source=source,
+            source=json.dumps(given),
         )
 
     @property

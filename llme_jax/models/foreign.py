@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from llme_jax.config.setting import WANTED
 from llme_jax.errors import InputError
 
 _POINTER = b"version https://git-lfs"
@@ -61,8 +62,7 @@ def check_type(path: Path, name: str, value, wanted: type) -> None:
     """
     allowed = (int, float) if wanted is float else (wanted,)
     if type(value) not in allowed:
-        kind = {int: "a whole number", float: "a number", str: "a text"}[wanted]
-        raise InputError(f"{path}: {name} is {json.dumps(value)}; give {kind}")
+        raise InputError(f"{path}: {name} is {json.dumps(value)}; give {WANTED[wanted]}")
 
 
 def check_file(path: Path) -> None:

@@ -63,8 +63,8 @@ def load_dense(folder: Path) -> np.ndarray | None:
     """Kernel [D, D] of the dense pooler in `folder`: as saved here, or LLM-Embedder's file."""
     if (folder / DENSE / "config.json").is_file():
         weight = open_tensors(folder / DENSE)["linear.weight"][...]
-    elif (folder / "dense_pooler.bin").is_file():
-        weight = read_torch(folder / "dense_pooler.bin")["weight"]
+    elif (folder / f"{DENSE}.bin").is_file():
+        weight = read_torch(folder / f"{DENSE}.bin")["weight"]
     else:
         return None
     return np.ascontiguousarray(weight.T, np.float32)
@@ -72,7 +72,7 @@ def load_dense(folder: Path) -> np.ndarray | None:
 
 def has_dense(folder: Path) -> bool:
     """Whether `load_dense` would find a dense pooler; reads nothing."""
-    files = ("dense_pooler/config.json", "dense_pooler.bin")
+    files = (f"{DENSE}/config.json", f"{DENSE}.bin")
     return any((folder / file).is_file() for file in files)
 
 

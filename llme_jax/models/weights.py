@@ -173,7 +173,7 @@ def load_params(folder: Path, shapes: dict) -> dict:
 
     params = jax.tree_util.tree_map_with_path(read, _matched(folder, shapes))
     finite = jax.tree.map(lambda leaf: bool(np.isfinite(leaf).all()), params)
-    _refuse_others(folder, finite)
+    _check_finite(folder, finite)
     return params
 
 
@@ -207,11 +207,11 @@ def load_params_to(folder: Path, shapes: dict, shardings: dict) -> dict:
     matched = _matched(folder, shapes)
     params = jax.tree_util.tree_map_with_path(read, shapes, shardings, matched)
     finite = jax.jit(lambda params: jax.tree.map(lambda x: jnp.isfinite(x).all(), params))(params)
-    _refuse_others(folder, finite)
+    _check_finite(folder, finite)
     return params
 
 
-def _refuse_others(folder: Path, finite: dict) -> None:
+def _check_finite(folder: Path, finite: dict) -> None:
     """
     Args:
         finite: of each parameter, whether all its numbers are.

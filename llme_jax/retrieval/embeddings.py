@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from llme_jax.data.arrays import left_before
 from llme_jax.data.tokens import TokenStore
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write, digest
@@ -77,7 +78,7 @@ def encode_to_disk(
     starts = range(0, len(store), shard)
     paths = [place / f"{start:012d}.npy" for start in starts]
     sizes = [min(shard, len(store) - start) for start in starts]
-    have = everywhere([_is_whole(*shard) for shard in zip(paths, sizes, strict=True)])
+    have = everywhere(list(map(_is_whole, paths, sizes)))
     if must_exist and not have.all():
         raise InputError(
             f"--load_encode: {folder} has no embeddings of this corpus by this encoder with these "
@@ -98,14 +99,10 @@ def encode_to_disk(
 
 
 def _is_whole(path: Path, texts: int) -> bool:
-    """Whether a shard is there, and of the size that is written down in it."""
+    """Whether a shard is there, with as many vectors."""
     if not path.exists():
         return False
-    try:
-        vectors = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        vectors = np.zeros(0)
-    if vectors.ndim == 2 and len(vectors) == texts and vectors.dtype == np.float32:
+    if left_before(path, texts, 2, mmap_mode="r") is not None:
         return True
     logger.warning("%s is damaged: its texts are encoded again", path)
     return False

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from llme_jax.config import Config, EvalConfig, TextConfig
 from llme_jax.config.retrieval import NQ_CUTOFFS
-from llme_jax.data.corpus import Corpus, EvalData
+from llme_jax.data.corpus import NEED_POSITIVES, Corpus, EvalData
 from llme_jax.data.sources import local_file
 from llme_jax.files.storage import open_folder, result_path
 from llme_jax.models.dual_encoder import DualEncoder
@@ -34,7 +34,7 @@ def open_data(config: TextConfig, metrics: list[str]) -> tuple[Corpus, EvalData]
 
 def depth(settings: EvalConfig) -> int:
     """Keys that are looked for: as many as are kept, and as the metrics look at."""
-    ranks = settings.cutoffs if {*settings.metrics} & {"mrr", "recall", "ndcg"} else []
+    ranks = settings.cutoffs if {*settings.metrics} & NEED_POSITIVES else []
     return max([settings.hits, *ranks, *(NQ_CUTOFFS if "nq" in settings.metrics else [])])
 
 
@@ -57,6 +57,8 @@ class Identical:
 
     def without(self, scores: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores and ids [Q, hits] of what is left, in order; -1 fills up."""
+        if not self._passages:
+            return scores, ids
         scores, ids, width = scores.copy(), ids.copy(), ids.shape[1]
         for i, passages in self._passages.items():
             left = ~np.isin(ids[i], passages)

@@ -200,9 +200,10 @@ def mine(
         if hit is None:
             continue
         text = corpus.text(hit.id)
-        if same_text(text) == query:
+        same = same_text(text)
+        if same == query:
             report.drop("with the text of the query")
-        elif same_text(text) in texts:
+        elif same in texts:
             report.drop("with the text of a positive or of another negative")
         elif settings.filter_answers and has_answer(text, answers):
             report.drop("with an answer")
@@ -211,7 +212,7 @@ def mine(
         elif reranker is not None and reranker[hit.id] > ceiling:
             report.drop("scored too high by the reranker")
         else:
-            texts.add(same_text(text))
+            texts.add(same)
             taken[hit] = text
     report.add(rankings[0], positives, list(taken), settings.max_neg_num)
     return taken

@@ -56,14 +56,15 @@ def retrieve(config: RetrieveConfig) -> int:
     if jax.process_index() != 0:
         return 0
 
-    metrics = measure(settings, corpus, eval_data, ranking.ids)
-    if how.load_result:
-        metrics = found_within(metrics, ranking.ids.shape[1], len(corpus))
-    else:
+    found = ranking.ids
+    if not how.load_result:
         ranking = ranking.first(settings.hits)
         if settings.save_result:
             write_result(result, eval_data.query_ids, ranking.ids, ranking.scores)
             logger.info("hits: %s", result)
+    metrics = measure(settings, corpus, eval_data, found)
+    if how.load_result:
+        metrics = found_within(metrics, found.shape[1], len(corpus))
     if metrics:
         publish_metrics(output_dir, eval_data.path, settings, metrics, config.flat())
 

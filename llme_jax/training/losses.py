@@ -68,8 +68,8 @@ def kl_distill(
     loss: DistillConfig,
 ) -> Float[Array, ""]:
     """KL(softmax(teacher / tau_t) || softmax(own / tau_s)), mean over the rows that have scores."""
-    logits = teacher_logits(teacher_scores, loss)
-    teacher, log_teacher = jax.nn.softmax(logits, axis=1), jax.nn.log_softmax(logits, axis=1)
+    log_teacher = jax.nn.log_softmax(teacher_logits(teacher_scores, loss), axis=1)
+    teacher = jnp.exp(log_teacher)
     log_student = jax.nn.log_softmax(own_scores / loss.student_temperature, axis=1)
     terms = jnp.where(teacher > 0, teacher * (log_teacher - log_student), 0.0)
     return mean_where(terms.sum(axis=1), has_scores)

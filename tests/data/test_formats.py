@@ -100,5 +100,5 @@ def test_what_cannot_be_read(content, message, tmp_path):
 def test_packages_that_are_missing(module, name, tmp_path, monkeypatch):
     WRITE[name](tmp_path / name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match="pip install"):
+    with pytest.raises(InputError, match=f"takes {module}: pip install 'llme_jax.formats.'$"):
         local_file(name, "/nowhere")
