@@ -1,6 +1,7 @@
 """Rows, batches, and how to compare them."""
 
 import random
+from hashlib import blake2b
 
 import jax
 import numpy as np
@@ -49,3 +50,13 @@ def assert_same(one, other):
 def joined(parts):
     """The batch whose consecutive devices' parts these are."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def hash_of(text: str) -> list[int]:
+    """What a batch calls a key: its hash in two halves."""
+    value = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+    return [value & 0xFFFFFFFF, value >> 32]
+
+
+def texts_of(ids, lengths, tokenizer) -> list[str]:
+    return [tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True)]

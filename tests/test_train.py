@@ -1,6 +1,7 @@
 """The command as a person uses it: runs, kills, continues, several processes, bad input."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -169,10 +170,19 @@ def test_from_a_damaged_checkpoint_to_the_one_before(data, uninterrupted, tmp_pa
     assert len(saved) > 1
     newest = out / f"checkpoint-{saved[-1]}/state"
     damaged = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    damaged.write_bytes(damaged.read_bytes()[:100])
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 4  # Orbax would not notice
+    damaged.write_bytes(content)
     said = finish(start(argv))
     assert "is damaged (" in said and "going back to the checkpoint before" in said
     assert f"continuing {out} at step {saved[-2]} of {STEPS}" in said
+    assert_same_bits(weights(out), weights(uninterrupted))
+
+    shutil.rmtree(newest.parent)
+    shutil.rmtree(out / f"checkpoint-{STEPS}")
+    shutil.copytree(out / f"checkpoint-{saved[-2]}", newest.parent)  # another step's
+    said = finish(start(argv))
+    assert f"is damaged (it is that of step {saved[-2]})" in said
     assert_same_bits(weights(out), weights(uninterrupted))
 
     for path in out.glob("checkpoint-*/state"):

@@ -45,10 +45,18 @@ class TextConfig(SourceConfig):
         unit="TEMPLATE",
         may_change=True,
     )
-    version: Literal["bge", "llm-embedder", "e5", "instructor"] = setting(
-        "bge", "The table of instructions and of training recipes to use."
+    version: Literal["bge", "llm-embedder", "e5", "instructor", "model"] = setting(
+        "bge",
+        "The table of instructions and of training recipes to use; model: the prompts in the "
+        "model's own folder.",
     )
     add_instruction: bool = setting(True, "Put the task's instruction before queries and keys.")
+    query_instruction: str | None = setting(
+        None, "Own text before every query, instead of what --version has.", unit="TEXT"
+    )
+    key_instruction: str | None = setting(
+        None, "Own text before every key, instead of what --version has.", unit="TEXT"
+    )
     query_max_length: int = setting(
         256, "Longest query, special tokens included; the rest is cut off.", unit="TOKENS", least=1
     )

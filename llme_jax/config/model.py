@@ -58,12 +58,15 @@ class EncoderConfig(HubConfig):
         reads="model",
     )
     tie_encoders: bool = setting(True, "Encode keys with the query encoder.")
-    pooling_method: list[str] = setting(
-        ["cls"],
-        "How token vectors become one: cls or mean, and dense behind it for an extra layer.",
+    pooling_method: list[str] | None = setting(
+        None,
+        "How token vectors become one [as the model's folder says, else cls]; with dense, an extra "
+        "layer behind it.",
         choices=POOLINGS,
     )
-    dense_metric: Literal["cos", "ip", "l2"] = setting(
-        "cos", "Similarity of query and key: cosine, inner product or negative distance."
+    dense_metric: Literal["cos", "ip", "l2"] | None = setting(
+        None,
+        "Similarity of query and key: cosine, inner product or negative distance [as the model's "
+        "folder says, else cos].",
     )
     dtype: str = setting("auto", DTYPE_HELP, **DTYPES)

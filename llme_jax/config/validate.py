@@ -166,8 +166,9 @@ def _check_cache_variable() -> None:
 
 
 def _check_encoder(encoder: EncoderConfig) -> None:
-    if len({"cls", "mean"} & set(encoder.pooling_method)) != 1:
+    pooling = encoder.pooling_method
+    if pooling is not None and (not pooling or {"cls", "mean"} <= {*pooling}):
         raise InputError(
-            f"--pooling_method {' '.join(encoder.pooling_method)}: give exactly one of cls and "
-            "mean, with dense behind it if you want the extra layer"
+            f"--pooling_method {' '.join(pooling)}: give one of cls and mean, with dense behind it "
+            "if you want the extra layer"
         )

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from llme_jax.files.atomic import atomic_write
+from llme_jax.files.checksums import is_sealed, seal_file
+
 BUFFERED = 1 << 16  # values kept as Python numbers until they are written together
 
 
@@ -47,6 +50,14 @@ class ArrayWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Writes an array that `left_before` reads; it is there as a whole or not at all."""
+    with atomic_write(path) as beside:
+        with beside.open("wb") as file:
+            np.save(file, array)
+        seal_file(beside)
+
+
 def left_before(path: Path, rows: int, dims: int, **how) -> np.ndarray | None:
     """What an earlier run left: float32 of so many rows and dimensions; None where it is damaged.
 
@@ -54,6 +65,8 @@ def left_before(path: Path, rows: int, dims: int, **how) -> np.ndarray | None:
         how: to open it, as in `numpy.load`.
     """
     try:
+        if not is_sealed(path):
+            return None
         array = np.load(path, allow_pickle=False, **how)
     except (OSError, ValueError, EOFError):
         return None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from llme_jax.data.corpus import NEED_POSITIVES, check_answers
-from llme_jax.data.rows import query_of, shown, strings_of, task_of
+from llme_jax.data.rows import prompt_of, query_of, shown, strings_of, task_of
 from llme_jax.errors import InputError
 
 NOWHERE = -2  # a positive that is no candidate, and those after it: -3, -4, ...
@@ -21,6 +21,7 @@ class CandidateRow(NamedTuple):
     answers: list[str]
     numbered: bool  # are the ids numbers in the corpus?
     source: str  # the fields that the keys come from
+    prompt: str | None  # what is put before this query, where queries get an instruction
 
 
 # The ids and texts of a row's candidates that come from elsewhere, by the row and its number.
@@ -72,7 +73,9 @@ def parse_candidates(
         check_answers(record.get("answers"))
     answers = record.get("answers") if "nq" in metrics else []
     relevant = [*dict.fromkeys(relevant)]
-    return CandidateRow(query, task, keys, ids, relevant, answers, numbered, source)
+    return CandidateRow(
+        query, task, keys, ids, relevant, answers, numbered, source, prompt_of(record)
+    )
 
 
 def _source(record: dict) -> str:

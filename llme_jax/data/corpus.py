@@ -16,7 +16,15 @@ from string import Formatter
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.rows import BadRows, query_id_of, read_lines, shown, strings_of, task_of
+from llme_jax.data.rows import (
+    BadRows,
+    prompt_of,
+    query_id_of,
+    read_lines,
+    shown,
+    strings_of,
+    task_of,
+)
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 
@@ -118,6 +126,7 @@ class EvalData:
     Attributes:
         query_ids: int or str, no two alike.
         task: the task of all rows, or None.
+        prompts: a row's own text before its query, or None.
         positives: passages that answer the query, each once; None when no metric needs them.
         answers: accepted answers; None when no metric needs them.
         digest: hash of the file's content.
@@ -131,6 +140,7 @@ class EvalData:
         self.texts: list[str] = []
         self.query_ids: list[int | str] = []
         self.task: str | None = None
+        self.prompts: list[str | None] = []
         self.positives: list[list[int]] | None = [] if NEED_POSITIVES & set(metrics) else None
         self.answers: list[list[str]] | None = [] if "nq" in metrics else None
         rows = read_queries(self.path, metrics=metrics, corpus_size=corpus_size, bad_rows=BadRows())
@@ -138,6 +148,7 @@ class EvalData:
             self.task = row.get("task")
             self.query_ids.append(query_id)
             self.texts.append(row["query"])
+            self.prompts.append(row.get("prompt"))
             if self.positives is not None:
                 self.positives.append(list(dict.fromkeys(row["pos_index"])))
             if self.answers is not None:
@@ -195,6 +206,7 @@ def _checked_query(row: dict, metrics: set[str], corpus_size: int | None) -> dic
         raise InputError(f'query is {_shown(query)}: every row needs "query", a string')
     query_id_of(row, 0)
     task_of(row)
+    prompt_of(row)
     if NEED_POSITIVES & metrics or ("collate_neg" in metrics and row.get("pos_index")):
         _check_pos_index(row.get("pos_index"), corpus_size)
     if "nq" in metrics:

@@ -3,11 +3,16 @@
 Source: TASK_CONFIG in LLM-Embedder's `src/retrieval/data.py` (MIT).
 """
 
+import logging
+from dataclasses import replace
 from os import PathLike
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from llme_jax.config import TextConfig
 from llme_jax.errors import InputError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T", bound=TextConfig)
 
 
 class Instruction(NamedTuple):
@@ -142,13 +147,65 @@ def find_instruction(version: str, task: str | None) -> Instruction:
     return _of_task(TASK_INSTRUCTIONS[version], version, task, "--add_instruction false")
 
 
-def instruction_of(data: TextConfig, task: str | None) -> Instruction:
-    """What is put before texts of a task: what --version has for it, if --add_instruction says so.
+def instruction_of(data: TextConfig, task: str | None, prompt: str | None = None) -> Instruction:
+    """What is put before texts of a task: own texts, else what --version has for it.
+
+    Args:
+        prompt: the row's own text before its query; it counts where queries get any.
 
     Raises:
         InputError: the version has no instruction for the task; the caller adds file and line.
     """
-    return find_instruction(data.version, task) if data.add_instruction else NO_INSTRUCTION
+    query, key = data.query_instruction, data.key_instruction
+    if prompt is not None and (data.add_instruction or query is not None):
+        query = prompt
+    of_table = NO_INSTRUCTION
+    if data.add_instruction and (query is None or key is None):
+        of_table = find_instruction(data.version, task)
+    return Instruction(
+        of_table.query if query is None else query, of_table.key if key is None else key
+    )
+
+
+def with_model_prompts(data: T, name: str, prompts: tuple[str, str] | None) -> T:
+    """The settings, with the model's own prompts as instructions where --version model asks so.
+
+    It is said when other texts are used than those the model was trained with.
+
+    Args:
+        name: of the model.
+        prompts: those of its folder, before a query and before a key.
+
+    Raises:
+        InputError: they are asked for, and there are none.
+    """
+    if data.version == "model" and data.add_instruction:
+        if prompts is None:
+            raise InputError(
+                f"{name}: its folder has no prompts, which --version model takes; give another "
+                "--version, or --query_instruction and --key_instruction"
+            )
+        own = data.query_instruction, data.key_instruction
+        query, key = (p if text is None else text for text, p in zip(own, prompts, strict=True))
+        logger.info("before each query: %r, before each key: %r", query, key)
+        return replace(data, query_instruction=query, key_instruction=key)
+    chosen = data.query_instruction is not None or data.key_instruction is not None
+    if prompts is not None and not chosen and prompts not in (used := _possible(data)):
+        of_task = " or others of its table" if len(used) > 1 else ""
+        logger.warning(
+            "%s: was made for %r before a query and %r before a key, its folder says; now they are "
+            "%r and %r%s; --version model takes the folder's",
+            *(name, *prompts, *used[0], of_task),
+        )
+    return data
+
+
+def _possible(data: TextConfig) -> list[Instruction]:
+    """What texts of some task can get."""
+    tasks = [None]
+    if data.add_instruction:
+        tasks = [*TASK_INSTRUCTIONS.get(data.version, tasks)]
+    return [instruction_of(data, task) for task in tasks]
 
 
 def find_eval_instruction(data: TextConfig, path: str | PathLike, task: str | None) -> Instruction:

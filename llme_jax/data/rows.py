@@ -23,6 +23,14 @@ from llme_jax.files.atomic import atomic_write
 logger = logging.getLogger(__name__)
 
 SCORES_OF = "teacher_scores_of"  # the field that names others than these
+# Fields of training rows: what training reads, and what the other commands read and write.
+KNOWN_FIELDS = {
+    *("query", "pos", "neg", "history", "task", "prompt"),
+    *("teacher_scores", SCORES_OF, "pos_scores", "neg_scores"),
+    *("query_id", "pos_index", "neg_index", "answers", "key", "key_index"),
+    *("neg_source", "neg_rank", "neg_score", "neg_reranker_score"),
+    *("score_inputs", "context_inputs", "query_inputs", "answer_inputs"),
+}
 T = TypeVar("T")
 
 
@@ -34,6 +42,8 @@ class Row(NamedTuple):
     positives: int  # how many of the keys are positives
     teacher_scores: list[float] | None  # one a key
     task: str | None
+    prompt: str | None = None  # what is put before this query, where queries get an instruction
+    unread: frozenset[str] = frozenset()  # fields that no command knows
 
     def score_range(self) -> tuple[float, float, int]:
         """Highest and lowest teacher score, and the first key with the highest; NaN and 0 where
@@ -161,7 +171,8 @@ def parse_row(record: dict) -> Row:
         _check_scores("teacher_scores", scores, len(pos) + len(neg), names)
     elif names == "pos + neg":
         scores = _scores_apart(record, pos, neg)
-    return Row(query, pos + neg, len(pos), scores, task)
+    unread = frozenset(record.keys() - KNOWN_FIELDS)
+    return Row(query, pos + neg, len(pos), scores, task, prompt_of(record), unread)
 
 
 def parse_scoring_row(record: dict, tasks: Collection[str]) -> ScoringRow:
@@ -222,6 +233,19 @@ def task_of(record: dict) -> str | None:
     if not isinstance(task, str | None):
         raise InputError(f"task is {shown(task)}: give a string, as in qa or tool")
     return task
+
+
+def prompt_of(record: dict) -> str | None:
+    prompt = record.get("prompt")
+    if not isinstance(prompt, str | None):
+        raise InputError(f"prompt is {shown(prompt)}: give a string, the text before the query")
+    return prompt
+
+
+def not_read(fields: list[str]) -> str:
+    """Of fields that no command knows: a misspelt name costs its data without a word."""
+    more = f" and {len(fields) - 8} more" if len(fields) > 8 else ""
+    return f"training does not read these fields: {', '.join(fields[:8])}{more}"
 
 
 def _candidates(record: dict) -> tuple[list[str], list[str], str]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from llme_jax.data.arrays import ArrayWriter
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_dir
+from llme_jax.files.checksums import kept
 
 # One call of the tokenizer sees so many texts and characters at most, which bounds its memory.
 CHUNK_TEXTS = 4096
@@ -174,16 +174,15 @@ def tokenize(
         desc: what the progress bar says.
     """
     folder = Path(cache) / "tokens" / name
-    if not folder.is_dir():
-        with (
-            atomic_dir(folder) as beside,
-            TokenWriter(
-                beside, tokenizer, max_length=max_length, truncation_side=truncation_side
-            ) as writer,
-        ):
+
+    def build(beside: Path) -> None:
+        with TokenWriter(
+            beside, tokenizer, max_length=max_length, truncation_side=truncation_side
+        ) as writer:
             for text in tqdm(texts, desc=desc, total=total, unit=" texts"):
                 writer.append(text)
-    return TokenStore(folder)
+
+    return TokenStore(kept(folder, build))
 
 
 def bare_tokens(

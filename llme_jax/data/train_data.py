@@ -15,7 +15,7 @@ from llme_jax.data.dataset import Dataset, check_one_recipe, make_dataset
 from llme_jax.data.instructions import check_recipes
 from llme_jax.data.pairs import PairLayout, Pairs
 from llme_jax.data.plan import Plan, PlannedBatch
-from llme_jax.data.rows import BadRows, expand_paths
+from llme_jax.data.rows import BadRows, expand_paths, not_read
 from llme_jax.data.select import select_keys
 from llme_jax.data.tokens import TokenStore, fingerprint
 from llme_jax.data.train_store import TrainStore, open_store
@@ -277,6 +277,9 @@ def prepare(
         path: open_store(path, data, tokenizer, tokenizer_name, cache, bad_rows, layout)
         for path in dict.fromkeys(paths)
     }
+    for path, store in stores.items():
+        if store.unread:
+            logger.warning("%s: %s", path, not_read(store.unread))
     datasets, repeats = [], Counter()
     for path in paths:
         folder = Path(path).absolute().parent.name

@@ -25,9 +25,10 @@ from llme_jax.data.pairs import PairLayout
 from llme_jax.data.rows import BadRows, Row, parse_row, read_lines
 from llme_jax.data.select import Candidates, RowSummary
 from llme_jax.data.tokens import TokenStore, TokenWriter
-from llme_jax.files.atomic import atomic_dir, atomic_write, digest
+from llme_jax.files.atomic import atomic_write, digest
+from llme_jax.files.checksums import kept
 
-FORMAT = 2  # goes up when the files below change their meaning
+FORMAT = 3  # goes up when the files below change their meaning
 REMEMBERED_TEXTS = 2_000_000  # keys among which a repeated text is found, about 250 MB
 
 # Candidates of row i are entries offsets[i]:offsets[i + 1] of `candidates` and `scores`, the
@@ -53,6 +54,7 @@ class TrainStore:
         offsets, candidates, scores, lines, key_hash: see COLUMNS.
         rows: what the row filters look at.
         tasks: how many rows each task has ("" where a row names none).
+        unread: fields that no command knows.
         content: hash of the file.
         layout: how queries and keys are joined to pairs; None where they are read apart.
     """
@@ -74,6 +76,7 @@ class TrainStore:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.tasks: dict[str, int] = meta["tasks"]
         self.bad_rows: list[tuple[int, str]] = meta["bad_rows"]
+        self.unread: list[str] = meta["unread"]
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -110,26 +113,32 @@ def open_store(
     Raises:
         InputError: the file has more invalid lines than `bad_rows` allows.
     """
-    version = data.version if data.add_instruction else None
+    instructions = [data.query_instruction, data.key_instruction]
+    if data.add_instruction:
+        table = TASK_INSTRUCTIONS | COMMON_INSTRUCTIONS
+        instructions += [data.add_instruction, table.get(data.version)]
     content = _content_hash(path, cache)
     key = digest(
         FORMAT,
         content,
         tokenizer_name,
-        COMMON_INSTRUCTIONS.get(version) or TASK_INSTRUCTIONS.get(version),
+        instructions,
         *_lengths(data, layout),
         data.truncation_side,
         *(("bare",) if layout else ()),
     )
     folder = cache / "train" / key
-    if folder.is_dir():
-        store = TrainStore(folder, content, layout)
+    built = []
+
+    def build(beside: Path) -> None:
+        _build(beside, path, data, tokenizer, bad_rows, layout)
+        built.append(beside)
+
+    store = TrainStore(kept(folder, build), content, layout)
+    if not built:
         for line, reason in store.bad_rows:
             bad_rows.add(path, line, reason)
-        return store
-    with atomic_dir(folder) as beside:
-        _build(beside, path, data, tokenizer, bad_rows, layout)
-    return TrainStore(folder, content, layout)
+    return store
 
 
 def _lengths(data: DataConfig, layout: PairLayout | None) -> tuple[int, int]:
@@ -156,7 +165,7 @@ def _build(
 
     def convert(record: dict) -> _InstructedRow:
         row = parse_row(record)
-        return _InstructedRow(row, instruction_of(data, row.task))
+        return _InstructedRow(row, instruction_of(data, row.task, row.prompt))
 
     known_bad = len(bad_rows.found)
     with ExitStack() as stack:
@@ -165,6 +174,7 @@ def _build(
             builder.append(line, row, instruction)
     bad = [(line, reason) for _, line, reason in bad_rows.found[known_bad:]]
     meta = {"source": path, "tasks": builder.tasks, "bad_rows": bad}
+    meta["unread"] = sorted(builder.unread)
     (folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
 
 
@@ -190,6 +200,7 @@ class _Builder:
         self._columns["offsets"].append(0)
         self._seen: dict[int, int] = {}  # hash of instruction and text -> index of the text
         self.tasks: dict[str, int] = {}
+        self.unread: set[str] = set()
 
     def append(self, line: int, row: Row, instruction: Instruction) -> None:
         columns = self._columns
@@ -202,6 +213,7 @@ class _Builder:
         columns["n_pos"].append(row.positives)
         for name, value in zip(("highest", "lowest", "best"), row.score_range(), strict=True):
             columns[name].append(value)
+        self.unread |= row.unread
         self.tasks[row.task or ""] = self.tasks.get(row.task or "", 0) + 1
 
     def _key_index(self, text: str, instruction: str, salt: int) -> int:
@@ -225,13 +237,16 @@ def _hash(text: str) -> int:
 
 
 def _content_hash(path: str, cache: Path) -> str:
-    """Hash of a file's bytes, remembered by size and time of change: large files open at once."""
-    stat = os.stat(path)
+    """Hash of a file's bytes, remembered by size and times: large files open at once."""
+    stat = os.stat(path)  # a copy can keep size and time of change, but not inode and ctime
     known_path = cache / "train" / "files.json"
-    name, state = os.path.realpath(path), [stat.st_size, stat.st_mtime_ns]
+    name, state = (
+        os.path.realpath(path),
+        [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino],
+    )
     known = _known_hashes(known_path)
-    if name in known and known[name][:2] == state:
-        return known[name][2]
+    if name in known and known[name][:-1] == state:
+        return known[name][-1]
     content = blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

@@ -12,7 +12,7 @@ from numpy import ndarray
 from llme_jax.config import DataConfig, DoctorConfig, EncoderConfig, LossConfig, TextConfig
 from llme_jax.data.corpus import Corpus, read_queries
 from llme_jax.data.dataset import check_one_recipe
-from llme_jax.data.instructions import check_recipes, find_eval_instruction
+from llme_jax.data.instructions import check_recipes, find_eval_instruction, with_model_prompts
 from llme_jax.data.rows import expand_paths
 from llme_jax.data.sources import local_file
 from llme_jax.data.tokens import plain_backend
@@ -44,6 +44,10 @@ def examine(config: DoctorConfig) -> int:
             check_writable(flag, path, is_file=True)
     paths = expand_paths(data.train_data, data.data_root, data.dataset_cache_dir)
     tokenizer = plain_backend(_find_tokenizer(encoder))
+    if data.version == "model":
+        from llme_jax.models.space import encoder_prompts  # needs jax, which takes a second
+
+        data = with_model_prompts(data, encoder.query_encoder, encoder_prompts(encoder))
     evaluation = _read_eval(data, measured.metrics)
     files, facts = [], []
     for path in dict.fromkeys(paths):

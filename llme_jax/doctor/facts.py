@@ -41,6 +41,7 @@ class FileFacts:
 
     Attributes:
         bad: lines that are no valid row.
+        unread: fields that no command knows.
         flaws: valid rows that are questionable, by what is wrong with them.
         query_lengths, key_lengths: tokens of all queries, and of all distinct keys.
         queries, keys, positives: hashes of the distinct texts; of a key, also of its instruction.
@@ -48,6 +49,7 @@ class FileFacts:
 
     path: str
     bad: Lines = field(default_factory=Lines)
+    unread: set[str] = field(default_factory=set)
     flaws: dict[str, Lines] = field(default_factory=lambda: {name: Lines() for name in FLAWS})
     tasks: Counter = field(default_factory=Counter)
     query_lengths: Lengths = field(default_factory=Lengths)
@@ -73,6 +75,7 @@ class FileFacts:
             if found:
                 self.flaws[name].add(self.path, line)
         self.tasks[row.task or ""] += 1
+        self.unread |= row.unread
         scores = row.teacher_scores or []
         self.score_sum += sum(scores)
         self.score_count += len(scores)
@@ -126,6 +129,7 @@ class FileFacts:
             "group_negatives": data.train_group_size - 1,
             "few_negatives": int((n_neg < data.train_group_size - 1).sum()),
             "teacher_scores": self._teacher_scores(rows),
+            "unread_fields": sorted(self.unread),
             **{name: lines.summary() for name, lines in self.flaws.items()},
         }
 
@@ -161,7 +165,7 @@ def read_facts(path: str, data: DataConfig, tokenizer) -> FileFacts:
 
     def convert(record: dict) -> tuple[Row, Instruction]:
         row = parse_row(record)
-        return row, instruction_of(data, row.task)
+        return row, instruction_of(data, row.task, row.prompt)
 
     facts = FileFacts(path)
     texts = _Texts(facts, tokenizer)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import PurePath
 
+from llme_jax.data.rows import not_read
 from llme_jax.doctor.counts import Lines
 
 WORTH_SAYING = 0.01  # share of texts that are cut off
@@ -47,6 +48,8 @@ def _bad_lines(name: str, count: int, listed: list[tuple[int, str]], remedy: str
 
 def _remarks(file: dict) -> Iterator[str]:
     """Of one file, in the order of the table."""
+    if fields := file["unread_fields"]:
+        yield not_read(fields)
     if flaw := _rows(file["empty_texts"], "an empty query or key"):
         yield f"{flaw}: remove it, it is trained on like any other"
     if flaw := _rows(file["duplicate_queries"], "the query of an earlier row"):

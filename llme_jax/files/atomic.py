@@ -1,5 +1,6 @@
 """Files and folders that appear under their names only when they are whole; digests."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -30,6 +31,8 @@ def atomic_dir(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         beside.mkdir(parents=True)
     try:
         yield beside
+        for path in beside.rglob("*"):
+            _to_disk(path)
         if replace and folder.exists():
             folder.rename(old)
         try:
@@ -39,9 +42,30 @@ def atomic_dir(folder: Path, *, replace: bool = False) -> Iterator[Path]:
                 old.rename(folder)
             if replace or not folder.is_dir():
                 raise
+        _to_disk(folder.parent)
     finally:
         for leftover in (beside, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+            remove(leftover)
+
+
+def _to_disk(path: Path) -> None:
+    """A name must not outlive a crash of the machine that its content does not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a disk that cannot
+            raise
+    finally:
+        os.close(handle)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a folder that may be there; of a link the link alone, not what it points to."""
+    if folder.is_symlink():
+        folder.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -63,7 +87,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         beside.touch()
     try:
         yield beside
+        _to_disk(beside)
         os.replace(beside, path)
+        _to_disk(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 

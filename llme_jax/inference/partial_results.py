@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from llme_jax.data.arrays import left_before
+from llme_jax.data.arrays import left_before, save_array
 from llme_jax.data.prefetch import prefetch
 from llme_jax.errors import RunError
 from llme_jax.files.atomic import atomic_write, digest
@@ -110,8 +110,7 @@ class PartialResults:
             self._set(start, stop, part)
             if jax.process_index() == 0:
                 path = self._folder / f"{start:012d}-{stop:012d}.npy"
-                with atomic_write(path) as beside, beside.open("wb") as file:
-                    np.save(file, part)
+                save_array(path, part)
 
     def fill(
         self,

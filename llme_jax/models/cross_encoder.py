@@ -164,7 +164,7 @@ def _add_head(params: dict, folder: Path, head: Head, width: int, spread: float,
     """Puts the head's parameters beside the encoder's: those of the folder, else new ones.
 
     Raises:
-        InputError: they are of another shape.
+        InputError: they are of another shape, or hold values that are not finite.
     """
     tensors, new = open_tensors(folder), []
     rng = np.random.default_rng(seed % 2**63)
@@ -184,6 +184,11 @@ def _add_head(params: dict, folder: Path, head: Head, width: int, spread: float,
                 )
             kernel = np.ascontiguousarray(weight.T, np.float32)
             layer = {"kernel": kernel, "bias": np.asarray(bias, np.float32)}
+            if not all(np.isfinite(part).all() for part in layer.values()):
+                raise InputError(
+                    f"{folder}: there are values in {found[0]} that are not finite (NaN, "
+                    "infinity); give other weights"
+                )
         else:
             new.append(name)
         place = params

@@ -1,12 +1,10 @@
 """The encoder pair that is trained: queries and keys to vectors of one space."""
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llme_jax.config import EncoderConfig
@@ -16,11 +14,10 @@ from llme_jax.models import sentence_transformers
 from llme_jax.models.dropout import DropoutKey
 from llme_jax.models.families import ENCODERS, Architecture, read_config
 from llme_jax.models.platform import compute_dtype
-from llme_jax.models.pooling import normalize, pool
+from llme_jax.models.pooling import Dense, normalize, pool
+from llme_jax.models.space import open_space
 from llme_jax.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
 from llme_jax.models.weights import find_model, load_params, save_params
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,7 @@ class DualEncoder:
     key_config: Architecture
     tied: bool
     pooling: Literal["cls", "mean"]
+    dense: tuple[Dense, ...]  # the layers behind it, the same for queries and keys
     metric: Literal["cos", "ip", "l2"]
     dtype: Literal["float32", "bfloat16"]
     remat: bool
@@ -42,7 +40,7 @@ class DualEncoder:
     @property
     def width(self) -> int:
         """D, the width of the embeddings."""
-        return self.query_config.hidden_size
+        return self.dense[-1].width if self.dense else self.query_config.hidden_size
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -54,6 +52,10 @@ class DualEncoder:
         """The rules that place the parameters."""
         families = (ENCODERS[c.model_type] for c in (self.query_config, self.key_config))
         return tuple(dict.fromkeys(rule for family in families for rule in family.SHARDING))
+
+    def layers(self, params: dict) -> list[tuple[Dense, dict]]:
+        """Each layer behind pooling with its parameters, in order."""
+        return [(layer, params["dense_pooler"][str(i)]) for i, layer in enumerate(self.dense)]
 
     def check_lengths(self, query_max_length: int, key_max_length: int) -> None:
         """Refuses limits beyond the encoders' position tables.
@@ -95,20 +97,28 @@ class DualEncoder:
         hidden = ENCODERS[config.model_type].hidden_states(
             config, self.dtype, self.remat, weights, ids, lengths, dropout_key=dropout_key
         )
-        dense = params["dense_pooler"]["kernel"] if "dense_pooler" in params else None
-        embeddings = pool(hidden, lengths, self.pooling, dense)
+        embeddings = pool(hidden, lengths, self.pooling)
+        for layer, of_layer in self.layers(params):
+            embeddings = layer(of_layer, embeddings)
         return normalize(embeddings) if self.metric == "cos" else embeddings
 
 
 def load_dual_encoder(
-    config: EncoderConfig, *, remat: bool = False
+    config: EncoderConfig, *, remat: bool = False, new_dense: bool = True
 ) -> tuple[DualEncoder, dict, object]:
     """Read the encoder or encoders that `config` names.
 
+    Pooling, similarity and the layers behind pooling are those of the folder, as
+    sentence-transformers reads it, unless `config` says otherwise.
+
+    Args:
+        new_dense: a dense pooler that is asked for, and that the folder does not have, is drawn.
+
     Returns:
         The encoder; its parameters, a nested dict of float32 numpy arrays: `encoder` (tied) or
-        `query_encoder` and `key_encoder`, and `dense_pooler` when pooling_method has dense; the
-        tokenizer, a fast one of transformers, which neither cuts nor pads by itself.
+        `query_encoder` and `key_encoder`, and `dense_pooler` where there are layers behind
+        pooling, by their number; the tokenizer, a fast one of transformers, which neither cuts
+        nor pads by itself.
 
     Raises:
         InputError: a model cannot be found, read or served, or the two do not fit together.
@@ -116,7 +126,7 @@ def load_dual_encoder(
     names = [config.query_encoder] + ([] if config.tie_encoders else [config.key_encoder])
     folders = [find_model(name, config.model_cache_dir) for name in names]
     for folder in folders:
-        sentence_transformers.check_modules(folder)
+        sentence_transformers.read_modules(folder)  # are they served?
     configs = [read_config(folder / "config.json", ENCODERS) for folder in folders]
     tokenizers = [load_tokenizer(folder) for folder in folders]
     if configs[0].hidden_size != configs[-1].hidden_size:
@@ -134,16 +144,18 @@ def load_dual_encoder(
         for folder, c in zip(folders, configs, strict=True)
     ]
     params = dict(zip(_folders(config.tie_encoders), trees, strict=True))
-    if "dense" in config.pooling_method:
-        params["dense_pooler"] = {"kernel": _dense_kernel(folders[0], configs[0].hidden_size)}
-    pooling = "cls" if "cls" in config.pooling_method else "mean"
-    _warn_of_other_pooling(folders[0], pooling, dense="dense_pooler" in params)
+    space = open_space(
+        config, dict(zip(names, folders, strict=True)), configs[0].hidden_size, new_dense=new_dense
+    )
+    if space.layers:
+        params["dense_pooler"] = {str(i): of_layer for i, (_, of_layer) in enumerate(space.layers)}
     encoder = DualEncoder(
         query_config=configs[0],
         key_config=configs[-1],
         tied=config.tie_encoders,
-        pooling=pooling,
-        metric=config.dense_metric,
+        pooling=space.pooling,
+        dense=tuple(layer for layer, _ in space.layers),
+        metric=space.metric,
         dtype=compute_dtype(config.dtype),
         remat=remat,
     )
@@ -179,9 +191,9 @@ def save_dual_encoder(
             sentence_transformers.save_modules(
                 beside,
                 pooling=encoder.pooling,
-                dense=params["dense_pooler"]["kernel"] if "dense_pooler" in params else None,
+                dense=encoder.layers(params),
                 metric=encoder.metric,
-                width=encoder.width,
+                width=config.hidden_size,
                 # One folder has one limit; the larger one cuts neither queries nor keys short.
                 max_length=max(query_max_length, key_max_length),
                 prompts=prompts,
@@ -190,28 +202,3 @@ def save_dual_encoder(
 
 def _folders(tied: bool) -> tuple[str, ...]:
     return ("encoder",) if tied else ("query_encoder", "key_encoder")
-
-
-def _dense_kernel(folder: Path, width: int) -> np.ndarray:
-    kernel = sentence_transformers.load_dense(folder)
-    if kernel is None:
-        _logger.warning("%s: no dense pooler in this folder, it starts from random", folder)
-        bound = width**-0.5  # as torch.nn.Linear starts
-        return np.random.default_rng(0).uniform(-bound, bound, (width, width)).astype(np.float32)
-    if kernel.shape != (width, width):
-        raise InputError(
-            f"{folder}: the dense pooler is {kernel.shape}, the encoder {width} wide; give the "
-            "one that was trained with this encoder"
-        )
-    return kernel
-
-
-def _warn_of_other_pooling(folder: Path, pooling: str, *, dense: bool) -> None:
-    stored = sentence_transformers.stored_pooling(folder)
-    if stored not in (None, pooling):
-        _logger.warning(
-            "%s: 1_Pooling/config.json says %s, --pooling_method says %s, which is used",
-            folder, stored, pooling,
-        )  # fmt: skip
-    if not dense and sentence_transformers.has_dense(folder):
-        _logger.warning("%s: has a dense pooler, --pooling_method does not use it", folder)

@@ -30,29 +30,31 @@ def read_json(path: Path, kind: type = dict):
     return content
 
 
-def listed_modules(folder: Path) -> list[tuple[str, Path]]:
-    """Kind and folder of the modules of a sentence-transformers model, in order.
+def model_root(folder: Path) -> Path:
+    """The folder of a whole sentence-transformers model.
 
     Args:
-        folder: of the model, or of its Transformer where that lies in a folder of its own; the
-            list is empty for others.
+        folder: of its Transformer, where config.json lies; mostly the same.
+    """
+    if (folder / "modules.json").is_file():
+        return folder
+    above = [place for _, place in listed_modules(folder.parent)]
+    return folder.parent if folder in above else folder
+
+
+def listed_modules(root: Path) -> list[tuple[str, Path]]:
+    """Kind and folder of the modules of a sentence-transformers model, in order; none for others.
 
     Raises:
         InputError: modules.json cannot be read.
     """
-    for root in (folder, folder.parent):
-        path = root / "modules.json"
-        if path.is_file():
-            listed = read_json(path, list)
-            try:
-                found = [(m["type"].split(".")[-1], root / m["path"]) for m in listed]
-            except (TypeError, KeyError, AttributeError):
-                raise InputError(
-                    f"{path}: a module has no type and path; copy the file again"
-                ) from None
-            if root == folder or folder in [place for _, place in found]:
-                return found
-    return []
+    path = root / "modules.json"
+    if not path.is_file():
+        return []
+    try:
+        return [(m["type"].split(".")[-1], root / m["path"]) for m in read_json(path, list)]
+    except (TypeError, KeyError, AttributeError):
+        raise InputError(f"{path}: a module has no type and path; copy the file again") from None
 
 
 def check_type(path: Path, name: str, value, wanted: type) -> None:

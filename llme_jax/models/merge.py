@@ -11,8 +11,10 @@ import numpy as np
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
-from llme_jax.models import sentence_transformers
 from llme_jax.models.families import ENCODERS, read_config
+from llme_jax.models.foreign import model_root
+from llme_jax.models.sentence_transformers import read_modules
+from llme_jax.models.space import load_layers
 from llme_jax.models.tokenizer import load_tokenizer
 from llme_jax.models.weights import find_model, load_params, save_params
 
@@ -37,9 +39,7 @@ def merge_encoders(
     folders = [find_model(name, cache_dir) for name in names]
     config = read_config(folders[0] / "config.json", ENCODERS)
     vocabulary = load_tokenizer(folders[0]).get_vocab()
-    shapes = ENCODERS[config.model_type].abstract_params(config)
-    merged = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float64), shapes)
-    dense = None
+    merged, first = None, None
     for name, folder, weight in zip(names, folders, weights, strict=True):
         if read_config(folder / "config.json", ENCODERS) != config:
             raise InputError(
@@ -49,24 +49,27 @@ def merge_encoders(
             raise InputError(
                 f"{name}: another vocabulary than {names[0]}; give encoders of one base"
             )
-        kernel = sentence_transformers.load_dense(folder)
-        if (kernel is None) != (sentence_transformers.load_dense(folders[0]) is None):
+        own = load_layers(read_modules(folder).dense, config.hidden_size)
+        encoder = load_params(folder, ENCODERS[config.model_type].abstract_params(config))
+        tree = [encoder, *({"linear": params} for _, params in own)]
+        tree = jax.tree.map(lambda leaf, w=weight: w * leaf.astype(np.float64), tree)
+        kind = [layer for layer, _ in own], jax.tree.structure(tree)
+        if merged is None:
+            merged, first = tree, kind
+        elif kind != first:
             raise InputError(
-                f"{name}: one of it and {names[0]} has a dense pooler; give both one, or none"
+                f"{name}: other layers behind pooling than {names[0]}; give encoders of one base"
             )
-        params = load_params(folder, shapes)
-        merged = jax.tree.map(lambda sum, own, w=weight: sum + w * own, merged, params)
-        if kernel is not None:
-            dense = weight * kernel + (0 if dense is None else dense)
+        else:
+            merged = jax.tree.map(np.add, merged, tree)
+    root, places = model_root(folders[0]), [folders[0], *read_modules(folders[0]).dense]
     with atomic_dir(out / "encoder", replace=True) as beside:
         shutil.copytree(
-            folders[0],
+            root,
             beside,
             dirs_exist_ok=True,
             ignore=lambda _, files: [f for f in files if f.endswith(LEFT_OUT)],
         )
-        merged = jax.tree.map(lambda leaf: leaf.astype(np.float32), merged)
-        save_params(beside / "model.safetensors", merged)
-        if dense is not None:
-            sentence_transformers.save_dense(beside / "dense_pooler", dense.astype(np.float32))
+        for place, params in zip(places, merged, strict=True):
+            save_params(beside / place.relative_to(root) / "model.safetensors", params)
     return out / "encoder"

@@ -1,23 +1,45 @@
 """From token vectors to one vector a text."""
 
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from llme_jax.models.layers import ACTIVATIONS
 
-def pool(
-    hidden: Float[Array, "B L D"],
-    lengths: Int[Array, "B"],
-    method: str,
-    dense: Float[Array, "D D"] | None = None,
-) -> Float[Array, "B D"]:
-    """The first token's vector (`cls`) or the mean over the text (`mean`), times `dense`."""
+# By the name of the class in torch.nn, in lower case.
+AFTER_DENSE = {
+    "identity": lambda x: x,
+    "tanh": jnp.tanh,
+    "sigmoid": lambda x: 1 / (1 + jnp.exp(-x)),
+    **{name: ACTIVATIONS[name] for name in ("gelu", "relu", "silu")},
+}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A layer behind pooling, as sentence-transformers' Dense; it has a bias if the file has one.
+
+    Attributes:
+        width: numbers that come out.
+        activation: a name in AFTER_DENSE.
+    """
+
+    width: int
+    activation: str = "identity"
+
+    def __call__(self, params: dict, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
+        x = jnp.matmul(x, params["kernel"], precision="highest")
+        return AFTER_DENSE[self.activation](x + params["bias"] if "bias" in params else x)
+
+
+def pool(hidden: Float[Array, "B L D"], lengths: Int[Array, "B"], method: str):
+    """The first token's vector (`cls`) or the mean over the text (`mean`), [B, D]."""
     if method == "cls":
-        pooled = hidden[:, 0]
-    else:
-        inside = jnp.arange(hidden.shape[1]) < lengths[:, None]
-        total = jnp.where(inside[..., None], hidden, 0.0).sum(1)
-        pooled = total / jnp.maximum(lengths, 1)[:, None]
-    return pooled if dense is None else jnp.matmul(pooled, dense, precision="highest")
+        return hidden[:, 0]
+    inside = jnp.arange(hidden.shape[1]) < lengths[:, None]
+    total = jnp.where(inside[..., None], hidden, 0.0).sum(1)
+    return total / jnp.maximum(lengths, 1)[:, None]
 
 
 def normalize(x: Float[Array, "B D"]) -> Float[Array, "B D"]:

@@ -32,8 +32,9 @@ _CHECKPOINT = ("encoder", "query_encoder", "ranker")  # folders of a checkpoint 
 _DOWNLOADED = [
     # Not *.safetensors: some repositories hold the weights a second time in another format.
     "config.json", "model*.safetensors", "model.safetensors.index.json", "modules.json",
-    "*_Pooling/*", "dense_pooler*", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "chat_template*", "sentencepiece*", "spiece.model",
+    "config_sentence_transformers.json", "*_Pooling/*", "*_Dense/*", "dense_pooler*", "tokenizer*",
+    "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "sentencepiece*", "spiece.model",
 ]  # fmt: skip
 
 
@@ -289,7 +290,8 @@ def fingerprint_params(params) -> str:
 
 def fingerprint_files(folder: Path) -> str:
     """A name for the weights of a model's folder, from every bit of their files."""
-    files = sorted([*folder.glob("model*.safetensors"), *folder.glob("*.bin")])
+    names = "model.safetensors", "pytorch_model.bin"
+    files = sorted({path for name in names for path in _shards(folder, name)})
     bar = tqdm(files, desc="Hashing weights", unit=" files", leave=False)
     return digest([digest_file(path) for path in bar])
 

@@ -11,14 +11,15 @@ from jax.sharding import Mesh, NamedSharding
 
 from llme_jax.config import RankConfig, RankDataConfig
 from llme_jax.data.candidates import CandidateRow
-from llme_jax.data.instructions import instruction_of
+from llme_jax.data.instructions import instruction_of, with_model_prompts
 from llme_jax.data.pairs import PairLayout, Pairs, pair_layout
 from llme_jax.data.tokens import bare_tokens, fingerprint
 from llme_jax.data.widths import fine_width
 from llme_jax.devices.sharding import make_mesh, replicated
 from llme_jax.inference.over_store import over_store, rows_a_batch
 from llme_jax.models.cross_encoder import CrossEncoder, load_cross_encoder
-from llme_jax.models.weights import fingerprint_params
+from llme_jax.models.sentence_transformers import read_prompts
+from llme_jax.models.weights import find_model, fingerprint_params
 from llme_jax.retrieval.encode import on_every_device
 
 T = TypeVar("T")
@@ -57,6 +58,17 @@ def open_ranker(config: RankConfig) -> tuple[CrossEncoder, dict, object, PairLay
     return encoder, params, tokenizer, pair_layout(tokenizer, limit, config.data.truncation_side)
 
 
+def with_own_prompts(config: RankConfig) -> RankConfig:
+    """See `with_model_prompts`.
+
+    Raises:
+        InputError: the model cannot be found, or has no prompts that are asked for.
+    """
+    folder = find_model(config.ranker.ranker, config.ranker.model_cache_dir)
+    data = with_model_prompts(config.data, config.ranker.ranker, read_prompts(folder))
+    return replace(config, data=data)
+
+
 def open_cross_scorer(config: RankConfig) -> Scoring:
     """Scores with the cross-encoder that `config` names, on the devices of this process.
 
@@ -74,7 +86,9 @@ def open_cross_scorer(config: RankConfig) -> Scoring:
         "model": repr(replace(encoder, remat=False)),
         "tokenizer": fingerprint(tokenizer),
         "pairs": repr(layout),
-        "instruction": data.version if data.add_instruction else "",
+        "instruction": repr(
+            (data.add_instruction and data.version, data.query_instruction, data.key_instruction)
+        ),
     }
     return Scoring(describe, scorer.tokens, partial(scorer.bound, params))
 
@@ -111,7 +125,7 @@ class CrossScorer:
         Raises:
             InputError: --version has no instruction for a row's task.
         """
-        instructions = [instruction_of(self._data, row.task) for row in rows]
+        instructions = [instruction_of(self._data, row.task, row.prompt) for row in rows]
         queries = [i.query + row.query for i, row in zip(instructions, rows, strict=True)]
         keys: dict[str, int] = {}
         numbers = [

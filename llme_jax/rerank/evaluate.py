@@ -36,7 +36,7 @@ def open_candidates(config: RankConfig, found: Found | None = None) -> ScoringDa
         query_id_of(record, number)
         row = parse_candidates(record, number, metrics=metrics, found=found)
         if config.ranker.ranker_method == "cross-encoder":
-            instruction_of(data, row.task)  # is there one?
+            instruction_of(data, row.task, row.prompt)  # is there one?
         return row
 
     return ScoringData(path, parse)

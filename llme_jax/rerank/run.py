@@ -20,7 +20,7 @@ from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable, result_path
 from llme_jax.inference.partial_results import PartialResults, parts_folder
 from llme_jax.lm.teacher_report import show_report
-from llme_jax.rerank.cross_scorer import open_cross_scorer
+from llme_jax.rerank.cross_scorer import open_cross_scorer, with_own_prompts
 from llme_jax.rerank.evaluate import open_candidates
 from llme_jax.rerank.outputs import Files, write_all
 from llme_jax.rerank.yes_no import open_yes_no
@@ -43,6 +43,8 @@ def rerank(config: RankConfig) -> int:
     """Returns the exit code."""
     settings, output_dir = config.evaluation, Path(config.training.output_dir)
     _check_outputs(config)
+    if config.ranker.ranker_method == "cross-encoder":
+        config = with_own_prompts(config)
     opening = {"cross-encoder": open_cross_scorer, "yes-no": open_yes_no}
     scorer = opening[config.ranker.ranker_method](config)  # its errors come before a large file
     found, describe, passages = _found(config)

@@ -18,8 +18,9 @@ from tqdm import tqdm
 from llme_jax.config import RetrievalConfig, TextConfig
 from llme_jax.data.corpus import Corpus
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_dir, digest
+from llme_jax.files.atomic import digest
 from llme_jax.files.cache import cache_dir
+from llme_jax.files.checksums import kept
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +70,8 @@ def _index(java, corpus: Corpus, how: RetrievalConfig, data: TextConfig) -> Path
     """The folder of the corpus' Lucene index, built when the cache does not have it."""
     key = digest(corpus.digest, corpus.key_template, how.language, java.jar)
     folder = cache_dir(data.dataset_cache_dir) / "lucene" / key
-    if folder.is_dir():
-        return folder
-    with atomic_dir(folder) as beside:
+
+    def build(beside: Path) -> None:
         collection = beside / "collection"
         collection.mkdir()
         _write_collection(collection, corpus)
@@ -87,7 +87,8 @@ def _index(java, corpus: Corpus, how: RetrievalConfig, data: TextConfig) -> Path
         empty = len(corpus) - java.count(str(beside))
         if empty:
             logger.warning("%d passages have no text, Lucene has not indexed them", empty)
-    return folder
+
+    return kept(folder, build)
 
 
 def _write_collection(folder: Path, corpus: Corpus, parts: int = 64) -> None:

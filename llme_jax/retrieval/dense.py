@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from llme_jax.config import RetrievalConfig, TextConfig
 from llme_jax.data.corpus import Corpus, EvalData
-from llme_jax.data.instructions import find_eval_instruction
+from llme_jax.data.instructions import find_eval_instruction, instruction_of
 from llme_jax.data.tokens import TokenStore, fingerprint, tokenize
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest
@@ -53,12 +53,13 @@ class DenseRetriever:
         self._config, self._encoder, self._mesh = config, encoder, mesh
         self._pad_id = tokenizer.pad_token_id
         instruction = find_eval_instruction(config, eval_data.path, eval_data.task)
-        self._queries, _ = self._tokens(
-            tokenizer, "query", eval_data, eval_data.texts, instruction.query
+        queries = (
+            instruction_of(config, eval_data.task, prompt).query + text
+            for prompt, text in zip(eval_data.prompts, eval_data.texts, strict=True)
         )
-        self._keys, self._keys_name = self._tokens(
-            tokenizer, "key", corpus, corpus, instruction.key
-        )
+        self._queries, _ = self._tokens(tokenizer, "query", eval_data, queries, instruction.query)
+        keys = (instruction.key + text for text in corpus)
+        self._keys, self._keys_name = self._tokens(tokenizer, "key", corpus, keys, instruction.key)
 
     def __call__(self, params, *, hits: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores and ids of every query's hits, as `index.search` returns them."""
@@ -88,7 +89,8 @@ class DenseRetriever:
             "texts": self._keys_name,
         }
         saved = index_path(folder, digest(sorted(describe.items())), factory)
-        (there,) = everywhere([saved.exists()])
+        index = open_index(saved)
+        (there,) = everywhere([index is not None])
         if how.load_index and not there:
             raise InputError(
                 f"--load_index: {folder} has no {factory} index of this corpus by this encoder; "
@@ -98,7 +100,7 @@ class DenseRetriever:
             empty_index(self._encoder.width, factory, self._encoder.metric)
         encode = self._encoding(params, batch_size)
         if there:
-            return search_index(open_index(saved), encode("query", self._queries), hits, batch_size)
+            return search_index(index, encode("query", self._queries), hits, batch_size)
         keys, made = encode_to_disk(
             folder, self._keys, describe, partial(encode, "key"), must_exist=how.load_encode
         )
@@ -137,13 +139,17 @@ class DenseRetriever:
     def _tokens(
         self, tokenizer, field: str, source: Corpus | EvalData, texts: Iterable[str], prefix: str
     ) -> tuple[TokenStore, str]:
-        """The tokens of all texts, and a name for everything they depend on."""
+        """The tokens of all texts, and a name for everything they depend on.
+
+        Args:
+            prefix: the instruction in front of them, where a row has none of its own.
+        """
         length = getattr(self._config, f"{field}_max_length")
         template = self._config.key_template if field == "key" else None
         side = self._config.truncation_side
         name = digest(field, source.digest, template, prefix, fingerprint(tokenizer), length, side)
         store = tokenize(
-            (prefix + text for text in texts),
+            texts,
             tokenizer,
             max_length=length,
             truncation_side=side,

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,10 +12,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from llme_jax.data.arrays import left_before
+from llme_jax.data.arrays import left_before, save_array
 from llme_jax.data.tokens import TokenStore
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_write, digest
+from llme_jax.files.atomic import atomic_write, digest, remove
 
 logger = logging.getLogger(__name__)
 
@@ -92,8 +91,7 @@ def encode_to_disk(
     for start, path, size, there in zip(starts, paths, sizes, have, strict=True):
         if not there:
             rows = encode(store.part(start, start + size))
-            with atomic_write(path) as beside, beside.open("wb") as file:
-                np.save(file, rows)
+            save_array(path, rows)
     embeddings = Embeddings([np.load(path, mmap_mode="r") for path in paths])
     return embeddings, None if have.all() else place
 
@@ -112,7 +110,7 @@ def forget(place: Path) -> None:
     """Deletes the embeddings in `place`, once no process reads them any more."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(str(place))
-    shutil.rmtree(place, ignore_errors=True)
+    remove(place)
     with suppress(OSError):  # other embeddings are in it
         place.parent.rmdir()
 

@@ -1,5 +1,6 @@
 """Approximate search: any index that faiss can make of a factory string, on the CPU."""
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,10 @@ from tqdm import tqdm
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
+from llme_jax.files.checksums import is_sealed, seal_file
 from llme_jax.retrieval.exact import Rows
+
+logger = logging.getLogger(__name__)
 
 TRAINED_ON = 1 << 18  # keys at most; k-means itself takes 256 a centroid
 ADDED = 1 << 16  # keys at a time
@@ -22,7 +26,12 @@ def index_path(folder: Path, name: str, factory: str) -> Path:
 
 
 def open_index(path: Path):
-    """Reads a saved index."""
+    """Reads a saved index; None where there is none, or it is not as it was written."""
+    if not path.is_file():
+        return None
+    if not is_sealed(path):
+        logger.warning("%s is damaged: it is not used", path)
+        return None
     return _faiss().read_index(str(path))
 
 
@@ -59,6 +68,7 @@ def build_index(keys: Rows, factory: str, metric: Literal["cos", "ip", "l2"], se
 def save_index(index, path: Path) -> None:
     with atomic_write(path) as beside:
         _faiss().write_index(index, str(beside))
+        seal_file(beside)
 
 
 def search_index(

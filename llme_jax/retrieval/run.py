@@ -1,6 +1,7 @@
 """One retrieval, from settings to files: find, save, measure, collate."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -9,10 +10,12 @@ import numpy as np
 from llme_jax.config import RetrieveConfig
 from llme_jax.config.retrieval import COLLATIONS
 from llme_jax.data.corpus import Corpus, EvalData
+from llme_jax.data.instructions import with_model_prompts
 from llme_jax.devices import sharding
 from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable, result_path
 from llme_jax.models.dual_encoder import load_dual_encoder
+from llme_jax.models.space import encoder_prompts
 from llme_jax.retrieval.bm25 import lucene_search
 from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.evaluate import Identical, depth, measure, open_data
@@ -38,8 +41,12 @@ def retrieve(config: RetrieveConfig) -> int:
     _check_outputs(config)
     loaded = None
     if how.retrieval_method == "dense" and not how.load_result:
-        loaded = load_dual_encoder(config.encoder)  # its errors come before a large corpus is read
+        # Its errors come before a large corpus is read.
+        loaded = load_dual_encoder(config.encoder, new_dense=False)
         loaded[0].check_lengths(config.data.query_max_length, config.data.key_max_length)
+        encoder = config.encoder
+        data = with_model_prompts(config.data, encoder.query_encoder, encoder_prompts(encoder))
+        config = replace(config, data=data)
     corpus, eval_data = open_data(config.data, settings.metrics)
     output_dir = Path(how.output_dir)
     fused = [_read(path, corpus, eval_data) for path in config.mining.fuse or []]

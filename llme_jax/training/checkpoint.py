@@ -2,6 +2,7 @@
 
     {output_dir}/checkpoint-{step}/encoder    a Hugging Face folder; a task may name it otherwise
     {output_dir}/checkpoint-{step}/state      step, parameters, optimizer state (Orbax)
+    {output_dir}/checkpoint-{step}/checksums.json    of the state, whose values Orbax does not check
     {output_dir}/best                         link to the best checkpoint
 
 Both parts are written in the background, beside their place, and renamed when they are whole;
@@ -22,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
+from llme_jax.files import checksums
 from llme_jax.files.storage import MARKER, in_bucket, temporary_folder, upload
 from llme_jax.training.step import TrainState
 
@@ -48,6 +50,7 @@ class Checkpoints:
         self._export: threading.Thread | None = None
         self._export_error: BaseException | None = None
         self._pending_best: int | None = None
+        self._unsealed: Path | None = None
 
     def path(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step}"
@@ -86,7 +89,10 @@ class Checkpoints:
         """
         self.wait()
         path = self.path(step)
+        if not in_bucket(path) and path.is_symlink():  # into somebody else's folder
+            path.unlink(missing_ok=True)
         path.mkdir(parents=True, exist_ok=True)
+        self._unsealed = path
         if jax.process_index() == 0:
             self._export = threading.Thread(target=self._run_export, args=(export, path))
             self._export.start()
@@ -114,10 +120,12 @@ class Checkpoints:
         if self._export_error is not None:
             raise self._export_error
         if jax.process_index() == 0:
+            if self._unsealed is not None and not in_bucket(self._unsealed):
+                checksums.seal(self._unsealed, "state")
             if self._pending_best is not None:
                 self._link_best(self._pending_best)
             self._delete_old()
-        self._pending_best = None
+        self._pending_best = self._unsealed = None
 
     def mark_best(self, step: int) -> None:
         """Points `best` to the checkpoint of `step` as soon as that is whole."""
@@ -143,6 +151,8 @@ class Checkpoints:
             if in_bucket(path):
                 (path / MARKER).unlink()
                 path.rmtree()
+            elif path.is_symlink():  # what it points to is not of this run
+                path.unlink()
             else:
                 os.rename(path / "state", path / "state.deleted")
                 shutil.rmtree(path)
@@ -180,8 +190,11 @@ class Checkpoints:
         )
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of one checkpoint, see `restore_newest`."""
+        """The state of one checkpoint, see `restore_newest`; a ValueError where it is damaged."""
         path = self.path(step) / "state"
+        sealed = not in_bucket(path) and (path.parent / checksums.NAME).is_file()
+        if sealed and (found := checksums.damage(path.parent)):
+            raise ValueError(found)
         saved = self._orbax.metadata(path).item_metadata.tree
         # Of a named tuple Orbax keeps a dict, whose paths are the same words.
         found, wanted = (
@@ -195,4 +208,7 @@ class Checkpoints:
                 f"{path} holds another model: {name} is {found.get(name, 'absent')} there and "
                 f"{wanted.get(name, 'absent')} in this run; give another --output_dir"
             )
-        return self._orbax.restore(path, like)
+        state = self._orbax.restore(path, like)
+        if int(state.step) != step:
+            raise ValueError(f"it is that of step {int(state.step)}")
+        return state

@@ -12,7 +12,7 @@ from llme_jax.config import RankConfig
 from llme_jax.data.pairs import PairLayout
 from llme_jax.models.cross_encoder import FOLDER, CrossEncoder, save_cross_encoder
 from llme_jax.models.families import forward_flops
-from llme_jax.rerank.cross_scorer import open_ranker
+from llme_jax.rerank.cross_scorer import open_ranker, with_own_prompts
 from llme_jax.rerank.evaluate import RerankEvaluator
 from llme_jax.training import rank_losses
 from llme_jax.training.chunks import over_blocks
@@ -26,6 +26,7 @@ def open_cross(config: RankConfig) -> Opened:
         InputError: as `open_ranker`.
     """
     encoder, params, tokenizer, layout = open_ranker(config)
+    config = with_own_prompts(config)
     return Opened(CrossTask(config, encoder, tokenizer, layout), params, {})
 
 

@@ -12,9 +12,10 @@ from numpy import ndarray
 
 from llme_jax.config import Config, LossConfig
 from llme_jax.data.batch import Batch
-from llme_jax.data.instructions import instruction_of
+from llme_jax.data.instructions import instruction_of, with_model_prompts
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder, save_dual_encoder
 from llme_jax.models.families import forward_flops
+from llme_jax.models.space import encoder_prompts
 from llme_jax.retrieval.evaluate import RetrievalEvaluator
 from llme_jax.training import losses
 from llme_jax.training.chunks import over_blocks
@@ -31,6 +32,10 @@ def open_dual(config: Config) -> Opened:
         config.encoder, remat=config.training.gradient_checkpointing
     )
     encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
+    prompts = encoder_prompts(config.encoder)
+    config = replace(
+        config, data=with_model_prompts(config.data, config.encoder.query_encoder, prompts)
+    )
     return Opened(DualTask(config, encoder, tokenizer), params, {})
 
 

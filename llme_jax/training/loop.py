@@ -56,7 +56,7 @@ def train(config: Config | RankConfig, open_task: OpenTask) -> int:
     task, params, frozen = open_task(config)
     bad_rows = BadRows(config.data.max_bad_rows)
     data = prepare(
-        *(config.data, config.loss, task.tokenizer),
+        *(task.config.data, config.loss, task.tokenizer),
         seed=settings.seed,
         bad_rows=bad_rows,
         layout=task.layout,

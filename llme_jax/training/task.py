@@ -36,6 +36,7 @@ class Task(Protocol):
     """Something that trains.
 
     Attributes:
+        config: the settings; `data` has the texts before queries and keys that the model asks for.
         flag: what names the model, for messages: "--query_encoder".
         tokenizer: a fast one of transformers; texts become tokens with it.
         rules: where parameters go, see `sharding.state_sharding`.
@@ -44,6 +45,7 @@ class Task(Protocol):
             batch has; None: it has `query` and `key`.
     """
 
+    config: Config | RankConfig
     flag: str
     tokenizer: object
     rules: tuple

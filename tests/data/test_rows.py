@@ -13,12 +13,12 @@ GOOD = {"query": "q", "pos": ["p"], "neg": ["n0", "n1"], "teacher_scores": [1, 0
 
 def test_a_row():
     row = parse_row(GOOD | {"task": "qa", "query_id": "x", "answers": None, "whatever": 1})
-    assert row == ("q", ["p", "n0", "n1"], 1, [1, 0.5, -2], "qa")
+    assert row == ("q", ["p", "n0", "n1"], 1, [1, 0.5, -2], "qa", None, {"whatever"})
 
 
 def test_history_stands_for_candidates_without_positives():
     row = parse_row({"query": "q", "history": ["a", "b"], "teacher_scores": [0, 1]})
-    assert row == ("q", ["a", "b"], 0, [0, 1], None)
+    assert row[:5] == ("q", ["a", "b"], 0, [0, 1], None)
 
 
 APART = {"query": "q", "pos": ["p"], "neg": ["n0", "n1"], "pos_scores": [9], "neg_scores": [1, 2]}
@@ -34,7 +34,7 @@ def test_scores_of_positives_and_negatives_apart():
 
 def test_nulls_are_as_good_as_nothing():
     row = parse_row({"query": "q", "pos": ["p"], "neg": None, "history": None, "task": None})
-    assert row == ("q", ["p"], 1, None, None)
+    assert row == ("q", ["p"], 1, None, None, None, frozenset())
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,7 @@ def test_nulls_are_as_good_as_nothing():
     [
         ({"query": None}, 'query is missing: every row needs "query", a string'),
         ({"query": 7}, 'query is 7: every row needs "query", a string'),
+        ({"prompt": 3}, "prompt is 3: give a string, the text before the query"),
         ({"task": ["qa"]}, 'task is ["qa"]: give a string, as in qa or tool'),
         ({"pos": "p"}, 'pos is "p": give a list of strings'),
         ({"neg": ["n0", 1]}, "neg[1] is 1: give a list of strings"),

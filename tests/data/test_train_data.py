@@ -2,31 +2,21 @@
 
 import logging
 import os
-from hashlib import blake2b
 
 import jax
 import numpy as np
 import pytest
-from samples import assert_same, in_order, make_rows, plan_rows
+from samples import assert_same, hash_of, in_order, make_rows, plan_rows
 
 from llme_jax.config import LossConfig
 from llme_jax.data import train_store
-from llme_jax.data.instructions import RECIPES, TASK_INSTRUCTIONS, find_instruction
+from llme_jax.data.instructions import RECIPES, TASK_INSTRUCTIONS
 from llme_jax.data.plan import Plan
 from llme_jax.data.rows import BadRows
 from llme_jax.data.widths import usual_width
 from llme_jax.errors import InputError
 
 TASKS = ("qa", "convsearch", "chat", "lrlm", "icl", "tool")
-
-
-def _hash(text: str) -> list[int]:
-    value = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
-    return [value & 0xFFFFFFFF, value >> 32]
-
-
-def _texts(ids, lengths, tokenizer) -> list[str]:
-    return [tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True)]
 
 
 def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, tokenizer):
@@ -47,8 +37,8 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, t
         keys += [instruction.key + text for text in texts]
         scores.append([row["teacher_scores"][j] if "teacher_scores" in row else 0 for j in picks])
         has_scores.append("teacher_scores" in row)
-        hashes += [_hash(text) for text in texts]
-        positives.append({tuple(_hash(text)) for text in row["pos"]})
+        hashes += [hash_of(text) for text in texts]
+        positives.append({tuple(hash_of(text)) for text in row["pos"]})
     for texts, ids, lengths, limit in (
         (queries, *in_order(batch.texts["query"]), 16),
         (keys, *in_order(batch.texts["key"]), 20),
@@ -66,18 +56,15 @@ def test_a_batch_is_what_the_tokenizer_makes_of_the_rows(write_rows, prepared, t
     assert [leaf.dtype.name for leaf in batch[1:]] == ["float32", "bool", "uint32", "uint32"]
 
 
-def test_every_row_has_the_instruction_of_its_task(write_rows, prepared, tokenizer):
-    rows = [{"query": "q", "pos": ["a"], "neg": ["b"], "task": task} for task in ("qa", "tool")]
+def test_fields_that_nobody_reads_are_named(write_rows, prepared, caplog):
+    rows = [row | {"type": "normal", "negatives": ["n"], "query_id": 3} for row in make_rows(3)]
     path = write_rows("t.json", rows)
-    data = prepared(path, version="llm-embedder", query_max_length=64, key_max_length=64)
-    batch = data.assemble(plan_rows([0, 1]))
-    queries = _texts(*in_order(batch.texts["query"]), tokenizer)
-    wanted = [find_instruction("llm-embedder", t).query + "q" for t in ("qa", "tool")]
-    assert queries == [tokenizer.decode(tokenizer(w)["input_ids"]) for w in wanted]
-    # one text, two instructions: other tokens, the same identity
-    assert batch.key_hash[0].tolist() == batch.key_hash[3].tolist() == _hash("a")
-    ids, _ = in_order(batch.texts["key"])
-    assert ids[0].tolist() != ids[3].tolist()
+    for _ in range(2):  # also when the tokens are there already
+        prepared(path)
+        assert f"{path}: training does not read these fields: negatives, type" in caplog.text
+        caplog.clear()
+    prepared(write_rows("t.json", make_rows(3)))
+    assert "does not read" not in caplog.text
 
 
 def test_a_key_taken_by_the_teacher_counts_as_positive(write_rows, prepared):
@@ -90,9 +77,9 @@ def test_a_key_taken_by_the_teacher_counts_as_positive(write_rows, prepared):
     batch = data.assemble(plan_rows([0, 1, 2]))
     hashes = [[tuple(h) for h in row] for row in batch.positive_hash.tolist()]
     expected = [["p", "n"], ["c", "c"], ["p", "r"]]
-    assert hashes == [[tuple(_hash(t)) for t in row] for row in expected]
+    assert hashes == [[tuple(hash_of(t)) for t in row] for row in expected]
     taken = ["n", "m", "m", "c", "a", "b", "p", "n", "n"]
-    assert batch.key_hash.tolist() == [_hash(t) for t in taken]
+    assert batch.key_hash.tolist() == [hash_of(t) for t in taken]
     assert batch.teacher_scores.tolist() == [[3, 1, 1], [3, 0, 1], [0, 0, 0]]
 
 
@@ -172,6 +159,8 @@ def test_a_warm_start_builds_and_reads_nothing(write_rows, prepared, monkeypatch
     [
         {"version": "e5"},
         {"add_instruction": False},
+        {"query_instruction": "own "},
+        {"key_instruction": "own "},
         {"query_max_length": 8},
         {"key_max_length": 8},
         {"truncation_side": "left"},
@@ -372,9 +361,3 @@ def test_no_data_and_missing_files(write_rows, prepared, tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         prepared([write_rows("t.json", make_rows(3)), "missing.json"])
     assert not (tmp_path / "cache").exists()  # nothing was done before
-
-
-def test_bge_and_e5_serve_any_task(write_rows, prepared):
-    for version in ("bge", "e5"):
-        assert prepared(write_rows("t.json", [PLAIN]), version=version).sizes == [1]
-        assert find_instruction(version, "cooking") == find_instruction(version, None)

@@ -248,6 +248,7 @@ def test_bad_rows_of_several_kinds(doctor, found, write_rows):
     [
         ({"neg": ["n", "p", "o"]}, "1 row has a positive among the negatives, first in line 8"),
         ({"neg": ["n", "n", "m"]}, "1 row has a key twice among pos or among neg, first in line 8"),
+        ({"negatives": ["n"]}, "training does not read these fields: negatives"),
         ({"neg": []}, "1 row has no negatives and cannot be trained on"),
         ({"neg": ["n"]}, "1 row has fewer than the 2 negatives that --train_group_size 3 takes"),
         ({"pos": [" "]}, "1 row has an empty query or key, first in line 8"),

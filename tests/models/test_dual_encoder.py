@@ -196,7 +196,7 @@ def test_queries_and_keys_drop_differently(tiny_with_tokenizer):
 def test_a_missing_dense_pooler_starts_the_same_every_time(tiny_with_tokenizer, caplog):
     folder = tiny_with_tokenizer("a")
     loads = [load_dual_encoder(_config(folder, pooling_method=["mean", "dense"]))[1] for _ in "ab"]
-    kernels = [params["dense_pooler"]["kernel"] for params in loads]
+    kernels = [params["dense_pooler"]["0"]["kernel"] for params in loads]
     np.testing.assert_array_equal(*kernels)
     bound = 48**-0.5
     assert 0.95 * bound < np.abs(kernels[0]).max() <= bound
@@ -208,10 +208,10 @@ def test_dense_pooler_of_the_reference(tiny_with_tokenizer, caplog):
     layer = torch.nn.Linear(48, 48, bias=False)
     torch.save(layer.state_dict(), folder / "dense_pooler.bin")
     _, params, _ = load_dual_encoder(_config(folder, pooling_method=["cls", "dense"]))
-    kernel = params["dense_pooler"]["kernel"]
+    kernel = params["dense_pooler"]["0"]["kernel"]
     np.testing.assert_array_equal(kernel, layer.weight.detach().numpy().T)
     load_dual_encoder(_config(folder, pooling_method=["cls"]))
-    assert "--pooling_method does not use it" in caplog.text
+    assert "--pooling_method without dense leaves it out" in caplog.text
     torch.save(torch.nn.Linear(48, 32, bias=False).state_dict(), folder / "dense_pooler.bin")
     with pytest.raises(InputError, match=r"the dense pooler is \(48, 32\)"):
         load_dual_encoder(_config(folder, pooling_method=["cls", "dense"]))
@@ -219,14 +219,14 @@ def test_dense_pooler_of_the_reference(tiny_with_tokenizer, caplog):
 
 def test_another_stored_pooling_is_warned_of(minilm, tmp_path, caplog):
     encoder, params, tokenizer = load_dual_encoder(_config(minilm))
-    assert "1_Pooling" not in caplog.text
+    assert "--pooling_method" not in caplog.text
     load_dual_encoder(_config(minilm, pooling_method=["cls"]))
-    assert "1_Pooling/config.json says mean, --pooling_method says cls" in caplog.text
+    assert "its folder says mean, --pooling_method cls is used" in caplog.text
     caplog.clear()
     _save(tmp_path, encoder, params, tokenizer)
     SentenceTransformer(str(tmp_path / "encoder"), device="cpu").save(str(tmp_path / "newer"))
     load_dual_encoder(_config(tmp_path / "newer"))  # written in the newest format
-    assert "1_Pooling" not in caplog.text
+    assert "--pooling_method" not in caplog.text
     load_dual_encoder(_config(tmp_path / "newer", pooling_method=["cls"]))
     assert "says mean" in caplog.text
 

@@ -79,7 +79,7 @@ def test_the_rest_is_the_first_ones(models, tmp_path):
 def test_a_dense_pooler_is_averaged_too(models, tmp_path):
     dense = str(models / "dense/encoder")
     merge.main([dense, dense, "--output_dir", str(tmp_path)])
-    for path in ("model.safetensors", "dense_pooler/model.safetensors"):
+    for path in ("model.safetensors", "2_Dense/model.safetensors"):
         before, after = (load_file(f"{folder}/{path}") for folder in (dense, tmp_path / "encoder"))
         for name in before:
             torch.testing.assert_close(after[name], before[name], rtol=1e-6, atol=1e-7)
@@ -90,7 +90,7 @@ def test_a_dense_pooler_is_averaged_too(models, tmp_path):
     [
         (["base"], "name two encoders or more"),
         (["base", "wider"], "wider: another architecture than base; give encoders of one base"),
-        (["base", "dense/encoder"], "one of it and base has a dense pooler"),
+        (["base", "dense/encoder"], "other layers behind pooling than base"),
         (["base", "base", "--weights", "1"], "--weights 1.0: give 2, one for each model"),
         (["base", "base", "--weights", "1", "1"], "--weights 1.0 1.0: they add up to 2, not to 1"),
         (["base", "./nowhere"], "./nowhere: no such folder"),

@@ -60,7 +60,7 @@ def test_only_what_is_missing_is_encoded(store, tmp_path):
     assert len(calls) == 4 and made is None  # whoever made them may delete them
 
 
-@pytest.mark.parametrize("damage", ["short", "other shape", "no array"])
+@pytest.mark.parametrize("damage", ["short", "other shape", "no array", "bit"])
 def test_a_damaged_shard_is_encoded_again(store, tmp_path, damage, caplog):
     got, made = encode_to_disk(tmp_path / "e", store, DESCRIBE, sums, shard=6)
     want, path = got[:].copy(), made / "000000000006.npy"
@@ -68,6 +68,8 @@ def test_a_damaged_shard_is_encoded_again(store, tmp_path, damage, caplog):
     content = path.read_bytes()
     path.unlink()  # the old one is still mapped
     path.write_bytes({"short": content[:-5], "no array": b"x" * 200}.get(damage, b""))
+    if damage == "bit":
+        path.write_bytes(content[:150] + bytes([content[150] ^ 1]) + content[151:])
     if damage == "other shape":
         np.save(path, want[:5])
     got, again = encode_to_disk(tmp_path / "e", store, DESCRIBE, sums, shard=6)

@@ -27,8 +27,8 @@ WIDTH, STEPS = 8, 12
 class DotPairs:
     flag, rules, exports, layout = "--words", FSDP_RULES, ("words",), None
 
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, config, tokenizer):
+        self.config, self.tokenizer = config, tokenizer
 
     def loss(self, params, batch, key, *, recipe, devices, chunk):
         table = jnp.concatenate([params[n]["embedding"] for n in ("words", "fixed")], axis=1)
@@ -86,7 +86,7 @@ def open_dot_pairs(config):
     tokenizer = load_tokenizer(Path(config.encoder.query_encoder))
     words, fixed = start_tables(tokenizer)
     params, frozen = {"words": {"embedding": words}}, {"fixed": {"embedding": fixed}}
-    return Opened(DotPairs(tokenizer), params, frozen)
+    return Opened(DotPairs(config, tokenizer), params, frozen)
 
 
 def settings(data, out, **training) -> Config:

@@ -1,0 +1,95 @@
+"""Checksums of what later runs read again: disks lose bits, people replace files.
+
+A folder has them in a file of its own, a single file behind its content, where those that read it
+do not look.
+"""
+
+import json
+import logging
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from llme_jax.files.atomic import atomic_dir, atomic_write
+
+logger = logging.getLogger(__name__)
+
+NAME = "checksums.json"
+_SEAL = b"crc32:%08x"  # at the end of a single file
+_BLOCK = 1 << 22
+
+
+def kept(folder: Path, build: Callable[[Path], None]) -> Path:
+    """A folder of the cache, which is built when it is not there or not as it was written.
+
+    Args:
+        build: makes its content in the folder it is given.
+    """
+    if folder.is_dir():
+        if (found := damage(folder)) is None:
+            return folder
+        logger.warning("%s is made again: %s", folder, found)
+        away = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
+        folder.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
+    with atomic_dir(folder) as beside:
+        build(beside)
+        seal(beside)
+    return folder
+
+
+def seal(folder: Path, only: str = "") -> None:
+    """Writes down size and checksum of every file in a folder, or in one of those below it."""
+    below = (folder / only).rglob("*")
+    files = sorted(path for path in below if path.is_file() and path.name != NAME)
+    sums = {str(p.relative_to(folder)): [p.stat().st_size, _crc(p)] for p in files}
+    with atomic_write(folder / NAME) as beside:
+        beside.write_text(json.dumps(sums, indent=0) + "\n", encoding="utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """What is not as it was sealed; None when all is."""
+    try:
+        sums = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        for name, (size, crc) in sums.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size or _crc(path) != crc:
+                return f"{name} is not as it was written"
+    except FileNotFoundError:
+        return f"it has no {NAME}"
+    except (OSError, ValueError, TypeError, AttributeError):
+        return f"its {NAME} cannot be read"
+    return None
+
+
+def seal_file(path: Path) -> None:
+    """Appends its checksum to a file of a format that is read from the front."""
+    seal = _SEAL % _crc(path)
+    with path.open("ab") as file:
+        file.write(seal)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file is as it was when `seal_file` had it."""
+    length = len(_SEAL % 0)
+    size = path.stat().st_size - length
+    if size < 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(size)
+        end = file.read()
+    return end == _SEAL % _crc(path, size)
+
+
+def _crc(path: Path, size: int | None = None) -> int:
+    """Of the first `size` bytes of a file, or of all."""
+    left, crc = os.path.getsize(path) if size is None else size, 0
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(_BLOCK, left))):
+            crc, left = zlib.crc32(block, crc), left - len(block)
+    return crc

@@ -1,0 +1,141 @@
+"""The space of an encoder's vectors: pooling, the layers behind it, similarity.
+
+What the settings say counts, else what the folder says, else cls and cosine as in LLM-Embedder.
+"""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llme_jax.config import EncoderConfig
+from llme_jax.errors import InputError
+from llme_jax.models.pooling import Dense
+from llme_jax.models.sentence_transformers import (
+    load_dense,
+    load_reference_dense,
+    read_modules,
+    read_prompts,
+    reference_dense,
+)
+from llme_jax.models.weights import find_model
+
+_logger = logging.getLogger(__name__)
+
+Layers = list[tuple[Dense, dict]]  # each with its parameters, in order
+
+
+def encoder_prompts(config: EncoderConfig) -> tuple[str, str] | None:
+    """The texts before a query and before a key that the folders of the encoders ask for.
+
+    Raises:
+        InputError: a model cannot be found, or its file of prompts cannot be read.
+    """
+    names = [config.query_encoder] + ([] if config.tie_encoders else [config.key_encoder])
+    found = [read_prompts(find_model(name, config.model_cache_dir)) for name in names]
+    return found[0] and found[-1] and (found[0][0], found[-1][1])
+
+
+class Space(NamedTuple):
+    pooling: str
+    layers: Layers
+    metric: str
+
+
+def open_space(
+    config: EncoderConfig, folders: dict[str, Path], width: int, *, new_dense: bool
+) -> Space:
+    """
+    Args:
+        folders: of the encoder, or of the two that share a space, by their names.
+        width: of the token vectors.
+        new_dense: a dense pooler that is asked for, and that the folder does not have, is drawn.
+
+    Raises:
+        InputError: what a folder asks for cannot be served, or two folders differ.
+    """
+    modules = {name: read_modules(folder) for name, folder in folders.items()}
+    named = next(iter({*(config.pooling_method or [])} - {"dense"}), None)
+    pooling = _chosen(
+        "--pooling_method", named, {n: m.pooling for n, m in modules.items()}, ("cls", "mean")
+    )
+    metric = _chosen(
+        *("--dense_metric", config.dense_metric),
+        {n: m.similarity for n, m in modules.items()},
+        ("cos", "ip", "l2"),
+    )
+    all_layers = [load_layers(module.dense, width) for module in modules.values()]
+    if not _equal(all_layers[0], all_layers[-1]):
+        raise InputError(
+            f"{' and '.join(folders)} have different layers behind pooling; give two encoders that "
+            "share them"
+        )
+    layers, (name, folder) = all_layers[0], next(iter(folders.items()))
+    if not layers and "dense" in (config.pooling_method or []):
+        layers = [(Dense(width), {"kernel": _dense_pooler(name, folder, width, new_dense)})]
+    elif not layers and reference_dense(folder).is_file():
+        _logger.warning("%s: --pooling_method without dense leaves it out", reference_dense(folder))
+    return Space(pooling, layers, metric)
+
+
+def _chosen(
+    flag: str, given: str | None, stored: dict[str, str | None], served: tuple[str, ...]
+) -> str:
+    """What the flag says, else what the folders say, else the first of those served."""
+    if given is None:
+        for name, own in stored.items():
+            if own not in (None, *served):
+                raise InputError(
+                    f"{name}: its folder asks for {own}, which is not served; {flag} "
+                    f"{' or '.join(served)} makes other vectors than it was trained for"
+                )
+        wanted = {own or served[0] for own in stored.values()}
+        if len(wanted) > 1:
+            raise InputError(f"{' and '.join(stored)} ask for {' and '.join(wanted)}: give {flag}")
+        return wanted.pop()
+    for name, own in stored.items():
+        if own not in (None, given):
+            _logger.warning("%s: its folder says %s, %s %s is used", name, own, flag, given)
+    return given
+
+
+def load_layers(places: tuple[Path, ...], width: int) -> Layers:
+    """The Dense modules in these folders; vectors of `width` numbers go into the first."""
+    layers = []
+    for place in places:
+        layers.append(load_dense(place, width))
+        width = layers[-1][0].width
+    return layers
+
+
+def _equal(one: Layers, other: Layers) -> bool:
+    """Whether these are the same layers with the same parameters."""
+    if [(layer, {*params}) for layer, params in one] != [(layer, {*p}) for layer, p in other]:
+        return False
+    pairs = zip(one, other, strict=True)
+    return all(np.array_equal(a[name], b[name]) for (_, a), (_, b) in pairs for name in a)
+
+
+def _dense_pooler(name: str, folder: Path, width: int, new: bool) -> np.ndarray:
+    """LLM-Embedder's square layer without a bias: the one beside the encoder, or a new one."""
+    kernel = load_reference_dense(folder)
+    if kernel is None:
+        if not new:
+            raise InputError(
+                f"{name}: has no dense pooler, which --pooling_method asks for; leave dense out, "
+                "or give the encoder that was trained with one"
+            )
+        _logger.warning("%s: no dense pooler in this folder, it starts from random", name)
+        bound = width**-0.5  # as torch.nn.Linear starts
+        return np.random.default_rng(0).uniform(-bound, bound, (width, width)).astype(np.float32)
+    if kernel.shape != (width, width):
+        raise InputError(
+            f"{folder}: the dense pooler is {kernel.shape}, the encoder {width} wide; give the "
+            "one that was trained with this encoder"
+        )
+    if not np.isfinite(kernel).all():
+        raise InputError(
+            f"{reference_dense(folder)}: holds values that are not finite; give another one"
+        )
+    return kernel
