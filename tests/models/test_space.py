@@ -1,7 +1,6 @@
 """Folders of sentence-transformers with all that they may say: same vectors before and after."""
 
 import json
-import logging
 import shutil
 
 import jax
@@ -143,20 +142,20 @@ def search(data, folder, out, *more):
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_prompts_of_the_folder_are_a_choice(data, tmp_path, own, caplog):
-    caplog.set_level(logging.INFO)
+def test_prompts_of_the_folder_are_a_choice(data, tmp_path, own, capfd):
     theirs = model(data / "bert", "mean", Normalize(), prompts=PROMPTS)
     theirs.save(str(tmp_path / "model"))
     more = ["--version", "model"] if own else ["--add_instruction", "false"]
     found = search(data, tmp_path / "model", tmp_path / "out", *more)
+    said = capfd.readouterr().err
     queries = [row["query"] for row in tiny.read_lines(data / "test.json")]
     corpus = [f"{r['title']} {r['text']}" for r in tiny.read_lines(data / "corpus.json")]
     if own:
         want = theirs.encode_query(queries) @ theirs.encode_document(corpus).T
-        assert "before each query: 'w1 w2 ', before each key: 'w3 '" in caplog.text
+        assert "before each query: 'w1 w2 ', before each key: 'w3 '" in said
     else:
         want = theirs.encode(queries, prompt="") @ theirs.encode(corpus, prompt="").T
-        assert "was made for 'w1 w2 ' before a query and 'w3 ' before a key" in caplog.text
+        assert "was made for 'w1 w2 ' before a query and 'w3 ' before a key" in said
     for row, scores in zip(found, want, strict=True):
         np.testing.assert_allclose(row["score"], -np.sort(-scores), atol=1e-5)
 
