@@ -8,6 +8,10 @@ from llme_jax.config.training import OutputConfig
 
 METRICS = ("mrr", "recall", "ndcg", "nq")
 COLLATIONS = ("collate_key", "collate_neg")  # written by the retrieve command among its metrics
+# Those that Lucene's package, Anserini, has analysers for; any other would be read as English.
+LANGUAGES = tuple(
+    "en ar bn da de es fa fi fr hi hu id it ja ko nl no pl pt ru sv te th tr uk zh".split()
+)
 NQ_CUTOFFS = (1, 5, 10, 20, 100)  # where nq measures answer recall, whatever --cutoffs says
 
 
@@ -107,7 +111,7 @@ class RetrievalConfig(OutputConfig):
     )
     k1: float = setting(0.82, "BM25's k1: how soon more of the same word counts no more.", least=0)
     b: float = setting(0.68, "BM25's b: how much long passages are held back.", least=0, most=1)
-    language: str = setting("en", "Language of BM25's analyser.", unit="CODE")
+    language: str = setting("en", "Language of BM25's analyser.", choices=LANGUAGES)
     threads: int = setting(
         32, "Threads that BM25 indexes and searches with, at most.", unit="THREADS", least=1
     )

@@ -1,6 +1,7 @@
 """One process at a time in a folder, and no child that outlives the one that started it."""
 
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from llme_jax.errors import InputError
 from llme_jax.files.storage import writing
@@ -18,19 +20,18 @@ PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[int]:
+def locked(folder: Path, *, shared: bool = False) -> Iterator[int]:
     """Holds the folder's lock; its file descriptor, which children inherit, holds it as well.
+
+    Args:
+        shared: to read what is there, beside others that do.
 
     Raises:
         InputError: another process holds it; names the process.
     """
-    path = folder / ".lock"
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    with file:
-        end, said = time.monotonic() + WAIT, False
-        while not _taken(file):
+    file, end, said = _opened(folder), time.monotonic() + WAIT, False
+    try:
+        while not _taken(file, shared):
             file.seek(0)
             owner = file.read().strip()
             if _alive(owner) or time.monotonic() > end:
@@ -42,17 +43,31 @@ def locked(folder: Path) -> Iterator[int]:
                 print("waiting for what a stopped run has left running", file=sys.stderr)
                 said = True
             time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+            file.close()
+            file = _opened(folder)  # the folder may have been deleted, and made again
+        if not shared:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
         yield file.fileno()
+    finally:
+        file.close()
 
 
-def _taken(file) -> bool:
+def _opened(folder: Path) -> TextIO:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / ".lock").open("a+")
+
+
+def _taken(file, shared: bool) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # some network disks have no locks
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise
     return True
 
 

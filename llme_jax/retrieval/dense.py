@@ -17,7 +17,7 @@ from llme_jax.files.atomic import digest
 from llme_jax.files.cache import cache_dir
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.models.weights import fingerprint_params
-from llme_jax.retrieval.embeddings import encode_to_disk, everywhere, forget
+from llme_jax.retrieval.embeddings import encode_to_disk, everywhere, forget, in_use
 from llme_jax.retrieval.encode import encode, on_every_device
 from llme_jax.retrieval.exact import search
 from llme_jax.retrieval.faiss_index import (
@@ -101,19 +101,20 @@ class DenseRetriever:
         encode = self._encoding(params, batch_size)
         if there:
             return search_index(index, encode("query", self._queries), hits, batch_size)
-        keys, made = encode_to_disk(
-            folder, self._keys, describe, partial(encode, "key"), must_exist=how.load_encode
-        )
-        if factory == "Flat":
-            found = self._search(encode, keys, hits, batch_size)
-        else:
-            index = build_index(keys, factory, self._encoder.metric, how.seed)
-            if how.save_index:
-                save_index(index, saved)
-            found = search_index(index, encode("query", self._queries), hits, batch_size)
-        if made and not how.save_encode:
-            forget(made)
-        return found
+        with in_use(folder, self._keys, describe, must_exist=how.load_encode):
+            keys, made = encode_to_disk(
+                folder, self._keys, describe, partial(encode, "key"), must_exist=how.load_encode
+            )
+            if factory == "Flat":
+                found = self._search(encode, keys, hits, batch_size)
+            else:
+                index = build_index(keys, factory, self._encoder.metric, how.seed)
+                if how.save_index:
+                    save_index(index, saved)
+                found = search_index(index, encode("query", self._queries), hits, batch_size)
+            if made and not how.save_encode:
+                forget(made)
+            return found
 
     def _encoding(self, params, batch_size: int):
         """`encode(field, store)` with these parameters."""

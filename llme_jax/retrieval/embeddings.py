@@ -4,7 +4,7 @@ import json
 import logging
 from bisect import bisect_right
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from llme_jax.data.arrays import left_before, save_array
 from llme_jax.data.tokens import TokenStore
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write, digest, remove
+from llme_jax.files.lock import locked
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,33 @@ class Embeddings:
         return parts[-1] if len(parts) <= 2 else np.concatenate(parts)  # one shard: no copy
 
 
+def in_use(
+    folder: Path, store: TokenStore, describe: dict, *, must_exist: bool = False
+) -> AbstractContextManager:
+    """Keeps others from the embeddings of a store, see `encode_to_disk`: from what is not whole
+    yet, or is to be deleted; whole ones are read by all who like.
+
+    Raises:
+        InputError: another process makes them.
+    """
+    place, paths, _ = _shards(folder, store, describe, None)
+    whole = all(path.exists() for path in paths)
+    if jax.process_index() != 0 or (must_exist and not whole):
+        return nullcontext()
+    return locked(place, shared=whole)
+
+
+def _shards(
+    folder: Path, store: TokenStore, describe: dict, shard: int | None
+) -> tuple[Path, list[Path], list[int]]:
+    """Where the embeddings of a store are, in which files, and how many are in each."""
+    shard = shard or SHARD
+    place = folder / digest(sorted(describe.items()), len(store), shard)
+    starts = range(0, len(store), shard)
+    sizes = [min(shard, len(store) - start) for start in starts]
+    return place, [place / f"{start:012d}.npy" for start in starts], sizes
+
+
 def encode_to_disk(
     folder: Path,
     store: TokenStore,
@@ -72,18 +100,15 @@ def encode_to_disk(
     Raises:
         InputError: must_exist, and something is missing.
     """
-    shard = shard or SHARD
-    place = folder / digest(sorted(describe.items()), len(store), shard)
-    starts = range(0, len(store), shard)
-    paths = [place / f"{start:012d}.npy" for start in starts]
-    sizes = [min(shard, len(store) - start) for start in starts]
+    place, paths, sizes = _shards(folder, store, describe, shard)
+    starts = accumulate(sizes[:-1], initial=0)
     have = everywhere(list(map(_is_whole, paths, sizes)))
     if must_exist and not have.all():
         raise InputError(
             f"--load_encode: {folder} has no embeddings of this corpus by this encoder with these "
             "settings; make them with --save_encode"
         )
-    manifest = {**describe, "texts": len(store), "shard": shard}
+    manifest = {**describe, "texts": len(store), "shard": shard or SHARD}
     with atomic_write(place / "manifest.json") as beside:
         beside.write_text(json.dumps(manifest, indent=2) + "\n")
     if have.any() and not have.all():

@@ -43,10 +43,15 @@ def train(config: Config | RankConfig, open_task: OpenTask) -> int:
     Args:
         open_task: makes what is trained.
     """
+    folder = RunFolder(config.training.output_dir)
+    with folder.held(reading=config.training.plan):
+        return _train(config, open_task, folder)
+
+
+def _train(config: Config | RankConfig, open_task: OpenTask, folder: RunFolder) -> int:
     settings = config.training
 
     # 1. Read and check everything before anything is written or compiled.
-    folder = RunFolder(settings.output_dir)
     folder.check_settings(config)
     check_cache(config.data.dataset_cache_dir)
     if config.data.eval_data and jax.process_index() == 0:

@@ -1,6 +1,7 @@
 """metrics.jsonl of a run, TensorBoard beside it; the best step and the closing table out of it."""
 
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import jax
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
 from llme_jax.files.storage import in_bucket
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -55,14 +58,19 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """The lines of a metrics.jsonl; those that are none are left out, as the last one of a run
+    that was killed."""
     lines = []
-    if path.exists():
-        for text in path.read_text().splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+    texts = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for number, text in enumerate(texts, 1):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            line = None
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            lines.append(line)
+        elif text.strip() and number < len(texts):
+            logger.warning("%s:%d: is no line of metrics and is left out", path, number)
     return lines
 
 

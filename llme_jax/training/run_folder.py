@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 
@@ -11,7 +12,8 @@ from llme_jax.data.train_data import TrainData
 from llme_jax.devices.runtime import versions
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
-from llme_jax.files.storage import check_writable, open_folder
+from llme_jax.files.lock import locked
+from llme_jax.files.storage import check_writable, in_bucket, open_folder
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +22,44 @@ class RunFolder:
     """`run.json` in the output folder: settings, data sizes, batch, versions."""
 
     def __init__(self, output_dir: str):
+        """
+        Raises:
+            InputError: the folder cannot be written to, or what is in it is not to be continued.
+        """
         self.path = open_folder(output_dir)
         check_writable("--output_dir", self.path)
         self._file = self.path / "run.json"
-        self.previous = json.loads(self._file.read_text()) if self._file.exists() else None
+        self.previous = self._read()
+
+    def _read(self) -> dict | None:
+        """What the run that is being continued wrote; None for a new one."""
+        if not self._file.exists():
+            if there := [path.name for path in self.path.glob("checkpoint-*")]:
+                raise InputError(
+                    f"{self.path} holds {max(there)} and no run.json, which says how it was "
+                    "trained: put the file back, or give another --output_dir"
+                )
+            return None
+        try:
+            previous = json.loads(self._file.read_text(encoding="utf-8"))
+            if {"settings", "mesh", "global_batch", "rows"} <= {*previous}:
+                return previous
+        except (ValueError, TypeError):
+            pass
+        raise InputError(
+            f"{self._file}: is not what a run writes: put the right file back, or give another "
+            "--output_dir"
+        )
+
+    def held(self, reading: bool) -> AbstractContextManager:
+        """Keeps other runs out of the folder; one that only reads needs not.
+
+        Raises:
+            InputError: another run is at work there.
+        """
+        if reading or jax.process_index() != 0 or in_bucket(self.path):
+            return nullcontext()
+        return locked(self.path)
 
     def global_batch(self, config: Config, devices: int) -> int:
         """Queries in one batch over all devices: that of the run being continued, if any.
