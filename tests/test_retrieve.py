@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from tiny import read_lines, write_lines
 
-from llme_jax import retrieve
+from llme_jax import rank, retrieve
 from llme_jax.errors import InputError
 from llme_jax.retrieval import embeddings
 
@@ -64,7 +64,8 @@ def test_dense_retrieval_is_that_of_sentence_transformers(data, arguments, tmp_p
     assert retrieve.main([*arguments, *metrics, "--save_name", "tiny"]) == 0
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
-        f"train.{kind}.tiny.json" for kind in ("result", "metrics", "key", "neg", "mining", "run")
+        f"train.{kind}.tiny.json"
+        for kind in ("result", "source", "metrics", "key", "neg", "mining", "run")
     }
     bert = Transformer(str(data / "bert"), max_seq_length=64)
     pooling = Pooling(bert.get_embedding_dimension(), "cls")
@@ -111,6 +112,39 @@ def test_loaded_results_give_the_same_without_a_model(arguments, tmp_path):
     }  # fmt: skip
     # the second is made from what the first was rounded to in JSON, which keeps fp32 exactly
     assert after == before
+
+
+def test_results_of_other_files_are_refused(data, arguments, tmp_path):
+    arguments += ["--metrics", "mrr", "--retrieval_method", "random"]
+    retrieve.main(arguments)
+    result = tmp_path / "out/train.result.json"
+    rows, corpus = (read_lines(data / f"{name}.json") for name in ("train", "corpus"))
+    out = ["--output_dir", str(tmp_path / "other")]
+
+    def load(eval_data=None, passages=None):
+        for name, content in (("train", eval_data), ("corpus", passages)):
+            write_lines(tmp_path / f"{name}.json", content or read_lines(data / f"{name}.json"))
+        files = [str(tmp_path / name) for name in ("train.json", "corpus.json")]
+        more = ["--eval_data", files[0], "--corpus", files[1]]
+        retrieve.main([*arguments, *more, "--load_result"])
+        retrieve.main([*arguments, *more, *out, "--fuse", str(result)])
+
+    load()
+    load(eval_data=rows[5:15])  # each row has its own query_id
+    with pytest.raises(InputError, match=r"train.result.json: its numbers are those of another co"):
+        load(passages=corpus[::-1])
+    numbered = [{k: v for k, v in row.items() if k != "query_id"} for row in rows]
+    with pytest.raises(InputError, match=r"was made for other queries than those of .*train.json"):
+        load(eval_data=numbered)
+    write_lines(tmp_path / "corpus.json", corpus[::-1])
+    with pytest.raises(InputError, match="its numbers are those of another corpus"):
+        ranking = ["--ranker", str(data / "bert"), "--load_result", str(result), "--metrics", "mrr"]
+        files = ["--eval_data", str(data / "train.json"), "--corpus", str(tmp_path / "corpus.json")]
+        lengths = ["--query_max_length", "16", "--key_max_length", "32"]
+        rank.main([*ranking, *files, *out, *lengths])
+    # Of a file that was changed, or of the reference's, nothing is known.
+    result.write_text("".join(line + "\n" for line in result.read_text().splitlines()[:3]))
+    load(passages=corpus[::-1])
 
 
 def test_cutoffs_beyond_the_hits_that_are_kept(arguments, tmp_path, caplog):
@@ -245,7 +279,7 @@ def test_two_processes_find_the_same(arguments, tmp_path):
     for a, b in zip(found, want, strict=True):
         np.testing.assert_allclose(a["score"], b["score"], atol=1e-6)  # rounding of the encoder
     assert np.mean([a["pred"] == b["pred"] for a, b in zip(found, want, strict=True)]) > 0.9
-    kinds = ("result", "metrics", "neg", "mining", "run")
+    kinds = ("result", "source", "metrics", "neg", "mining", "run")
     assert set(together) == {f"train.{kind}.json" for kind in kinds}
 
 
@@ -261,7 +295,10 @@ def test_beside_the_data_by_default(data, arguments, tmp_path):
     method = "--retrieval_method random --seed -1 --hits 100".split()  # more than the corpus has
     retrieve.main([*words, "--eval_data", str(copy), *method, "--metrics", "collate_neg"])
     assert len(read_lines(tmp_path / "dev.neg.json")[0]["neg"]) == 59
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"dev.result.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "dev.result.json",
+        "dev.source.json",
+    }
     audit = json.loads((tmp_path / "dev.mining.json").read_text())
     assert audit["negatives"] == sum(audit["ranks"].values()) == audit["sources"]["random"]
 

@@ -10,6 +10,7 @@ import mmap
 from array import array
 from collections.abc import Collection, Iterator
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from string import Formatter
 
@@ -110,6 +111,30 @@ class Corpus:
                 )
 
 
+class QuerySet:
+    """Which queries those of a file are, as the digest of all of them.
+
+    Attributes:
+        own_ids: do all rows bring a query_id?
+    """
+
+    def __init__(self):
+        self._hash, self._count, self.own_ids = blake2b(digest_size=16), 0, True
+
+    def add(self, row: dict) -> None:
+        query_id = query_id_of(row, self._count)
+        self.own_ids &= row.get("query_id") is not None
+        self._hash.update(repr((query_id, row["query"])).encode())
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
 # Metrics that need pos_index in every row. Mining uses it where it is there.
 NEED_POSITIVES = {"mrr", "recall", "ndcg"}
 
@@ -130,6 +155,7 @@ class EvalData:
         positives: passages that answer the query, each once; None when no metric needs them.
         answers: accepted answers; None when no metric needs them.
         digest: hash of the file's content.
+        queries: which these are.
 
     Raises:
         InputError: names the line, the field and the remedy.
@@ -141,6 +167,7 @@ class EvalData:
         self.query_ids: list[int | str] = []
         self.task: str | None = None
         self.prompts: list[str | None] = []
+        self.queries = QuerySet()
         self.positives: list[list[int]] | None = [] if NEED_POSITIVES & set(metrics) else None
         self.answers: list[list[str]] | None = [] if "nq" in metrics else None
         rows = read_queries(self.path, metrics=metrics, corpus_size=corpus_size, bad_rows=BadRows())
@@ -149,6 +176,7 @@ class EvalData:
             self.query_ids.append(query_id)
             self.texts.append(row["query"])
             self.prompts.append(row.get("prompt"))
+            self.queries.add(row)
             if self.positives is not None:
                 self.positives.append(list(dict.fromkeys(row["pos_index"])))
             if self.answers is not None:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from llme_jax.data.corpus import QuerySet
 from llme_jax.data.rows import BadRows, read_lines
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
@@ -27,6 +28,7 @@ class ScoringData(Generic[R]):
     Attributes:
         candidates, answers: int32[n], how many keys and answers each row has.
         digest: hash of the file's content.
+        queries: which these are.
 
     Raises:
         InputError: there is no such file, or a row that cannot be scored: names file and line.
@@ -37,8 +39,14 @@ class ScoringData(Generic[R]):
         if not self.path.is_file():
             raise InputError(f"--eval_data {path}: there is no such file")
         candidates, answers, numbers = array("i"), array("i"), count()
-        rows = read_lines(str(self.path), lambda row: parse(row, next(numbers)), BadRows())
-        for _, row in rows:
+        self.queries = QuerySet()
+
+        def parsed(record: dict) -> R:
+            row = parse(record, next(numbers))
+            self.queries.add(record)
+            return row
+
+        for _, row in read_lines(str(self.path), parsed, BadRows()):
             candidates.append(len(row.keys))
             answers.append(len(row.answers))
         if not candidates:

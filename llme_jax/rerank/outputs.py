@@ -12,12 +12,14 @@ from numpy import ndarray
 from llme_jax.config import RerankConfig
 from llme_jax.config.retrieval import METRICS
 from llme_jax.data.candidates import CandidateRow
+from llme_jax.data.corpus import Corpus
 from llme_jax.data.rows import SCORES_OF, query_id_of, scored_source
 from llme_jax.data.scoring import ScoringData
 from llme_jax.files.atomic import atomic_text
 from llme_jax.inference.partial_results import decimals
 from llme_jax.lm.teacher_report import Report
 from llme_jax.retrieval.metrics import answer_rank, answer_recall_at, ranking_metrics
+from llme_jax.retrieval.results import write_source
 
 
 class Order(NamedTuple):
@@ -100,9 +102,12 @@ class Writer:
     def add(self, record: dict, number: int, row: CandidateRow, scores: ndarray, order: Order):
         """A row: its line in the file, what was made of it, the scores of all its candidates."""
         if "result" in self._open:
-            found = {"query_id": query_id_of(record, number)}
-            found["pred"] = [row.ids[i] for i in order.places]
-            self._write("result", found | {"score": decimals(order.scores)})
+            first = {}  # a passage that is listed twice stands where it is better
+            for place, i in enumerate(order.places):
+                first.setdefault(row.ids[i], place)
+            found = {"query_id": query_id_of(record, number), "pred": [*first]}
+            scores_of = order.scores[[*first.values()]]
+            self._write("result", found | {"score": decimals(scores_of)})
         if "key" in self._open:
             ranked = record | {"key": [row.keys[i] for i in order.places]}
             ranked.pop("key_index", None)  # places in a row are none
@@ -135,11 +140,13 @@ def write_all(
     rows: ScoringData[CandidateRow],
     scores: Iterable[ndarray],
     files: Files,
+    corpus: Corpus | None = None,
 ) -> tuple[dict[str, float], Report | None]:
     """All files and metrics of a reranking, in one pass over the rows.
 
     Args:
         scores: of the candidates of each row, float32[n].
+        corpus: that the candidates were found in; None where rows bring their own.
 
     Returns:
         The metrics, and what the teacher scores are worth, see `Writer.report`.
@@ -150,4 +157,6 @@ def write_all(
             order = Order.of(own, settings.hits)
             measured.add(row, order)
             out.add(record, i, row, own, order)
+    if files.result:
+        write_source(files.result, rows.queries, corpus and corpus.digest, "rank")
     return measured.metrics(), out.report()

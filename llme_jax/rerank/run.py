@@ -28,6 +28,7 @@ from llme_jax.retrieval.metrics import found_within
 from llme_jax.retrieval.results import (
     check_beside,
     check_log,
+    check_source,
     collates_to_output,
     publish_metrics,
     read_predictions,
@@ -47,12 +48,14 @@ def rerank(config: RankConfig) -> int:
         config = with_own_prompts(config)
     opening = {"cross-encoder": open_cross_scorer, "yes-no": open_yes_no}
     scorer = opening[config.ranker.ranker_method](config)  # its errors come before a large file
-    found, describe, passages = _found(config)
+    found, describe, corpus = _found(config)
     rows = open_candidates(config, found)
     if settings.load_result and not rows.candidates.any():
         raise InputError(
             f"{_loaded(config)}: has none of the query_ids of --eval_data; give its own file"
         )
+    if corpus:
+        check_source(_loaded(config), corpus, rows.queries, rows.path)
     result = result_path(output_dir, rows.path, "result", settings.save_name)
     if settings.load_result and result.expanduser().resolve() == _loaded(config).resolve():
         raise InputError(
@@ -72,17 +75,21 @@ def rerank(config: RankConfig) -> int:
 
         partial.fill(missing, tokenized, scorer.load())
     if jax.process_index() == 0:
-        _write(config, rows, partial, result, passages)
+        _write(config, rows, partial, result, corpus)
     return 0
 
 
 def _write(
-    config: RankConfig, rows: ScoringData, partial: PartialResults, result: Path, passages: int
+    config: RankConfig,
+    rows: ScoringData,
+    partial: PartialResults,
+    result: Path,
+    corpus: Corpus | None,
 ) -> None:
     """All files of a reranking, in one pass over the rows.
 
     Args:
-        passages: that the candidates were found among; 0 where rows bring their own.
+        corpus: that the candidates were found in; None where rows bring their own.
     """
     settings, output_dir = config.evaluation, Path(config.training.output_dir)
     to_output = collates_to_output(config.data, settings.save_to_output)
@@ -98,9 +105,9 @@ def _write(
         collated("collate_score", "scored"),
     )
     each = tqdm(range(len(rows)), desc="Writing", unit=" rows")
-    metrics, report = write_all(settings, rows, map(partial.of_row, each), files)
-    if passages:
-        metrics = found_within(metrics, int(rows.candidates.max()), passages)
+    metrics, report = write_all(settings, rows, map(partial.of_row, each), files, corpus)
+    if corpus:
+        metrics = found_within(metrics, int(rows.candidates.max()), len(corpus))
     if metrics:
         publish_metrics(output_dir, rows.path, settings, metrics, config.flat())
     if files.result:
@@ -113,15 +120,15 @@ def _write(
             show_report(report, files.scored)
 
 
-def _found(config: RankConfig) -> tuple[Found | None, dict[str, str], int]:
-    """The candidates that --load_result names, what they depend on, and the passages there are.
+def _found(config: RankConfig) -> tuple[Found | None, dict[str, str], Corpus | None]:
+    """The candidates that --load_result names, what they depend on, and the passages they are of.
 
     Raises:
         InputError: the result file or the corpus cannot be used.
     """
     data, settings = config.data, config.evaluation
     if not settings.load_result:
-        return None, {}, 0
+        return None, {}, None
     corpus_file = local_file(data.corpus, data.data_root, data.dataset_cache_dir)
     corpus = Corpus(corpus_file, data.key_template)
     path = _loaded(config)
@@ -134,7 +141,7 @@ def _found(config: RankConfig) -> tuple[Found | None, dict[str, str], int]:
 
     describe = {"result": digest_file(path), "corpus": corpus.digest}
     describe |= {"key_template": data.key_template, "depth": str(settings.rerank_depth)}
-    return found, describe, len(corpus)
+    return found, describe, corpus
 
 
 def _loaded(config: RankConfig) -> Path:

@@ -15,7 +15,7 @@ from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.metrics import answer_recall, ranking_metrics
 from llme_jax.retrieval.mining import same_text
-from llme_jax.retrieval.results import append_log, write_result
+from llme_jax.retrieval.results import append_log, write_result, write_source
 
 
 def open_data(config: TextConfig, metrics: list[str]) -> tuple[Corpus, EvalData]:
@@ -122,6 +122,7 @@ class RetrievalEvaluator:
                 path = result_path(folder, self.eval_data.path, "result", settings.save_name)
                 kept = np.s_[:, : settings.hits]
                 write_result(path, self.eval_data.query_ids, ids[kept], scores[kept])
+                write_source(path, self.eval_data.queries, self.corpus.digest, "dense")
             append_log(settings.log_path, metrics, self.config.flat(), step)
         return metrics
 

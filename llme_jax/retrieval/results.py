@@ -14,11 +14,12 @@ from jaxtyping import Float32, Int32
 from numpy import ndarray
 
 from llme_jax.config import EvalConfig, TextConfig
+from llme_jax.data.corpus import Corpus, QuerySet
 from llme_jax.data.sources import is_made, resolve_path
 from llme_jax.devices.runtime import versions
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_text
-from llme_jax.files.storage import check_writable, result_path
+from llme_jax.files.atomic import atomic_text, digest_file
+from llme_jax.files.storage import check_writable, in_bucket, result_path
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,56 @@ def write_result(
             row = {"query_id": query_id, "pred": pred[found].tolist()}
             row["score"] = score[found].tolist()
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_source(result: Path, queries: QuerySet, corpus: str | None, method: str) -> None:
+    """Says beside a result file what it was made from.
+
+    Args:
+        corpus: digest of the passages that its numbers are of; None where rows brought their own.
+    """
+    if in_bucket(result):
+        return
+    source = {"result": digest_file(result), "method": method, "corpus": corpus}
+    source |= {"queries": queries.digest, "own_ids": queries.own_ids}
+    write_json(_source_path(result), source)
+
+
+def check_source(result: Path, corpus: Corpus, queries: QuerySet, named: Path) -> None:
+    """Refuses a result file whose numbers are not those of these passages and queries.
+
+    One without a word about that, or which was changed since, is taken as it is.
+
+    Args:
+        named: the file of the queries.
+
+    Raises:
+        InputError: it was made from others.
+    """
+    try:
+        source = json.loads(_source_path(result).read_text(encoding="utf-8"))
+        known = source["result"] == digest_file(result)
+        of_corpus, of_queries, own_ids = (source[n] for n in ("corpus", "queries", "own_ids"))
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if not known:
+        return
+    if of_corpus not in (None, corpus.digest):
+        raise InputError(
+            f"{result}: its numbers are those of another corpus than {corpus.path}, or of what "
+            "that was before; give the --corpus that was searched, or retrieve again"
+        )
+    if of_queries != queries.digest and not (own_ids and queries.own_ids):
+        raise InputError(
+            f"{result}: was made for other queries than those of {named}, and no query_id tells "
+            "which are the same; retrieve again, or give every row a query_id"
+        )
+
+
+def _source_path(result: Path) -> Path:
+    """`test.result.bm25.json` -> `test.source.bm25.json`"""
+    stem, _, rest = result.name.rpartition(".result.")
+    return result.with_name(f"{stem}.source.{rest}")
 
 
 def read_result(
@@ -91,6 +142,15 @@ def read_predictions(
                 raise InputError(
                     f"{path}:{number}: pred has {max(pred, key=str)}, the corpus {corpus_size} "
                     "passages; give the --corpus that was searched"
+                )
+            if len({i for i in pred if i >= 0}) < sum(i >= 0 for i in pred):
+                raise InputError(
+                    f"{path}:{number}: pred has a passage twice, which would count twice; keep its "
+                    "best place only"
+                )
+            if query_id in found:
+                raise InputError(
+                    f"{path}:{number}: query_id {query_id} is that of an earlier line too; keep one"
                 )
             found[query_id] = np.array(pred, np.int32), scores
     return found

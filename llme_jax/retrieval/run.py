@@ -24,12 +24,14 @@ from llme_jax.retrieval.mining import Ranking, collate_key, collate_neg
 from llme_jax.retrieval.results import (
     check_beside,
     check_log,
+    check_source,
     collates_to_output,
     publish_metrics,
     read_predictions,
     read_result,
     write_json,
     write_result,
+    write_source,
 )
 
 logger = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ def retrieve(config: RetrieveConfig) -> int:
         ranking = ranking.first(settings.hits)
         if settings.save_result:
             write_result(result, eval_data.query_ids, ranking.ids, ranking.scores)
+            write_source(result, eval_data.queries, corpus.digest, how.retrieval_method)
             logger.info("hits: %s", result)
     metrics = measure(settings, corpus, eval_data, found)
     if how.load_result:
@@ -148,11 +151,14 @@ def _read_reranker(
     """A reranker's scores of every query's passages; None without a file."""
     if path is None:
         return None
-    found = read_predictions(Path(path).expanduser(), len(corpus))
+    place = Path(path).expanduser()
+    found = read_predictions(place, len(corpus))
+    check_source(place, corpus, eval_data.queries, eval_data.path)
     rows = (found.get(query_id, ([], [])) for query_id in eval_data.query_ids)
     return [{int(i): float(s) for i, s in zip(*row, strict=True)} for row in rows]
 
 
 def _read(path: str | Path, corpus: Corpus, eval_data: EvalData, name: str | None = None):
     scores, ids = read_result(Path(path), eval_data.query_ids, len(corpus))
+    check_source(Path(path), corpus, eval_data.queries, eval_data.path)
     return Ranking(name or Path(path).name.removesuffix(".json"), scores, ids)

@@ -130,7 +130,8 @@ def test_files_only_when_wanted(config, tmp_path):
     assert not (tmp_path / "out").exists()
     config.evaluation.save_result, config.evaluation.save_name = True, "mine"
     RetrievalEvaluator(config, tokenizer, encoder)(params)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dev.set.result.mine.json"]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["dev.set.result.mine.json", "dev.set.source.mine.json"]
 
 
 def test_only_the_first_process_writes(config, tmp_path, monkeypatch):

@@ -44,6 +44,8 @@ def test_the_reference_writes_no_scores(tmp_path):
         ('{"query_id": 1}', "r.json:2: not a result"),
         ('{"query_id": 1, "pred": [1, 2], "score": [1]}', "r.json:2: not a result"),
         ('{"query_id": 1, "pred": [8]}', "r.json:2: pred has 8, the corpus 8 passages"),
+        ('{"query_id": 1, "pred": [3, 2, 3, -1, -1]}', "r.json:2: pred has a passage twice"),
+        ('{"query_id": 0, "pred": [1]}', "r.json:2: query_id 0 is that of an earlier line too"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path, line, message):
