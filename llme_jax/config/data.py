@@ -27,14 +27,14 @@ class TextConfig(SourceConfig):
 
     eval_data: str | None = setting(
         None,
-        f"JSON-lines file with the queries to evaluate on; also {SOURCES_HELP}.",
+        f"JSON-lines file with the queries to evaluate on, or a BEIR folder; also {SOURCES_HELP}.",
         unit="FILE",
         reads="data",
         may_change=True,
     )
     corpus: str | None = setting(
         None,
-        f"JSON-lines file with the passages to search; also {SOURCES_HELP}.",
+        f"JSON-lines file with the passages to search, or a BEIR folder; also {SOURCES_HELP}.",
         unit="FILE",
         reads="data",
         may_change=True,
@@ -80,7 +80,7 @@ class DataConfig(TextConfig):
 
     train_data: list[str] | None = setting(
         None,
-        f"JSON-lines files or globs to train on; also {SOURCES_HELP}.",
+        f"JSON-lines files or globs to train on, or BEIR folders; also {SOURCES_HELP}.",
         unit="FILE",
         reads="data",
     )

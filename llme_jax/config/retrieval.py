@@ -121,6 +121,9 @@ class RetrievalConfig(OutputConfig):
     save_to_output: bool = setting(
         False, "Write collated rows to --output_dir instead of beside --eval_data."
     )
+    save_trec: bool = setting(
+        False, "Also write the hits as a TREC run file, beside the result file with .trec behind."
+    )
 
 
 @dataclass

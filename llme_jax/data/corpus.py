@@ -5,7 +5,6 @@ memory; a passage's text is read from the file when it is asked for.
 """
 
 import hashlib
-import json
 import mmap
 from array import array
 from collections.abc import Collection, Iterator
@@ -17,8 +16,10 @@ from string import Formatter
 import numpy as np
 from tqdm import tqdm
 
+from llme_jax.data.ids import id_of
 from llme_jax.data.rows import (
     BadRows,
+    parse_line,
     prompt_of,
     query_id_of,
     read_lines,
@@ -60,10 +61,16 @@ class Corpus:
 
     def text(self, i: int) -> str:
         """Passage i without any instruction."""
+        return self._format(self._line(i))
+
+    def name(self, i: int) -> str:
+        """The id of passage i; its number where it has none."""
+        return id_of(self._line(i)) or str(i)
+
+    def _line(self, i: int) -> dict:
         if not 0 <= i < len(self):
             raise IndexError(f"passage {i} of {len(self)}")
-        row = json.loads(self._bytes[self.offsets[i] : self.offsets[i + 1]])
-        return self._format(row)
+        return parse_line(self._bytes[self.offsets[i] : self.offsets[i + 1]])
 
     def __iter__(self) -> Iterator[str]:
         return map(self.text, range(len(self)))
@@ -92,11 +99,9 @@ class Corpus:
 
     def _check(self, line: bytes, where: str) -> None:
         try:
-            row = json.loads(line)
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise InputError(f"{where}: not valid JSON, {error}: write one object a line") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: {_shown(row)} is no JSON object: write one object a line")
+            row = parse_line(line)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         for name in self._fields:
             if name not in row:
                 raise InputError(
@@ -105,10 +110,6 @@ class Corpus:
                 )
             if not isinstance(row[name], str):
                 raise InputError(f"{where}: {name} is {_shown(row[name])}: give a string")
-            if not _encodable(row[name]):
-                raise InputError(
-                    f"{where}: {name} has half a surrogate pair: remove its \\u escape"
-                )
 
 
 class QuerySet:
@@ -291,10 +292,3 @@ def _file_size(path: Path, flag: str) -> int:
     if not (size := path.stat().st_size):
         raise InputError(f"{flag} {path}: the file is empty, give one with JSON lines")
     return size
-
-
-def _encodable(text: str) -> bool:
-    try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False

@@ -27,7 +27,7 @@ SCORES_OF = "teacher_scores_of"  # the field that names others than these
 KNOWN_FIELDS = {
     *("query", "pos", "neg", "history", "task", "prompt"),
     *("teacher_scores", SCORES_OF, "pos_scores", "neg_scores"),
-    *("query_id", "pos_index", "neg_index", "answers", "key", "key_index"),
+    *("query_id", "pos_index", "neg_index", "pos_id", "neg_id", "answers", "key", "key_index"),
     *("neg_source", "neg_rank", "neg_score", "neg_reranker_score"),
     *("score_inputs", "context_inputs", "query_inputs", "answer_inputs"),
 }
@@ -132,6 +132,29 @@ def read_lines(
         convert: makes a value of a parsed object; its InputErrors get file and line in front.
         bad_rows: decides whether an invalid line is skipped or an error.
     """
+    for number, line in _filled_lines(path):
+        try:
+            value = convert(parse_line(line))
+        except InputError as error:
+            bad_rows.add(path, number, str(error))
+        else:
+            yield number, value
+
+
+def read_texts(path: str) -> Iterator[tuple[int, str]]:
+    """Line numbers (from 1) and lines of a text file, without their ends; blank ones are skipped.
+
+    Raises:
+        InputError: a line is no UTF-8.
+    """
+    for number, line in _filled_lines(path):
+        try:
+            yield number, _decoded(line).rstrip("\r\n")
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+
+
+def _filled_lines(path: str) -> Iterator[tuple[int, bytes]]:
     with (
         open(path, "rb") as lines,
         tqdm(
@@ -143,14 +166,8 @@ def read_lines(
     ):
         for number, line in enumerate(lines, 1):
             bar.update(len(line))
-            if not line.strip():
-                continue
-            try:
-                value = convert(_parse(line))
-            except InputError as error:
-                bad_rows.add(path, number, str(error))
-            else:
-                yield number, value
+            if line.strip():
+                yield number, line
 
 
 def parse_row(record: dict) -> Row:
@@ -263,9 +280,14 @@ def _tokens(value, name: str) -> list[int]:
     return value
 
 
-def _parse(line: bytes) -> dict:
+def parse_line(line: bytes) -> dict:
+    """The JSON object in a line of a file.
+
+    Raises:
+        InputError: says what is wrong, without file and line.
+    """
+    text = _decoded(line).rstrip()  # a column behind a line break is another line's
     try:
-        text = line.decode("utf-8-sig").rstrip()  # a column behind a line break is another line's
         record = json.loads(text)
         if "\\u" in text:  # an escape can write half a surrogate pair, which is no character
             json.dumps(record, ensure_ascii=False).encode()
@@ -273,13 +295,20 @@ def _parse(line: bytes) -> dict:
         raise InputError(
             f"not valid JSON, {error.msg} at column {error.colno}: write one object a line"
         ) from None
-    except UnicodeError as error:
-        raise InputError(f"not valid UTF-8, {error.reason}: save the file as UTF-8") from None
+    except UnicodeEncodeError:
+        raise InputError("has half a surrogate pair: remove its \\u escape") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"not readable JSON, {error}: write one object a line") from None
     if not isinstance(record, dict):
         raise InputError(f"{shown(record)} is no JSON object: write one object a line")
     return record
+
+
+def _decoded(line: bytes) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeError as error:
+        raise InputError(f"not valid UTF-8, {error.reason}: save the file as UTF-8") from None
 
 
 def strings_of(record: dict, name: str) -> list[str]:

@@ -1,6 +1,5 @@
 """A file whose candidates are to be scored: validated in one pass, read again part by part."""
 
-import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
@@ -10,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from llme_jax.data.corpus import QuerySet
-from llme_jax.data.rows import BadRows, read_lines
+from llme_jax.data.rows import BadRows, parse_line, read_lines
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 
@@ -61,7 +60,7 @@ class ScoringData(Generic[R]):
 
     def records(self) -> Iterator[dict]:
         """Every row as it is in the file."""
-        return (json.loads(line) for _, line in self._lines())
+        return (parse_line(line) for _, line in self._lines())
 
     def rows(self) -> Iterator[tuple[dict, R]]:
         """Every row as it is in the file, and what was made of it."""
@@ -77,7 +76,7 @@ class ScoringData(Generic[R]):
             part = []
             for i, (number, line) in lines:
                 if i >= start:
-                    part.append((number, self._parse(json.loads(line), i)))
+                    part.append((number, self._parse(parse_line(line), i)))
                 if i == stop - 1:
                     break
             yield part

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from llme_jax.data.corpus import Corpus, EvalData
-from llme_jax.data.rows import BadRows, parse_row, read_lines
+from llme_jax.data.rows import BadRows, parse_line, parse_row, read_lines
 from llme_jax.data.sources import BUILDER, EXTRA
 from llme_jax.errors import InputError
 
@@ -90,7 +90,7 @@ class LlmEmbedder(tfds.core.ShardBasedBuilder):
                 line = lines.readline()
                 bar.update(len(line))
                 if line.strip():
-                    yield start, to_example(json.loads(line), self._columns)
+                    yield start, to_example(parse_line(line), self._columns)
                 start += len(line)
 
 

@@ -11,11 +11,12 @@ from numpy import ndarray
 
 from llme_jax.config import DataConfig, DistillConfig
 from llme_jax.data.batch import Batch, Blocks, Texts, fits, places
+from llme_jax.data.beir import training_files
 from llme_jax.data.dataset import Dataset, check_one_recipe, make_dataset
 from llme_jax.data.instructions import check_recipes
 from llme_jax.data.pairs import PairLayout, Pairs
 from llme_jax.data.plan import Plan, PlannedBatch
-from llme_jax.data.rows import BadRows, expand_paths, not_read
+from llme_jax.data.rows import BadRows, not_read
 from llme_jax.data.select import select_keys
 from llme_jax.data.tokens import TokenStore, fingerprint
 from llme_jax.data.train_store import TrainStore, open_store
@@ -271,7 +272,7 @@ def prepare(
         raise InputError("--train_data is missing: give the JSON-lines files to train on")
     if data.use_train_config:
         check_recipes(data.version)
-    paths = expand_paths(data.train_data, data.data_root, data.dataset_cache_dir)
+    paths = training_files(data)
     cache, tokenizer_name = cache_dir(data.dataset_cache_dir), fingerprint(tokenizer)
     stores = {
         path: open_store(path, data, tokenizer, tokenizer_name, cache, bad_rows, layout)

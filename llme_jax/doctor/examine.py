@@ -10,11 +10,10 @@ import numpy as np
 from numpy import ndarray
 
 from llme_jax.config import DataConfig, DoctorConfig, EncoderConfig, LossConfig, TextConfig
+from llme_jax.data.beir import corpus_file, queries_file, training_files
 from llme_jax.data.corpus import Corpus, read_queries
 from llme_jax.data.dataset import check_one_recipe
 from llme_jax.data.instructions import check_recipes, find_eval_instruction, with_model_prompts
-from llme_jax.data.rows import expand_paths
-from llme_jax.data.sources import local_file
 from llme_jax.data.tokens import plain_backend
 from llme_jax.doctor.counts import Lines
 from llme_jax.doctor.facts import FileFacts, read_facts
@@ -42,7 +41,7 @@ def examine(config: DoctorConfig) -> int:
     for flag, path in written.items():
         if path:
             check_writable(flag, path, is_file=True)
-    paths = expand_paths(data.train_data, data.data_root, data.dataset_cache_dir)
+    paths = training_files(data)
     tokenizer = plain_backend(_find_tokenizer(encoder))
     if data.version == "model":
         from llme_jax.models.space import encoder_prompts  # needs jax, which takes a second
@@ -135,11 +134,8 @@ def _read_eval(data: TextConfig, metrics: list[str]) -> EvalQueries | None:
     """The queries of --eval_data and, where there is a --corpus, their positives."""
     if data.eval_data is None:
         return None
-    path = local_file(data.eval_data, data.data_root, data.dataset_cache_dir)
-    corpus = None
-    if data.corpus:
-        corpus_path = local_file(data.corpus, data.data_root, data.dataset_cache_dir)
-        corpus = Corpus(corpus_path, data.key_template)
+    path = queries_file(data)
+    corpus = Corpus(corpus_file(data), data.key_template) if data.corpus else None
     queries, positives, owners = array("q"), array("q"), array("q")
     bad, stops, size = Lines(), None, corpus and len(corpus)
     rows = read_queries(Path(path), metrics=metrics, corpus_size=size, bad_rows=bad)

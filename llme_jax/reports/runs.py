@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from llme_jax.config import TextConfig
 from llme_jax.config.retrieval import NQ_CUTOFFS
 from llme_jax.data.corpus import NEED_POSITIVES, Corpus, EvalData
-from llme_jax.data.sources import local_file
 from llme_jax.errors import InputError
 from llme_jax.lm.teacher_report import Report, read_report
 from llme_jax.reports.record import RECORD, first_json, read_json, read_record
+from llme_jax.retrieval.evaluate import open_data
 from llme_jax.retrieval.metrics import answer_rank, mrr, ndcg, recall, relevance
 from llme_jax.retrieval.results import read_result
 from llme_jax.training.metrics_log import read_metrics
@@ -150,6 +151,12 @@ def measure_queries(run: Run, metric: str) -> Measured:
 
 @lru_cache(8)  # the same for most evaluations of a report; the next report reads files anew
 def _inputs(eval_data, corpus, root, cache, template, metric) -> tuple[EvalData, Corpus]:
-    files = [local_file(name, root, cache) for name in (eval_data, corpus)]
-    found = Corpus(files[1], template)
-    return EvalData(files[0], metrics=[metric], corpus_size=len(found)), found
+    data = TextConfig(
+        eval_data=eval_data,
+        corpus=corpus,
+        data_root=root,
+        dataset_cache_dir=cache,
+        key_template=template,
+    )
+    found, queries = open_data(data, [metric])
+    return queries, found

@@ -6,12 +6,12 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from llme_jax.config import RankConfig
+from llme_jax.data.beir import queries_file
 from llme_jax.data.candidates import CandidateRow, Found, parse_candidates
 from llme_jax.data.instructions import instruction_of
 from llme_jax.data.pairs import PairLayout
 from llme_jax.data.rows import query_id_of
 from llme_jax.data.scoring import ScoringData
-from llme_jax.data.sources import local_file
 from llme_jax.files.storage import open_folder, result_path
 from llme_jax.models.cross_encoder import CrossEncoder
 from llme_jax.rerank.cross_scorer import CrossScorer
@@ -29,7 +29,7 @@ def open_candidates(config: RankConfig, found: Found | None = None) -> ScoringDa
         InputError: the file or a row cannot be used; names the line and the remedy.
     """
     data = config.data
-    path = local_file(data.eval_data, data.data_root, data.dataset_cache_dir)
+    path = queries_file(data)
     metrics = config.evaluation.metrics
 
     def parse(record: dict, number: int) -> CandidateRow:

@@ -9,11 +9,12 @@ from tqdm import tqdm
 
 from llme_jax.config import RankConfig
 from llme_jax.config.retrieval import METRICS
+from llme_jax.data.beir import corpus_file
 from llme_jax.data.candidates import Found
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.rows import query_id_of
 from llme_jax.data.scoring import ScoringData
-from llme_jax.data.sources import local_file, resolve_path
+from llme_jax.data.sources import resolve_path
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 from llme_jax.files.cache import check_cache
@@ -129,8 +130,7 @@ def _found(config: RankConfig) -> tuple[Found | None, dict[str, str], Corpus | N
     data, settings = config.data, config.evaluation
     if not settings.load_result:
         return None, {}, None
-    corpus_file = local_file(data.corpus, data.data_root, data.dataset_cache_dir)
-    corpus = Corpus(corpus_file, data.key_template)
+    corpus = Corpus(corpus_file(data), data.key_template)
     path = _loaded(config)
     predictions = read_predictions(path, len(corpus))
 

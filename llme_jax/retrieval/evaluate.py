@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 
 from llme_jax.config import Config, EvalConfig, TextConfig
 from llme_jax.config.retrieval import NQ_CUTOFFS
+from llme_jax.data.beir import corpus_file, queries_file
 from llme_jax.data.corpus import NEED_POSITIVES, Corpus, EvalData
-from llme_jax.data.sources import local_file
 from llme_jax.files.storage import open_folder, result_path
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.retrieval.dense import DenseRetriever
@@ -24,12 +24,8 @@ def open_data(config: TextConfig, metrics: list[str]) -> tuple[Corpus, EvalData]
     Raises:
         InputError: one of them cannot be used; names the line and the remedy.
     """
-    files = [
-        local_file(name, config.data_root, config.dataset_cache_dir)
-        for name in (config.corpus, config.eval_data)
-    ]
-    corpus = Corpus(files[0], config.key_template)
-    return corpus, EvalData(files[1], metrics=metrics, corpus_size=len(corpus))
+    corpus, queries = Corpus(corpus_file(config), config.key_template), queries_file(config)
+    return corpus, EvalData(queries, metrics=metrics, corpus_size=len(corpus))
 
 
 def depth(settings: EvalConfig) -> int:

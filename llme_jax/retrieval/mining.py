@@ -4,6 +4,7 @@ import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text
 from llme_jax.retrieval.metrics import has_answer
 
+NEARLY = 0.9  # of all words of two texts; what is so alike is rather a positive
 BINS = 40  # of the histograms of scores
 
 
@@ -53,6 +55,7 @@ class Report:
     positive_not_found: int = 0  # queries, in the first ranking
     judged: int = 0  # hits that a reranker has scored
     positive_not_judged: int = 0  # queries
+    near_copies: int = 0  # negatives with nearly the text of a positive
     dropped: dict[str, int] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)  # negatives of each ranking
     ranks: dict[int, int] = field(default_factory=dict)  # negatives of each rank, from 0
@@ -100,6 +103,8 @@ class Report:
             f"queries with none: {self.without_any}, with fewer than --max_neg_num: {self.too_few}",
             f"passages left out: {dropped or 'none'}",
         ]
+        if self.near_copies:
+            lines.append(f"negatives with nearly the text of a positive: {self.near_copies}")
         if self.positive_scores or self.positive_not_found:
             lines.append(f"queries whose positives are not among the hits: "
                          f"{self.positive_not_found}")  # fmt: skip
@@ -189,6 +194,7 @@ def mine(
     positives, answers = set(row.get("pos_index") or []), row.get("answers") or []
     query = same_text(row.get("query") or "")
     texts = {same_text(t) for t in [*(row.get("pos") or []), *(corpus.text(i) for i in positives)]}
+    right = [{*text.split()} for text in texts]
     allowed = [_allowed(hits, positives, settings, report) for hits in rankings]
     if reranker is not None:
         report.judged += sum(hit.id in reranker for hits in rankings for hit in hits)
@@ -214,8 +220,14 @@ def mine(
         else:
             texts.add(same)
             taken[hit] = text
+            report.near_copies += any(map(partial(_nearly_same, {*same.split()}), right))
     report.add(rankings[0], positives, list(taken), settings.max_neg_num)
     return taken
+
+
+def _nearly_same(one: set[str], other: set[str]) -> bool:
+    """Whether nine in ten of the words of two texts are the same."""
+    return len(one & other) >= NEARLY * len(one | other) > 0
 
 
 def same_text(text: str) -> str:

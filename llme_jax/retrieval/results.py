@@ -14,8 +14,9 @@ from jaxtyping import Float32, Int32
 from numpy import ndarray
 
 from llme_jax.config import EvalConfig, TextConfig
+from llme_jax.data.beir import is_converted
 from llme_jax.data.corpus import Corpus, QuerySet
-from llme_jax.data.sources import is_made, resolve_path
+from llme_jax.data.sources import resolve_path
 from llme_jax.devices.runtime import versions
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest_file
@@ -37,6 +38,25 @@ def write_result(
             row = {"query_id": query_id, "pred": pred[found].tolist()}
             row["score"] = score[found].tolist()
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_trec(
+    path: Path,
+    query_ids: Sequence[int | str],
+    ids: Int32[ndarray, "Q hits"],
+    scores: Float32[ndarray, "Q hits"],
+    corpus: Corpus,
+    name: str,
+) -> None:
+    """The hits as a TREC run: query, Q0, passage, rank from 1, score, `name`.
+
+    Passages have the ids of their lines in the corpus, or their numbers where these have none.
+    """
+    with atomic_text(path) as file:
+        for query_id, pred, score in zip(query_ids, ids, scores, strict=True):
+            found = pred >= 0
+            for rank, (i, s) in enumerate(zip(pred[found], score[found], strict=True), 1):
+                file.write(f"{query_id} Q0 {corpus.name(int(i))} {rank} {s} {name}\n")
 
 
 def write_source(result: Path, queries: QuerySet, corpus: str | None, method: str) -> None:
@@ -159,7 +179,7 @@ def read_predictions(
 def collates_to_output(data: TextConfig, save_to_output: bool) -> bool:
     """Whether collated rows go to --output_dir; nothing is written beside a file that is
     fetched or unpacked."""
-    return save_to_output or is_made(data.eval_data, data.data_root)
+    return save_to_output or is_converted(data)
 
 
 def check_beside(data: TextConfig) -> None:

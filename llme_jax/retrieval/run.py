@@ -32,6 +32,7 @@ from llme_jax.retrieval.results import (
     write_json,
     write_result,
     write_source,
+    write_trec,
 )
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,9 @@ def retrieve(config: RetrieveConfig) -> int:
             write_result(result, eval_data.query_ids, ranking.ids, ranking.scores)
             write_source(result, eval_data.queries, corpus.digest, how.retrieval_method)
             logger.info("hits: %s", result)
+    if how.save_trec:
+        hits = ranking.ids, ranking.scores
+        write_trec(result.with_suffix(".trec"), eval_data.query_ids, *hits, corpus, name)
     metrics = measure(settings, corpus, eval_data, found)
     if how.load_result:
         metrics = found_within(metrics, found.shape[1], len(corpus))
@@ -108,7 +112,9 @@ def _check_outputs(config: RetrieveConfig) -> None:
     metrics = set(settings.metrics)
     measures, collates = metrics - {*COLLATIONS}, metrics & {*COLLATIONS}
     to_output = collates_to_output(data, how.save_to_output)
-    results = measures or (method and settings.save_result) or (collates and to_output)
+    results = (
+        measures or how.save_trec or (method and settings.save_result) or (collates and to_output)
+    )
     if method == "dense" or (first and results):  # every process writes embeddings
         check_writable("--output_dir", how.output_dir)
     if not first:

@@ -47,10 +47,10 @@ def test_the_digest_follows_the_content(tmp_path):
         ('{"text": "a"}', r"c.json:2: has no field 'title', only text: give a --key_template"),
         ('{"title": 3, "text": "a"}', "c.json:2: title is 3: give a string"),
         ('{"title": null, "text": "a"}', "c.json:2: title is null: give a string"),
-        ('{"title": "\\ud800", "text": "a"}', "c.json:2: title has half a surrogate pair"),
+        ('{"title": "\\ud800", "text": "a"}', "c.json:2: has half a surrogate pair"),
         ('["a"]', r'c.json:2: \["a"\] is no JSON object'),
         ('{"title": ', "c.json:2: not valid JSON"),
-        (b'{"title": "\xff", "text": ""}', "c.json:2: not valid JSON"),
+        (b'{"title": "\xff", "text": ""}', "c.json:2: not valid UTF-8"),
     ],
 )
 def test_an_invalid_passage_is_named(tmp_path, line, message):

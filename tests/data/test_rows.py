@@ -88,7 +88,7 @@ def test_messages_name_file_line_value_and_remedy(write_rows, change, message):
         (b'{"query": "q",', "not valid JSON, Expecting property name .* at column 15: write one"),
         (b"[1, 2]", r"\[1, 2\] is no JSON object: write one object a line"),
         (b'{"query": "\xff"}', "not valid UTF-8, invalid start byte: save the file as UTF-8"),
-        (b'{"query": "\\ud800"}', "not valid UTF-8, surrogates not allowed"),
+        (b'{"query": "\\ud800"}', "has half a surrogate pair"),
         (b"[" * 100_000, "not readable JSON"),
     ],
 )

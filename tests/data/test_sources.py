@@ -213,6 +213,7 @@ def test_results_go_to_the_output_folder(build, tmp_path):
         "llm_embedder.nq.test.neg.json",
         "llm_embedder.nq.test.result.json",
         "llm_embedder.nq.test.run.json",
+        "llm_embedder.nq.test.source.json",
     ]
 
 

@@ -66,6 +66,20 @@ def test_the_text_of_the_query_is_no_negative(mined):
     }
 
 
+def test_near_copies_of_a_positive_are_counted(tmp_path):
+    words = [f"w{i}" for i in range(19)]
+    other = " ".join([*words[:18], "new"])  # 18 of 20 words
+    less = " ".join([*words[:17], "new"])  # 17 of 20
+    lines = [json.dumps({"text": text}) + "\n" for text in (" ".join(words), other, less)]
+    (tmp_path / "c.json").write_text("".join(lines))
+    (tmp_path / "q.json").write_text(json.dumps({"query": "q", "pos_index": [0]}) + "\n")
+    corpus = Corpus(tmp_path / "c.json", "{text}")
+    files = tmp_path / "out.json", tmp_path / "q.json"
+    report = collate_neg(*files, corpus, [ranking([[0, 1, 2]])], MiningConfig())
+    assert report.negatives == 2 and report.near_copies == 1 == report.facts()["near_copies"]
+    assert "negatives with nearly the text of a positive: 1" in str(report)
+
+
 def test_every_row_comes_out_in_order(mined):
     rows = [{"query": f"q{i}", "pos_index": [i]} for i in range(3)]
     out, report = mined(rows, ranking([[5, 6], [-1, -1], [2, -1]]), max_neg_num=1)

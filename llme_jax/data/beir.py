@@ -1,0 +1,244 @@
+"""BEIR's folders and MS MARCO's tables become JSON lines, once, in the cache.
+
+    scifact/                        corpus.jsonl, queries.jsonl, qrels/{split}.tsv
+    msmarco/                        collection.tsv, queries.{split}.tsv, qrels.{split}.tsv
+
+A folder stands for its passages, for the queries of its test split, or for the pairs of its train
+split; the qrels file of another split stands for that one. Qrels are BEIR's (three columns) or
+TREC's (four); what is judged above 0 is a positive.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from llme_jax.config import DataConfig, TextConfig
+from llme_jax.data.corpus import Corpus
+from llme_jax.data.ids import IdTable, names_passages, with_numbers
+from llme_jax.data.rows import BadRows, expand_paths, read_lines, read_texts
+from llme_jax.data.sources import is_made, local_file, resolve_path
+from llme_jax.errors import InputError
+from llme_jax.files.atomic import atomic_text, digest
+from llme_jax.files.cache import cache_dir
+
+logger = logging.getLogger(__name__)
+
+Role = Literal["corpus", "queries", "pairs"]
+SPLITS = {"queries": ("test", "dev"), "pairs": ("train",)}  # those that a folder stands for
+_QRELS = re.compile(r"qrels\.(.+)\.(tsv|txt)")
+
+
+def corpus_file(data: TextConfig) -> str:
+    """The JSON lines of --corpus.
+
+    Raises:
+        InputError: it cannot be fetched, or not be made.
+    """
+    return _file(data, data.corpus, "corpus")
+
+
+def queries_file(data: TextConfig) -> str:
+    """The JSON lines of --eval_data, whose passages are numbers of --corpus.
+
+    Raises:
+        InputError: it cannot be fetched or made, or names passages that are not there.
+    """
+    path = _file(data, data.eval_data, "queries")
+    corpus = data.corpus and corpus_file(data)
+    lenient = _is_table(data.eval_data, data)
+    return with_numbers(path, corpus, _sources(data), lenient=lenient)
+
+
+def training_files(data: DataConfig) -> list[str]:
+    """The JSON lines of --train_data, see `expand_paths`."""
+    paths = []
+    for pattern in data.train_data:
+        if _is_table(pattern, data):
+            paths.append(_file(data, pattern, "pairs"))
+        else:
+            paths += expand_paths([pattern], data.data_root, data.dataset_cache_dir)
+    return paths
+
+
+def is_converted(data: TextConfig) -> bool:
+    """Is what is read of --eval_data made in the cache, so that results do not belong beside it?"""
+    path = os.path.expanduser(resolve_path(data.eval_data, data.data_root))
+    made = is_made(data.eval_data, data.data_root) or _is_table(data.eval_data, data)
+    return made or names_passages(path)
+
+
+def _file(data: TextConfig, name: str, role: Role) -> str:
+    if _is_table(name, data):
+        path = os.path.expanduser(resolve_path(name, data.data_root))
+        return as_rows(path, role, data.key_template, _sources(data)) or path
+    return local_file(name, data.data_root, data.dataset_cache_dir)
+
+
+def _is_table(name: str, data: TextConfig) -> bool:
+    """Is it of those that `as_rows` reads?"""
+    place = Path(os.path.expanduser(resolve_path(name, data.data_root)))
+    if place.is_dir():
+        return _passages(place) is not None
+    return place.is_file() and (place.suffix == ".tsv" or _split(place) is not None)
+
+
+def _sources(data: TextConfig) -> Path:
+    return cache_dir(data.dataset_cache_dir) / "sources"
+
+
+def as_rows(path: str, role: Role, key_template: str, sources: Path) -> str | None:
+    """The JSON lines that a folder, a qrels file or a table stands for; None for other files.
+
+    Args:
+        role: what is wanted of it.
+        key_template: makes the texts of pairs out of passages.
+        sources: where files are made.
+
+    Raises:
+        InputError: a part is missing, or a line cannot be read; names it.
+    """
+    place = Path(path)
+    if place.is_dir() and (passages := _passages(place)):
+        if role == "corpus":
+            return as_rows(str(passages), role, key_template, sources) or str(passages)
+        return _of_split(_qrels(place, role), role, key_template, sources)
+    if role != "corpus" and place.is_file() and _split(place):
+        return _of_split(place, role, key_template, sources)
+    if place.suffix != ".tsv" or not place.is_file():
+        return None
+    if role == "pairs":
+        raise InputError(
+            f"{path}: is a table of texts; give the qrels file beside it, which says what belongs "
+            "together"
+        )
+    name = "_id" if role == "corpus" else "query_id"
+    text = "text" if role == "corpus" else "query"
+    more = {"title": ""} if role == "corpus" else {}
+    rows = ({name: key, **more, text: value} for key, value in _table(place))
+    return _made(place, [place], rows, sources, place.stem)
+
+
+def _passages(base: Path) -> Path | None:
+    files = (base / name for name in ("corpus.jsonl", "collection.tsv"))
+    return next((path for path in files if path.is_file()), None)
+
+
+def _split(qrels: Path) -> str | None:
+    """The split that a qrels file is of; None for other files."""
+    if qrels.parent.name == "qrels" and qrels.suffix == ".tsv":
+        return qrels.stem
+    found = _QRELS.fullmatch(qrels.name)
+    return found[1] if found else None
+
+
+def _qrels(base: Path, role: Role) -> Path:
+    """The qrels file that a folder stands for."""
+    there = sorted([*(base / "qrels").glob("*.tsv"), *base.glob("qrels.*.tsv")])
+    for split in SPLITS[role]:
+        for path in there:
+            if _split(path) == split:
+                return path
+    named = ", ".join(map(str, there)) or "none"
+    raise InputError(
+        f"{base}: has no qrels of the split {' or '.join(SPLITS[role])}; name the qrels file of "
+        f"another one (there is {named})"
+    )
+
+
+def _of_split(qrels: Path, role: Role, key_template: str, sources: Path) -> str:
+    """Rows of queries with the ids of their positives; of pairs, with their texts."""
+    base = qrels.parent.parent if qrels.parent.name == "qrels" else qrels.parent
+    split, passages = _split(qrels), _passages(base)
+    queries = [base / "queries.jsonl", base / f"queries.{split}.tsv", base / "queries.tsv"]
+    queries = next((path for path in queries if path.is_file()), None)
+    if queries is None or passages is None:
+        missing = "queries.jsonl" if queries is None else "corpus.jsonl"
+        raise InputError(f"{qrels}: {base} has no {missing}, which belongs to it; add the file")
+
+    def rows() -> Iterator[dict]:
+        judged, found = _judged(qrels), 0
+        if role == "pairs":
+            corpus_path = as_rows(str(passages), "corpus", key_template, sources) or str(passages)
+            corpus, table = Corpus(corpus_path, key_template), IdTable(corpus_path)
+        for query_id, text in _queries(queries):
+            if not (ids := judged.get(query_id)):
+                continue
+            found += 1
+            row = {"query_id": query_id, "query": text}
+            if role == "pairs":
+                numbers = [n for n in map(table.find, ids) if n is not None]
+                row |= {"pos": [corpus.text(n) for n in numbers], "neg": []}
+                if not numbers:
+                    continue
+            yield row | {"pos_id": ids}
+        if found < len(judged):
+            logger.warning(
+                "%s: %d of its %d queries are not in %s and are left out",
+                *(qrels, len(judged) - found, len(judged), queries),
+            )
+
+    template = key_template if role == "pairs" else ""
+    name = f"{base.absolute().name}.{split}"
+    return _made(base, [qrels, queries, passages], rows(), sources, name, role, template)
+
+
+def _judged(path: Path) -> dict[str, list[str]]:
+    """The ids of the passages that are judged relevant, by query."""
+    positives: dict[str, list[str]] = {}
+    for number, line in read_texts(path):
+        columns = line.split("\t") if "\t" in line else line.split()
+        try:
+            query_id, passage_id, grade = columns[0], columns[-2], int(columns[-1])
+            if len(columns) not in (3, 4):
+                raise ValueError
+        except (ValueError, IndexError):
+            if number == 1:
+                continue  # names of the columns
+            raise InputError(
+                f"{path}:{number}: not a judgement, which has a query, a passage and a whole "
+                "number; correct the line"
+            ) from None
+        if grade > 0:
+            positives.setdefault(query_id, []).append(passage_id)
+    if not positives:
+        raise InputError(f"{path}: judges no passage relevant; give the qrels of these queries")
+    return positives
+
+
+def _queries(path: Path) -> Iterator[tuple[str, str]]:
+    if path.suffix == ".tsv":
+        yield from _table(path)
+        return
+
+    def convert(record: dict) -> tuple[str, str]:
+        if not isinstance(record.get("text"), str) or record.get("_id") is None:
+            raise InputError("has no _id and text, as queries of BEIR do")
+        return str(record["_id"]), record["text"]
+
+    for _, query in read_lines(str(path), convert, BadRows()):
+        yield query
+
+
+def _table(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in read_texts(path):
+        key, tab, text = line.partition("\t")
+        if not tab or not key.strip():
+            raise InputError(f"{path}:{number}: not an id, a tab and a text; correct the line")
+        yield key, text
+
+
+def _made(
+    base: Path, files: list[Path], rows: Iterator[dict], sources: Path, name: str, *depends: str
+) -> str:
+    """The rows as JSON lines in a file that is made when one of `files` is new."""
+    stamps = [(os.path.realpath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    out = sources / digest(stamps, depends)[:12] / base.absolute().name / f"{name}.json"
+    if not out.is_file():
+        with atomic_text(out) as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return str(out)
