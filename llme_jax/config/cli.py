@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import errno
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -277,4 +279,23 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # as behind `| head`
+        print("error: nobody reads what is printed any more", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed at the end
+        code = 1
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        place = getattr(error, "filename", None) or "what it wrote to"
+        print(
+            f"error: the disk is full ({place}): free some space and give the same command again",
+            file=sys.stderr,
+        )
+        code = 1
     sys.exit(code)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Libraries that write by themselves say so in their own types of error."""
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    return full or os.strerror(errno.ENOSPC) in str(error)

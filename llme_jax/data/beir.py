@@ -8,6 +8,7 @@ split; the qrels file of another split stands for that one. Qrels are BEIR's (th
 TREC's (four); what is judged above 0 is a positive.
 """
 
+import glob
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from llme_jax.config import DataConfig, TextConfig
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.ids import IdTable, names_passages, with_numbers
 from llme_jax.data.rows import BadRows, expand_paths, read_lines, read_texts
-from llme_jax.data.sources import is_made, local_file, resolve_path
+from llme_jax.data.sources import is_made, is_remote, local_file, resolve_path
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest
 from llme_jax.files.cache import cache_dir
@@ -30,6 +31,25 @@ logger = logging.getLogger(__name__)
 Role = Literal["corpus", "queries", "pairs"]
 SPLITS = {"queries": ("test", "dev"), "pairs": ("train",)}  # those that a folder stands for
 _QRELS = re.compile(r"qrels\.(.+)\.(tsv|txt)")
+
+
+def check_files(data: TextConfig) -> None:
+    """Finds out before a model is fetched whether the files are there.
+
+    Raises:
+        InputError: one is not; names its flag.
+    """
+    if isinstance(data, DataConfig) and data.train_data:
+        training_files(data)
+    for flag in ("eval_data", "corpus"):
+        name = getattr(data, flag)
+        if name is None or is_remote(name, data.data_root) or _is_table(name, data):
+            continue
+        path = os.path.expanduser(resolve_path(name, data.data_root))
+        if not os.path.isfile(path) and not glob.glob(path):
+            raise InputError(
+                f"--{flag} {path}: there is no such file, check the path and --data_root"
+            )
 
 
 def corpus_file(data: TextConfig) -> str:

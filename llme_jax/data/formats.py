@@ -1,5 +1,6 @@
 """Data files in other formats than JSON lines become that, once, in the cache."""
 
+import errno
 import gzip
 import json
 import os
@@ -58,6 +59,8 @@ def as_lines(path: str, sources: Path) -> str:
         except InputError:  # a package is missing
             raise
         except (EOFError, ValueError, OSError, zlib.error) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise  # it is not the file that cannot be read
             raise InputError(f"{path}: this {kind} file cannot be read ({error}); fetch it "
                              "again") from error  # fmt: skip
     return str(file)

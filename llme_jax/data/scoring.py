@@ -16,6 +16,15 @@ from llme_jax.files.atomic import digest_file
 R = TypeVar("R")
 
 
+def check_eval_data(path: Path) -> None:
+    """
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"--eval_data {path}: there is no such file")
+
+
 class ScoringData(Generic[R]):
     """Rows of a JSON-lines file; of all of them, only counts are in memory.
 
@@ -35,8 +44,7 @@ class ScoringData(Generic[R]):
 
     def __init__(self, path: str | Path, parse: Callable[[dict, int], R]):
         self.path, self._parse = Path(path).expanduser(), parse
-        if not self.path.is_file():
-            raise InputError(f"--eval_data {path}: there is no such file")
+        check_eval_data(self.path)
         candidates, answers, numbers = array("i"), array("i"), count()
         self.queries = QuerySet()
 

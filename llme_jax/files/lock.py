@@ -31,9 +31,13 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[int]:
     """
     file, end, said = _opened(folder), time.monotonic() + WAIT, False
     try:
-        while not _taken(file, shared):
+        while not _taken(file, shared) or not _is_there(file, folder):
             file.seek(0)
             owner = file.read().strip()
+            if not _is_there(file, folder):  # who held it has deleted the folder
+                file.close()
+                file = _opened(folder)
+                continue
             if _alive(owner) or time.monotonic() > end:
                 raise InputError(
                     f"{folder}: another run is at work there (process {owner or 'unknown'}): wait "
@@ -43,8 +47,6 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[int]:
                 print("waiting for what a stopped run has left running", file=sys.stderr)
                 said = True
             time.sleep(0.2)
-            file.close()
-            file = _opened(folder)  # the folder may have been deleted, and made again
         if not shared:
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
@@ -69,6 +71,14 @@ def _taken(file, shared: bool) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
             raise
     return True
+
+
+def _is_there(file: TextIO, folder: Path) -> bool:
+    """Whether an open lock is still the folder's."""
+    try:
+        return os.fstat(file.fileno()).st_ino == os.stat(folder / ".lock").st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _alive(owner: str) -> bool:

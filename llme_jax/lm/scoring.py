@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from llme_jax.config import ScoreConfig
 from llme_jax.data.rows import SCORES_OF, parse_scoring_row
-from llme_jax.data.scoring import ScoringData
+from llme_jax.data.scoring import ScoringData, check_eval_data
 from llme_jax.data.sources import is_made, local_file
 from llme_jax.data.tokens import fingerprint
 from llme_jax.data.widths import choose_widths
@@ -59,6 +59,7 @@ def score(config: ScoreConfig) -> int:
         check_writable("--eval_data", beside, remedy="results go there, give an --output_dir")
     if settings.report:
         return report_on(path) if jax.process_index() == 0 else 0
+    check_eval_data(path)
     # Each process scores its share with its own devices: nothing waits for another host.
     mesh = make_mesh(model.fsdp, model.tensor, devices=jax.local_devices())
     lm, folder, tokenizer = open_causal_lm(

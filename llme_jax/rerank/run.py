@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from llme_jax.config import RankConfig
 from llme_jax.config.retrieval import METRICS
-from llme_jax.data.beir import corpus_file
+from llme_jax.data.beir import check_files, corpus_file
 from llme_jax.data.candidates import Found
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.rows import query_id_of
@@ -45,6 +45,7 @@ def rerank(config: RankConfig) -> int:
     """Returns the exit code."""
     settings, output_dir = config.evaluation, Path(config.training.output_dir)
     _check_outputs(config)
+    check_files(config.data)
     if config.ranker.ranker_method == "cross-encoder":
         config = with_own_prompts(config)
     opening = {"cross-encoder": open_cross_scorer, "yes-no": open_yes_no}

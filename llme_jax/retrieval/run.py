@@ -9,6 +9,7 @@ import numpy as np
 
 from llme_jax.config import RetrieveConfig
 from llme_jax.config.retrieval import COLLATIONS
+from llme_jax.data.beir import check_files
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import with_model_prompts
 from llme_jax.devices import sharding
@@ -42,6 +43,7 @@ def retrieve(config: RetrieveConfig) -> int:
     """Returns the exit code."""
     settings, how = config.evaluation, config.retrieval
     _check_outputs(config)
+    check_files(config.data)
     loaded = None
     if how.retrieval_method == "dense" and not how.load_result:
         # Its errors come before a large corpus is read.

@@ -4,6 +4,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llme_jax.config import Config, RankConfig
+from llme_jax.data.beir import check_files
 from llme_jax.data.plan import Plan
 from llme_jax.data.prefetch import prefetch
 from llme_jax.data.rows import BadRows
@@ -43,21 +45,22 @@ def train(config: Config | RankConfig, open_task: OpenTask) -> int:
     Args:
         open_task: makes what is trained.
     """
-    folder = RunFolder(config.training.output_dir)
-    with folder.held(reading=config.training.plan):
-        return _train(config, open_task, folder)
+    with ExitStack() as held:
+        return _train(config, open_task, held)
 
 
-def _train(config: Config | RankConfig, open_task: OpenTask, folder: RunFolder) -> int:
+def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) -> int:
     settings = config.training
 
     # 1. Read and check everything before anything is written or compiled.
+    folder = RunFolder(settings.output_dir)
     folder.check_settings(config)
     check_cache(config.data.dataset_cache_dir)
     if config.data.eval_data and jax.process_index() == 0:
         check_log(config.evaluation.log_path)
     mesh = sharding.make_mesh(settings.fsdp)
     global_batch = folder.global_batch(config, mesh.size)
+    check_files(config.data)
     task, params, frozen = open_task(config)
     bad_rows = BadRows(config.data.max_bad_rows)
     data = prepare(
@@ -86,6 +89,7 @@ def _train(config: Config | RankConfig, open_task: OpenTask, folder: RunFolder) 
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
     if settings.plan:
         return DryRun(settings, task, optimizer, abstract, frozen, data, plan, mesh).show()
+    held.enter_context(folder.held())
     shardings = sharding.state_sharding(mesh, abstract, task.rules)
     start = checkpoints.latest()
     if jax.process_count() > 1:

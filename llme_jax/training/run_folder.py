@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 
@@ -51,15 +52,22 @@ class RunFolder:
             "--output_dir"
         )
 
-    def held(self, reading: bool) -> AbstractContextManager:
-        """Keeps other runs out of the folder; one that only reads needs not.
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs out of the folder.
 
         Raises:
-            InputError: another run is at work there.
+            InputError: another run is at work there, or was since this one looked.
         """
-        if reading or jax.process_index() != 0 or in_bucket(self.path):
-            return nullcontext()
-        return locked(self.path)
+        if jax.process_index() != 0 or in_bucket(self.path):
+            yield
+            return
+        with locked(self.path):
+            if self._read() != self.previous:
+                raise InputError(
+                    f"{self.path}: another run was at work there: give the same command again"
+                )
+            yield
 
     def global_batch(self, config: Config, devices: int) -> int:
         """Queries in one batch over all devices: that of the run being continued, if any.

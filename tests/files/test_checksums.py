@@ -140,7 +140,8 @@ def search(data, tmp_path, *more):
 def test_what_retrieval_keeps(data, tmp_path, flags, places, most, capfd):
     want = search(data, tmp_path, *flags)
     kept = [p for place in places for p in files_below(tmp_path / place) if p.stat().st_size]
-    kept = [p for p in kept if p.name != "manifest.json"]  # is for people, nothing reads it
+    # What is not read for its content: for people, and the lock.
+    kept = [p for p in kept if p.name not in ("manifest.json", ".lock")]
     assert kept
     for path in random.Random(0).sample(kept, min(most, len(kept))):
         flip(path)

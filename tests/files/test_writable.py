@@ -1,12 +1,14 @@
 """Where nothing can be written is one sentence, before any work, and nothing is left behind."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from small_run import EVALUATION, arguments, write_data
 
-from llme_jax import build_tfds, retrieve, score, train
+from llme_jax import build_tfds, rank, retrieve, score, train
 from llme_jax.doctor import __main__ as doctor
 from llme_jax.errors import InputError
 from llme_jax.files import storage
@@ -130,3 +132,46 @@ def test_a_log_that_is_a_pipe_is_refused(data, tmp_path):
     with pytest.raises(InputError, match=r"--log_path .*pipe: is no file"):
         argv = [*words.format(data).split(), "--output_dir", str(tmp_path / "out")]
         retrieve.main([*argv, "--log_path", str(tmp_path / "pipe")])
+
+
+@pytest.fixture
+def measuring(data, tmp_path):
+    words = ["--eval_data", str(data / "test.json"), "--corpus", str(data / "corpus.json")]
+    words += ["--retrieval_method", "random", "--metrics", "mrr"]
+    words += ["--output_dir", str(tmp_path / "out"), "--log_path", str(tmp_path / "log")]
+    return [sys.executable, "-m", "llme_jax.retrieve", *words]
+
+
+def test_a_full_disk_is_one_sentence(measuring):
+    """/dev/full takes nothing: as a log, and as what is printed to."""
+    done = subprocess.run([*measuring, "--log_path", "/dev/full"], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: the disk is full")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(measuring, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: the disk is full" in done.stderr
+
+
+def test_a_reader_that_has_left_is_one_sentence(measuring):
+    process = subprocess.Popen(measuring, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 1 and "Traceback" not in said and "BrokenPipe" not in said
+    assert said.splitlines()[-1] == "error: nobody reads what is printed any more"
+
+
+@pytest.mark.parametrize("command", ["train", "retrieve", "rank"])
+def test_files_are_looked_for_before_a_model(data, tmp_path, command):
+    """The model does not exist either: it would be fetched, which takes long where it can be."""
+    words = ["--eval_data", "nowhere.json", "--corpus", str(data / "corpus.json")]
+    words += ["--output_dir", str(tmp_path / "out"), "--log_path", str(tmp_path / "log")]
+    main = {"train": train.main, "retrieve": retrieve.main, "rank": rank.main}[command]
+    model = "--ranker" if command == "rank" else "--query_encoder"
+    if command == "train":
+        words += ["--train_data", str(data / "train.json")]
+    with pytest.raises(InputError, match=r"--eval_data nowhere.json: there is no such file"):
+        main([*words, model, "nobody/nothing"])
+    if command == "train":
+        with pytest.raises(InputError, match=r"there is no file nowhere.json"):
+            main([*words, model, "nobody/nothing", "--train_data", "nowhere.json"])
