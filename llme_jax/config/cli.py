@@ -269,6 +269,10 @@ def _nearest(error: Exception) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
+# What a disk says of a name that it does not take, wherever it comes up.
+_REFUSED = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP}
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs a command: exit code 2 and one sentence when the user's input is at fault."""
     try:
@@ -284,6 +288,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed at the end
         code = 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
+            print(f"error: {error.filename}: {error.strerror}: give another", file=sys.stderr)
+            sys.exit(2)
         if not _disk_is_full(error):
             raise
         place = getattr(error, "filename", None) or "what it wrote to"

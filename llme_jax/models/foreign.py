@@ -8,6 +8,10 @@ from safetensors import SafetensorError, safe_open
 from llme_jax.config.setting import WANTED
 from llme_jax.errors import InputError
 
+_SIZES = {
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+}
 _POINTER = b"version https://git-lfs"
 
 
@@ -60,11 +64,16 @@ def listed_modules(root: Path) -> list[tuple[str, Path]]:
 def check_type(path: Path, name: str, value, wanted: type) -> None:
     """
     Raises:
-        InputError: a field of a config.json is of another type; a whole number is a float too.
+        InputError: a field of a config.json is of another type (a whole number is a float too), is
+            a size that no model has, or a rate or an epsilon outside 0 to 1.
     """
     allowed = (int, float) if wanted is float else (wanted,)
     if type(value) not in allowed:
         raise InputError(f"{path}: {name} is {json.dumps(value)}; give {WANTED[wanted]}")
+    if wanted is float and not 0 <= value < 1:
+        raise InputError(f"{path}: {name} is {value}; give a number from 0 to below 1")
+    if name in _SIZES and not 0 < value < 2**31:
+        raise InputError(f"{path}: {name} is {value}; give what the model has, 1 or more")
 
 
 def check_file(path: Path) -> None:

@@ -101,6 +101,10 @@ class LlamaConfig:
         values = _COMMON | _DEFAULTS[family] | {k: v for k, v in given.items() if v is not None}
         if family == "mistral" and "sliding_window" in given:  # null says: none
             values["sliding_window"] = given["sliding_window"]
+        optional = {"hidden_act": str, "rms_norm_eps": float}
+        optional |= dict.fromkeys(("num_key_value_heads", "head_dim"), int)
+        for name in values.keys() & optional.keys():
+            check_type(path, name, values[name], optional[name])
         if values["hidden_act"] not in _ACTIVATIONS:
             raise InputError(
                 f"{path}: hidden_act {values['hidden_act']} is not served; give one of "
