@@ -7,16 +7,20 @@ do not look.
 import json
 import logging
 import os
-import shutil
+import re
+import time
 import uuid
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from llme_jax.files.atomic import atomic_dir, atomic_write
+from llme_jax.files.atomic import atomic_dir, atomic_write, remove
 
 logger = logging.getLogger(__name__)
 
+ABANDONED = 3600  # seconds
+_HALF = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")
 NAME = "checksums.json"
 _SEAL = b"crc32:%08x"  # at the end of a single file
 _BLOCK = 1 << 22
@@ -28,17 +32,29 @@ def kept(folder: Path, build: Callable[[Path], None]) -> Path:
     Args:
         build: makes its content in the folder it is given.
     """
+    _sweep(folder.parent)
     if folder.is_dir():
         if (found := damage(folder)) is None:
             return folder
         logger.warning("%s is made again: %s", folder, found)
         away = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
         folder.rename(away)
-        shutil.rmtree(away, ignore_errors=True)
+        remove(away)
     with atomic_dir(folder) as beside:
         build(beside)
         seal(beside)
     return folder
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes what killed runs have left half-built: nothing in it has changed for an hour."""
+    for path in folder.glob(".*"):
+        if not _HALF.fullmatch(path.name):
+            continue
+        with suppress(OSError):  # another process is faster
+            newest = max(p.lstat().st_mtime for p in (path, *path.rglob("*")))
+            if time.time() - newest > ABANDONED:
+                remove(path)
 
 
 def seal(folder: Path, only: str = "") -> None:

@@ -1,6 +1,8 @@
 """A flipped bit in what an earlier run left: made again, or left out, never believed."""
 
+import os
 import random
+import time
 
 import numpy as np
 import pytest
@@ -59,6 +61,21 @@ def test_what_else_is_no_whole_folder(tmp_path):
         assert damage(folder) == said
 
 
+def test_what_killed_runs_have_left_is_swept_away(tmp_path):
+    names = (".folder.0123abcd.tmp", ".folder.0123abcd.old", ".other.0123abcd.tmp", ".config")
+    for name in names:
+        (tmp_path / name / "below").mkdir(parents=True)
+        (tmp_path / name / "below/file").touch()
+    long_ago = time.time() - 2 * 3600
+    for name in names:
+        for path in (tmp_path / name).rglob("*"):
+            os.utime(path, (long_ago, long_ago))
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    os.utime(tmp_path / names[2] / "below/file")  # another process is building there
+    kept(tmp_path / "folder", build)
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", *names[2:]}
+
+
 def test_every_bit_of_a_sealed_file_counts(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"content")
@@ -91,8 +108,6 @@ def test_the_store_of_training_data(write_rows, prepared, tmp_path, caplog):
 
 def test_a_file_with_the_times_of_another(write_rows, prepared, tmp_path):
     """As `cp --preserve` and rsync leave it: size and time of change say nothing."""
-    import os
-
     rows = make_rows(6)
     path = write_rows("t.json", rows)
     prepared(path)
