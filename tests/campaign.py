@@ -74,6 +74,7 @@ def lay_out(folder: Path) -> None:
     for name in ("train", "test"):
         tiny.write_lines(folder / f"{name}.json", rows)
     tiny.write_lines(folder / "corpus.json", corpus)
+    (folder / "notes").touch()
 
 
 def command_line(command: str) -> list[str]:

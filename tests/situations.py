@@ -66,10 +66,12 @@ def of(kind: str, value) -> bool:
 
 def why(command: str, file: str, field: str, value) -> str | None:
     """Why a row with this value may be accepted; None: it has to be refused."""
+    if command == "doctor":
+        return "the doctor reports what is wrong"
     if value == "\ud800":
         return None  # no text can be written with it
-    if command == "doctor" or (file == "corpus.json" and field not in ("title", "text")):
-        return "the doctor reports what is wrong" if command == "doctor" else "is not read"
+    if file == "corpus.json" and field not in ("title", "text"):
+        return "is not read"
     missing = value is ... or value is None
     if file == "corpus.json":
         return "a text" if of("text", value) and not missing else None
@@ -101,7 +103,7 @@ READS = {
     "rank train": TRAINING,
     "train+eval": EVALUATION,
     "retrieve": EVALUATION | {"pos": ("texts", False), "answers": ("texts", False)},
-    "rank": EVALUATION | TRAINING | NUMBERED,
+    "rank": EVALUATION | {"pos": ("texts", False), "neg": ("texts", False)} | NUMBERED,
     "score": {"query": ("text", True), "pos": ("texts", False), "neg": ("texts", False),
               "answers": ("texts", True), "task": ("text", True)},
 }  # fmt: skip
@@ -280,8 +282,8 @@ def model_situations() -> Iterator[Situation]:
 # ----------------------------------------------------------------------------- flags that are paths
 
 PATHS = {
-    "below a file": "test.json/x",
-    "a file": "test.json",
+    "below a file": "notes/x",
+    "a file": "notes",
     "below /proc": "/proc/x/y",
     "too long": "a" * 300,
     "empty": "",

@@ -221,6 +221,8 @@ def load_config(
             f"did you mean {close[0]}?" if close else f"there is {', '.join(installed_configs())}"
         )
         raise InputError(f"--config {name}: no such file here or in ./configs; {hint}")
+    if path.suffix != ".py":
+        raise InputError(f"--config {name}: is no experiment file, which ends in .py")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     try:

@@ -179,6 +179,8 @@ def _refused(kind: Kind, rules: Setting, value) -> str | None:
     types = (int, float) if kind.base is float else kind.base
     if not isinstance(value, types) or (isinstance(value, bool) and kind.base is not bool):
         return f"give {WANTED[kind.base]}"
+    if isinstance(value, str) and "\0" in value:
+        return "give a text without a zero byte"
     if value in dict(rules.remedies):
         return dict(rules.remedies)[value]
     choices = kind.literals or rules.choices

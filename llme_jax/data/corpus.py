@@ -19,6 +19,7 @@ from tqdm import tqdm
 from llme_jax.data.ids import id_of
 from llme_jax.data.rows import (
     BadRows,
+    other_format,
     parse_line,
     prompt_of,
     query_id_of,
@@ -91,6 +92,10 @@ class Corpus:
                 bar.update(len(line))
                 position += len(line)
                 if line.strip():
+                    if len(offsets) == 1 and (kind := other_format(line)):
+                        raise InputError(
+                            f"{self.path}: is {kind} instead of JSON lines: write one object a line"
+                        )
                     self._check(line, f"{self.path}:{number}")
                     offsets.append(position)
         if len(offsets) == 1:

@@ -132,7 +132,11 @@ def read_lines(
         convert: makes a value of a parsed object; its InputErrors get file and line in front.
         bad_rows: decides whether an invalid line is skipped or an error.
     """
+    first = True
     for number, line in _filled_lines(path):
+        if first and (kind := other_format(line)):
+            raise InputError(f"{path}: is {kind} instead of JSON lines: write one object a line")
+        first = False
         try:
             value = convert(parse_line(line))
         except InputError as error:
@@ -201,7 +205,7 @@ def parse_scoring_row(record: dict, tasks: Collection[str]) -> ScoringRow:
     Raises:
         InputError: says what is wrong with which field, without file and line.
     """
-    task = record.get("task")
+    task = task_of(record)
     if task not in tasks:
         raise InputError(f"task is {shown(task)}: give one of {', '.join(tasks)}")
     pos, neg, names = _candidates(record)
@@ -278,6 +282,19 @@ def _tokens(value, name: str) -> list[int]:
     if not isinstance(value, list) or any(type(token) is not int or token < 0 for token in value):
         raise InputError(f"{name} is {shown(value)}: give a list of token ids")
     return value
+
+
+def other_format(line: bytes) -> str | None:
+    """What a text file is that is no JSON lines, seen from its first line; None where it may be."""
+    text = line.decode("utf-8-sig", errors="replace").strip()
+    if text == "{":
+        return "one JSON object over many lines"
+    if text.startswith("[{") or (text.startswith("[") and not text.endswith("]")):
+        return "one JSON array"
+    if text.replace("\t", " ").isprintable() and text[:1].isalpha():
+        table = {"\t": "a table with tabs", ",": "CSV"}
+        return next((kind for mark, kind in table.items() if mark in text), None)
+    return None
 
 
 def parse_line(line: bytes) -> dict:

@@ -84,6 +84,8 @@ def check_writable(
     if is_file:
         if os.path.isdir(folder):
             raise InputError(f"{flag} {path}: is a folder, give a file")
+        if os.path.exists(folder) and not os.path.isfile(folder):  # it would be replaced
+            raise InputError(f"{flag} {path}: is a device or a pipe, give a file")
         folder = folder.parent
     there = next(f for f in (folder, *folder.parents) if os.path.lexists(f))
     if not os.path.isdir(there):

@@ -29,7 +29,7 @@ def load_tokenizer(folder: Path):
 
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
-    model_type = read_json(folder / "config.json").get("model_type")
+    model_type = str(read_json(folder / "config.json").get("model_type"))
     name = settings.get("tokenizer_class") or f"{CLASSES.get(model_type, 'PreTrained')}Tokenizer"
     if model_type not in CLASSES and (folder / "tokenizer.json").is_file():
         # The classes of language models build a tokenizer by rules of their own; this one takes

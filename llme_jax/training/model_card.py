@@ -45,7 +45,7 @@ def write_cards(
     """
     for name in filter(USE.get, task.exports):
         path = checkpoint / name / "README.md"
-        if path.exists() and MARK not in path.read_text():
+        if path.exists() and MARK not in path.read_text(errors="replace"):
             continue
         path.write_text(_card(name, path.parent, config, task, data, global_batch, lines))
 

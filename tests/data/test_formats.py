@@ -13,6 +13,7 @@ import pytest
 import zstandard
 from samples import make_rows
 
+from llme_jax.data.corpus import Corpus
 from llme_jax.data.rows import BadRows, expand_paths, parse_row, read_lines
 from llme_jax.data.sources import is_made, local_file
 from llme_jax.errors import InputError
@@ -102,3 +103,23 @@ def test_packages_that_are_missing(module, name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=f"takes {module}: pip install 'llme_jax.formats.'$"):
         local_file(name, "/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('[{"query": "a"}, {"query": "b"}]', "one JSON array"),
+        ('[\n  {"query": "a"}\n]', "one JSON array"),
+        ('{\n  "query": "a"\n}', "one JSON object over many lines"),
+        ("query,pos\na,b", "CSV"),
+        ("query\tpos\na\tb", "a table with tabs"),
+    ],
+)
+def test_text_of_another_format_is_called_so(tmp_path, text, kind):
+    path = tmp_path / "t.json"
+    path.write_text(text)
+    said = rf"t.json: is {kind} instead of JSON lines: write one object a line"
+    with pytest.raises(InputError, match=said):
+        [*read_lines(str(path), dict, BadRows(9))]
+    with pytest.raises(InputError, match=said):
+        Corpus(path, "{query}")
