@@ -89,7 +89,6 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
     if settings.plan:
         return DryRun(settings, task, optimizer, abstract, frozen, data, plan, mesh).show()
-    held.enter_context(folder.held())
     shardings = sharding.state_sharding(mesh, abstract, task.rules)
     start = checkpoints.latest()
     if jax.process_count() > 1:
@@ -101,6 +100,7 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
             f"{task.flag}, its weights": loaded,
         }
         check_hosts(config, data, folder.path, facts)
+    held.enter_context(folder.held())
     frozen = sharding.to_mesh(frozen, sharding.state_sharding(mesh, frozen, task.rules))
     if start is None:
         start = 0
