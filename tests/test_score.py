@@ -267,3 +267,11 @@ def test_bad_input_is_one_sentence(arguments, rows, tmp_path, change, more, mess
         score.main([*arguments, *more])
     assert not list(tmp_path.glob("train.scored.s.json"))
     assert json.loads((tmp_path / "train.json").open().readline()) == rows[0]
+
+
+def test_token_lists_need_no_query(tmp_path):
+    row = {"task": "lrlm", "pos": [], "neg": ["a"], "score_inputs": [[3]], "query_id": 1.5}
+    row |= {"context_inputs": [4], "query_inputs": [5], "answer_inputs": [6]}
+    path = write_lines(tmp_path / "rows.json", [row])
+    data = scoring.ScoringData(path, lambda r, _: scoring.parse_scoring_row(r, scoring.TEMPLATES))
+    assert data.candidates.tolist() == [1]

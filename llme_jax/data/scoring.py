@@ -32,25 +32,32 @@ class ScoringData(Generic[R]):
         path: JSON lines.
         parse: makes a row of a parsed line and its number among the rows, from 0. A row has
             `keys` and `answers`; an InputError gets file and line in front.
+        queries: gets every row; None where rows need no query, as token lists do not.
 
     Attributes:
         candidates, answers: int32[n], how many keys and answers each row has.
         digest: hash of the file's content.
-        queries: which these are.
+        queries: which these are, where that was asked for.
 
     Raises:
         InputError: there is no such file, or a row that cannot be scored: names file and line.
     """
 
-    def __init__(self, path: str | Path, parse: Callable[[dict, int], R]):
+    def __init__(
+        self,
+        path: str | Path,
+        parse: Callable[[dict, int], R],
+        queries: QuerySet | None = None,
+    ):
         self.path, self._parse = Path(path).expanduser(), parse
         check_eval_data(self.path)
         candidates, answers, numbers = array("i"), array("i"), count()
-        self.queries = QuerySet()
+        self.queries = queries
 
         def parsed(record: dict) -> R:
             row = parse(record, next(numbers))
-            self.queries.add(record)
+            if queries is not None:
+                queries.add(record)
             return row
 
         for _, row in read_lines(str(self.path), parsed, BadRows()):

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from llme_jax.config import RankConfig
 from llme_jax.data.beir import queries_file
 from llme_jax.data.candidates import CandidateRow, Found, parse_candidates
+from llme_jax.data.corpus import QuerySet
 from llme_jax.data.instructions import instruction_of
 from llme_jax.data.pairs import PairLayout
 from llme_jax.data.rows import query_id_of
@@ -39,7 +40,7 @@ def open_candidates(config: RankConfig, found: Found | None = None) -> ScoringDa
             instruction_of(data, row.task, row.prompt)  # is there one?
         return row
 
-    return ScoringData(path, parse)
+    return ScoringData(path, parse, QuerySet())
 
 
 class RerankEvaluator:
