@@ -81,7 +81,7 @@ def command_line(command: str) -> list[str]:
     cache = ["--dataset_cache_dir", "cache"]
     lengths = ["--query_max_length", "16", "--key_max_length", "24", "--log_path", "out/log"]
     test = ["--eval_data", "test.json", "--corpus", "corpus.json"]
-    training = ["--train_data", "train.json", "--max_steps", "1", "--train_group_size", "2"]
+    training = ["--train_data", "train.json", "--max_steps", "2", "--train_group_size", "2"]
     training += ["--per_device_train_batch_size", "2", "--logging_steps", "1", "--save_steps", "1"]
     encoder = ["--query_encoder", "bert", *cache, *lengths, "--output_dir", "out"]
     ranker = ["--ranker", "bert", *cache, *lengths, "--output_dir", "out"]
@@ -176,7 +176,7 @@ def outcome(situation: Situation) -> tuple[str, str]:
             cli.run(MAINS[situation.command])
         said, kind = "does not leave", "FAILED: leaves"
     except SystemExit as end:
-        lines = errors.getvalue().splitlines() or [""]
+        lines = errors.getvalue().rstrip("\n").split("\n")
         said, kind = f"exit {end.code}", "accepted"
         if end.code and lines[-1].startswith("error: "):
             said, kind = lines[-1], "refused"

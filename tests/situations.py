@@ -313,13 +313,15 @@ def path_situations() -> Iterator[Situation]:
                 right = None
                 if flag == "--log_path" and kind in ("empty", "a file"):
                     right = "no log" if kind == "empty" else "a file can be appended to"
+                if command == "doctor" and flag == "--dataset_cache_dir" and kind != "empty":
+                    right = "the doctor keeps nothing there but files it has to convert"
                 if flag in ("--json", "--plot") and kind in ("empty", "a file"):
                     right = "no file" if kind == "empty" else "is replaced as asked"
                 if flag == "--save_name" and kind in ("a file", "empty"):
                     right = "is part of a name"
-                if flag == "--embedding_name" and kind == "a file":
-                    right = "is the name of a folder"
-                if flag in ("--dataset_cache_dir", "--config") and kind == "empty":
+                if flag == "--embedding_name" and kind in ("a file", "empty"):
+                    right = "is the name of a folder; with none they lie in --output_dir"
+                if flag == "--config" and kind == "empty":
                     right = "as if it were not given"
                 name = f"{command}: {flag} {kind}"
                 yield Situation(name, command, lambda _, f=flag, p=path: [f, p], right)

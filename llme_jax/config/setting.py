@@ -171,7 +171,8 @@ def check(declared: Field, value) -> None:
         raise SettingError(f"--{declared.name} {value!r}: give a list, as in [{value!r}]")
     for entry in value if kind.is_list else [value]:
         if remedy := _refused(kind, rules, entry):
-            raise SettingError(f"--{declared.name} {entry}: {remedy}")
+            shown = entry if entry != "" else "''"
+            raise SettingError(f"--{declared.name} {shown}: {remedy}")
 
 
 def _refused(kind: Kind, rules: Setting, value) -> str | None:
@@ -181,6 +182,8 @@ def _refused(kind: Kind, rules: Setting, value) -> str | None:
         return f"give {WANTED[kind.base]}"
     if isinstance(value, str) and "\0" in value:
         return "give a text without a zero byte"
+    if value == "" and rules.unit == "FOLDER":  # such as "$OUT", which is not set
+        return "is empty, . is this folder"
     if value in dict(rules.remedies):
         return dict(rules.remedies)[value]
     choices = kind.literals or rules.choices

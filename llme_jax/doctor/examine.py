@@ -60,8 +60,8 @@ def examine(config: DoctorConfig) -> int:
     report = {"files": files, "stops_training": stops, "remarks": remarks}
     text = json.dumps(report, indent=1, ensure_ascii=False)
     print(text if doctor.json == "-" else show(files, stops, remarks))
-    if doctor.json not in (None, "-"):
-        with atomic_write(Path(doctor.json).expanduser()) as beside:
+    if path := written["--json"]:
+        with atomic_write(Path(path).expanduser()) as beside:
             beside.write_text(text + "\n", encoding="utf-8")
     if doctor.plot:
         _plot(facts, data, Path(doctor.plot).expanduser())

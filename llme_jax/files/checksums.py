@@ -57,20 +57,22 @@ def _sweep(folder: Path) -> None:
                 remove(path)
 
 
-def seal(folder: Path, only: str = "") -> None:
-    """Writes down size and checksum of every file in a folder, or in one of those below it."""
-    below = (folder / only).rglob("*")
+def seal(folder: Path, *patterns: str) -> None:
+    """Writes down size and checksum of every file in a folder, or of those of some patterns."""
+    below = {path for pattern in patterns or ["**/*"] for path in folder.glob(pattern)}
     files = sorted(path for path in below if path.is_file() and path.name != NAME)
     sums = {str(p.relative_to(folder)): [p.stat().st_size, _crc(p)] for p in files}
     with atomic_write(folder / NAME) as beside:
         beside.write_text(json.dumps(sums, indent=0) + "\n", encoding="utf-8")
 
 
-def damage(folder: Path) -> str | None:
-    """What is not as it was sealed; None when all is."""
+def damage(folder: Path, below: str = "") -> str | None:
+    """What is not as it was sealed, in the folder or in one below it; None when all is."""
     try:
         sums = json.loads((folder / NAME).read_text(encoding="utf-8"))
         for name, (size, crc) in sums.items():
+            if not name.startswith(below):
+                continue
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"

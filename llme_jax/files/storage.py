@@ -10,7 +10,7 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
@@ -80,7 +80,7 @@ def check_writable(
     if in_bucket(path):
         _check_bucket(flag, path)
         return
-    folder = Path(path).expanduser().absolute()
+    target = folder = Path(path).expanduser().absolute()
     if is_file:
         if os.path.isdir(folder):
             raise InputError(f"{flag} {path}: is a folder, give a file")
@@ -91,8 +91,8 @@ def check_writable(
     if not os.path.isdir(there):
         raise InputError(f"{flag} {path}: {there} is no folder, {remedy}")
     try:  # permissions alone say little: of root, of read-only disks, of /proc
-        with TemporaryFile(dir=there):
-            pass
+        with TemporaryFile(dir=there), suppress(FileNotFoundError):
+            os.lstat(target)  # refuses names that are too long
     except OSError as error:
         raise InputError(
             f"{flag} {path}: nothing can be written in {there} ({error.strerror}): {remedy}"

@@ -69,7 +69,8 @@ def lucene_search(
 def _index(java, corpus: Corpus, how: RetrievalConfig, data: TextConfig) -> Path:
     """The folder of the corpus' Lucene index, built when the cache does not have it."""
     key = digest(corpus.digest, corpus.key_template, how.language, java.jar)
-    folder = cache_dir(data.dataset_cache_dir) / "lucene" / key
+    # Absolute: the working directory of a JVM is the one it was started in.
+    folder = cache_dir(data.dataset_cache_dir).absolute() / "lucene" / key
 
     def build(beside: Path) -> None:
         collection = beside / "collection"

@@ -2,7 +2,7 @@
 
     {output_dir}/checkpoint-{step}/encoder    a Hugging Face folder; a task may name it otherwise
     {output_dir}/checkpoint-{step}/state      step, parameters, optimizer state (Orbax)
-    {output_dir}/checkpoint-{step}/checksums.json    of the state, whose values Orbax does not check
+    {output_dir}/checkpoint-{step}/checksums.json    of the weights: Orbax does not check values
     {output_dir}/best                         link to the best checkpoint
 
 Both parts are written in the background, beside their place, and renamed when they are whole;
@@ -121,11 +121,34 @@ class Checkpoints:
             raise self._export_error
         if jax.process_index() == 0:
             if self._unsealed is not None and not in_bucket(self._unsealed):
-                checksums.seal(self._unsealed, "state")
+                self._seal(self._unsealed)
             if self._pending_best is not None:
                 self._link_best(self._pending_best)
             self._delete_old()
         self._pending_best = self._unsealed = None
+
+    def _seal(self, path: Path) -> None:
+        # What people may change in a model, its card or its prompts, is not sealed.
+        checksums.seal(path, "state/**/*", "*/**/*.safetensors")
+
+    def damaged_models(self) -> list[int]:
+        """Steps of the complete checkpoints whose state is as it was saved, but no model is."""
+        if in_bucket(self.folder):
+            return []
+        found = []
+        for step in self.steps():
+            path = self.path(step)
+            models = (f"{name}/" for name in self._exports)
+            said = next((said for name in models if (said := checksums.damage(path, name))), None)
+            if said and not checksums.damage(path, "state/"):
+                logger.warning("%s: %s, its model is written again", path, said)
+                found.append(step)
+        return found
+
+    def export_again(self, step: int, export: Callable[[Path], None]) -> None:
+        """Writes the model of a complete checkpoint, see `save`; its state must be as it was."""
+        export(self.path(step))
+        self._seal(self.path(step))
 
     def mark_best(self, step: int) -> None:
         """Points `best` to the checkpoint of `step` as soon as that is whole."""
@@ -193,7 +216,7 @@ class Checkpoints:
         """The state of one checkpoint, see `restore_newest`; a ValueError where it is damaged."""
         path = self.path(step) / "state"
         sealed = not in_bucket(path) and (path.parent / checksums.NAME).is_file()
-        if sealed and (found := checksums.damage(path.parent)):
+        if sealed and (found := checksums.damage(path.parent, "state/")):
             raise ValueError(found)
         saved = self._orbax.metadata(path).item_metadata.tree
         # Of a named tuple Orbax keeps a dict, whose paths are the same words.

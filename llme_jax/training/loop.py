@@ -107,7 +107,12 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
         on_mesh = sharding.to_mesh(params, shardings.params)
         state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(on_mesh)
     else:
-        start, state = checkpoints.restore_newest(sharding.abstract(abstract, shardings))
+        like = sharding.abstract(abstract, shardings)
+        if jax.process_count() == 1:
+            for step in checkpoints.damaged_models():
+                host = _on_host(checkpoints.restore(step, like).params | frozen, mesh)
+                checkpoints.export_again(step, task.exporter(host, data.tasks))
+        start, state = checkpoints.restore_newest(like)
         logger.info("continuing %s at step %d of %d", folder.path, start, max_steps)
     del params
     folder.write(config, data, global_batch, mesh)
