@@ -6,12 +6,14 @@ import errno
 import importlib.util
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import Field, fields
 from itertools import takewhile
 from pathlib import Path
+from typing import NoReturn
 
 from llme_jax.config.commands import Config, RankConfig
 from llme_jax.config.pipeline import PipelineConfig
@@ -277,19 +279,24 @@ _REFUSED = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EL
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs a command: exit code 2 and one sentence when the user's input is at fault."""
+    import numpy  # noqa: F401, jaxlib crashes when it is interrupted while it does this
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup and & do
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = main(sys.argv[1:])
     except (InputError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        code = 130
+        _leave()
     except BrokenPipeError:  # as behind `| head`
         print("error: nobody reads what is printed any more", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # it is flushed at the end
         code = 1
     except Exception as error:
+        if _interrupt.pressed:  # compiled modules that are being imported raise something else
+            _leave()
         if isinstance(error, OSError) and error.errno in _REFUSED and error.filename:
             print(f"error: {error.filename}: {error.strerror}: give another", file=sys.stderr)
             sys.exit(2)
@@ -302,6 +309,20 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         )
         code = 1
     sys.exit(code)
+
+
+def _interrupt(*signal_and_frame) -> None:
+    _interrupt.pressed = True
+    signal.default_int_handler(*signal_and_frame)
+
+
+_interrupt.pressed = False
+
+
+def _leave() -> NoReturn:
+    print("stopped by Ctrl-C", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(130)  # threads that compute would end in a segmentation fault
 
 
 def _disk_is_full(error: Exception) -> bool:

@@ -13,6 +13,7 @@ ACTIVATIONS = {
     "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)),
     "gelu_new": jax.nn.gelu,  # the tanh approximation
     "gelu_pytorch_tanh": jax.nn.gelu,
+    "gelu_fast": jax.nn.gelu,
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }

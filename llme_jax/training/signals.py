@@ -28,7 +28,7 @@ class Terminated:
         self.received: signal.Signals | None = None
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._receive)
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup ignores it
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup and & do
                 signal.signal(signal.SIGINT, self._receive)
         else:
             # jax takes SIGTERM and lets all leave after the step that follows the newest it knows.

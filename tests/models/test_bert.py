@@ -69,6 +69,7 @@ def _assert_same_gradient(ours, model):
     [
         ("bert", {"num_hidden_layers": 11}),  # "10" sorts before "2"
         ("bert", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5}),
+        ("bert", {"hidden_act": "gelu_fast"}),
         ("bert", {"hidden_act": "relu", "type_vocab_size": 1}),
         ("roberta", {"type_vocab_size": 1}),
         ("xlm-roberta", {"pad_token_id": 3, "type_vocab_size": 1}),
