@@ -68,6 +68,8 @@ setup(
             "sentence-transformers>=5",
             "ir-measures",
             "pytrec-eval-terrier",
+            "rouge",
+            "rouge-score",
             *BM25,
             *FAISS,
             *GGUF,

@@ -15,6 +15,7 @@ import contextlib
 import faulthandler
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -176,7 +177,7 @@ def outcome(situation: Situation) -> tuple[str, str]:
             cli.run(MAINS[situation.command])
         said, kind = "does not leave", "FAILED: leaves"
     except SystemExit as end:
-        lines = errors.getvalue().rstrip("\n").split("\n")
+        lines = re.split(r"[\r\n]+", errors.getvalue().rstrip("\n"))  # bars write \r
         said, kind = f"exit {end.code}", "accepted"
         if end.code and lines[-1].startswith("error: "):
             said, kind = lines[-1], "refused"

@@ -159,6 +159,31 @@ def _part(q, k, v, start: int, window: int | None):
     return (dot(weights, v[:, :end], 2, 1).reshape(shape) / total).astype(v.dtype)
 
 
+def cached_attention(
+    q: Float[Array, "B 1 H Dh"],
+    k: Float[Array, "B K S Dh"],
+    v: Float[Array, "B K S Dh"],
+    behind: Int[Array, "B S"],
+    *,
+    window: int | None = None,
+) -> Float[Array, "B 1 H Dh"]:
+    """`causal_attention` of one query a text over the keys that are kept of it.
+
+    Args:
+        behind: how many tokens each key lies behind the query, 0 for its own; negative ones are
+            not seen.
+    """
+    batch, groups, slots, width = k.shape
+    shape = batch * groups, -1, width
+    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
+    scores = dot(q.reshape(shape), k.reshape(shape), 2, 2) * width**-0.5
+    scores = jnp.where(seen[:, None, None], scores.reshape(batch, groups, -1, slots), -jnp.inf)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    total = weights.sum(-1, keepdims=True).reshape(batch * groups, -1, 1)
+    weights = weights.astype(v.dtype).reshape(batch * groups, -1, slots)
+    return (dot(weights, v.reshape(shape), 2, 1) / total).astype(v.dtype).reshape(q.shape)
+
+
 def dot(a, b, axis_a: int, axis_b: int):
     """Batched product over one axis of each, summed in fp32 (also on hardware that rounds)."""
     precision = "highest" if a.dtype == jnp.float32 else None

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import abstract, state_sharding
 from llme_jax.models.families import LANGUAGE_MODELS, read_config
-from llme_jax.models.llama import LlamaConfig
+from llme_jax.models.llama import Cache, LlamaConfig
 from llme_jax.models.platform import compute_dtype
 from llme_jax.models.tokenizer import load_tokenizer
 from llme_jax.models.weights import find_model, load_params_to
@@ -43,6 +43,25 @@ class CausalLM:
     def hidden(self, params: dict, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Hidden states behind the last norm of right-padded texts."""
         return self._family.hidden_states(self.config, self.dtype, params, ids)
+
+    def prefill(
+        self, params: dict, ids: Int[Array, "B L"], more: int
+    ) -> tuple[Float[Array, "B L D"], Cache]:
+        """`hidden`, and what is kept of the texts, with room for `more` tokens."""
+        return self._family.prefill(self.config, self.dtype, params, ids, more)
+
+    def step(
+        self,
+        params: dict,
+        cache: Cache,
+        tokens: Int[Array, "B"],
+        lengths: Int[Array, "B"],
+        number: Int[Array, ""],
+        room: int,
+    ) -> tuple[Float[Array, "B D"], Cache]:
+        """Hidden states of one more token of each text; see `step` of llama.py."""
+        arguments = cache, tokens, lengths, number, room
+        return self._family.step(self.config, self.dtype, params, *arguments)
 
     def logits(self, params: dict, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Scores of the next token in float32."""

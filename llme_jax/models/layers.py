@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 ACTIVATIONS = {
     "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)),
@@ -66,8 +66,8 @@ class Rope:
     original_max_position_embeddings: int = 8192
 
 
-def rotary(rope: Rope, width: int, length: int) -> tuple[Array, Array]:
-    """Cosine and sine of every position's angles, float32[L, 1, Dh / 2].
+def rotary(rope: Rope, width: int, positions: Int[Array, "..."]) -> tuple[Array, Array]:
+    """Cosine and sine of every position's angles, float32[..., 1, Dh / 2].
 
     Source of the llama3 scaling: `_compute_llama3_parameters` of transformers: long wavelengths
     are stretched by the factor, short ones are kept, those between are blended.
@@ -80,8 +80,8 @@ def rotary(rope: Rope, width: int, length: int) -> tuple[Array, Array]:
         low, high = rope.low_freq_factor, rope.high_freq_factor
         kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
         frequencies = kept * frequencies + (1 - kept) * frequencies / rope.factor
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
-    return jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: Float[Array, "B L H Dh"], rotation: tuple[Array, Array]) -> Array:

@@ -1,20 +1,22 @@
-"""The Llama family (llama, mistral, qwen2, qwen3) in Flax NNX, for reading whole texts at once.
+"""The Llama family (llama, mistral, qwen2, qwen3) in Flax NNX, for reading and for writing texts.
 
 As in bert.py, attributes carry the names of the Hugging Face weights and the parameters live in a
-plain nested dict. There is no cache of keys and values: nothing here generates.
+plain nested dict. What is written goes on from the keys and values that the layers keep of a text.
 """
 
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from llme_jax.errors import InputError
-from llme_jax.models.attention import causal_attention
+from llme_jax.models.attention import cached_attention, causal_attention
 from llme_jax.models.foreign import check_type, read_json
 from llme_jax.models.layers import (
     ACTIVATIONS,
@@ -25,6 +27,26 @@ from llme_jax.models.layers import (
     rotary,
     rotate,
 )
+
+# Of each layer keys and values [B, K, S, Dh]; a slot is a token's.
+Cache = list[tuple[Float[Array, "B K S Dh"], Float[Array, "B K S Dh"]]]
+
+
+class Past(NamedTuple):
+    """What a token sees of its text.
+
+    Attributes:
+        at: the slot it gets itself.
+        behind: int[B, S], how far each slot's token lies behind it; negative: it is not seen.
+    """
+
+    cache: Cache
+    at: Int[Array, ""]
+    behind: Int[Array, "B S"]
+
+    def of_layer(self, i: int) -> "Past":
+        return self._replace(cache=self.cache[i : i + 1])
+
 
 # The other form of the same function, which bf16 rounds less where x is far below 0.
 _ACTIVATIONS = ACTIVATIONS | {"gelu": lambda x: jax.nn.gelu(x, approximate=False)}
@@ -169,7 +191,46 @@ def hidden_states(
     Args:
         dtype: what is computed in, "float32" or "bfloat16".
     """
-    return nnx.merge(_abstract(config, dtype)[0], params).model(ids)
+    return _model(config, dtype, params)(ids, jnp.arange(ids.shape[1]))[0]
+
+
+def prefill(
+    config: LlamaConfig, dtype: str, params: dict, ids: Int[Array, "B L"], more: int
+) -> tuple[Float[Array, "B L D"], Cache]:
+    """`hidden_states`, and the keys and values of the texts, with room for `more` tokens."""
+    hidden, kept = _model(config, dtype, params)(ids, jnp.arange(ids.shape[1]))
+    room = (0, 0), (0, 0), (0, more), (0, 0)
+    return hidden, [tuple(jnp.pad(x.swapaxes(1, 2), room) for x in layer) for layer in kept]
+
+
+def step(
+    config: LlamaConfig,
+    dtype: str,
+    params: dict,
+    cache: Cache,
+    tokens: Int[Array, "B"],
+    lengths: Int[Array, "B"],
+    number: Int[Array, ""],
+    room: int,
+) -> tuple[Float[Array, "B D"], Cache]:
+    """Hidden states of one more token of each text, and the cache with it.
+
+    It gets the same slot in all texts, behind their padding, and the position that follows its own.
+
+    Args:
+        cache: see `prefill`.
+        lengths: of the texts that were prefilled.
+        number: tokens that were added before this one.
+        room: tokens that the cache has room for beside those texts.
+    """
+    slots = cache[0][0].shape[2]
+    width, slot = slots - room, jnp.arange(slots)
+    positions = lengths[:, None] + number
+    place = jnp.where(slot < width, slot, lengths[:, None] + slot - width)
+    is_text = (slot < lengths[:, None]) | (slot >= width)
+    past = Past(cache, width + number, jnp.where(is_text, positions - place, -1))
+    hidden, cache = _model(config, dtype, params)(tokens[:, None], positions, past)
+    return hidden[:, 0], cache
 
 
 def logits(
@@ -192,6 +253,10 @@ def _abstract(config: LlamaConfig, dtype: str) -> tuple[nnx.GraphDef, nnx.State]
     return nnx.split(nnx.eval_shape(lambda: Model(config, jnp.dtype(dtype), nnx.Rngs(0))))
 
 
+def _model(config: LlamaConfig, dtype: str, params: dict) -> "Decoder":
+    return nnx.merge(_abstract(config, dtype)[0], params).model
+
+
 class Model(nnx.Module):
     def __init__(self, c: LlamaConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.model = Decoder(c, dtype, rngs)
@@ -212,14 +277,15 @@ class Decoder(nnx.Module):
         self.norm = rms_norm(c.hidden_size, c.rms_norm_eps, dtype, rngs)
         self.rope, self.head_dim, self.dtype = c.rope, c.head_dim, dtype
 
-    def __call__(self, ids):
+    def __call__(self, ids, positions, past: Past | None = None):
         # Summed over the layers in fp32: with SmolLM2 in bf16, the log-probability of a token is
         # then off by 0.025 (root mean square, 203 tokens), else by 0.037.
         x = self.embed_tokens(ids).astype(jnp.float32)
-        rotation = rotary(self.rope, self.head_dim, ids.shape[1])
+        rotation, kept = rotary(self.rope, self.head_dim, positions), []
         for i in range(len(self.layers)):  # as strings, "10" comes before "2"
-            x = self.layers[str(i)](x, rotation)
-        return self.norm(x).astype(self.dtype)
+            x, layer = self.layers[str(i)](x, rotation, past and past.of_layer(i))
+            kept.append(layer)
+        return self.norm(x).astype(self.dtype), kept
 
 
 class Layer(nnx.Module):
@@ -229,9 +295,10 @@ class Layer(nnx.Module):
         self.input_layernorm = rms_norm(c.hidden_size, c.rms_norm_eps, dtype, rngs)
         self.post_attention_layernorm = rms_norm(c.hidden_size, c.rms_norm_eps, dtype, rngs)
 
-    def __call__(self, x, rotation):
-        x = x + self.self_attn(self.input_layernorm(x), rotation)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def __call__(self, x, rotation, past):
+        out, kept = self.self_attn(self.input_layernorm(x), rotation, past)
+        x = x + out
+        return x + self.mlp(self.post_attention_layernorm(x)), kept
 
 
 class Attention(nnx.Module):
@@ -249,7 +316,7 @@ class Attention(nnx.Module):
         self.head_dim, self.window, self.qk_norm = c.head_dim, window, c.qk_norm
         self.dtype = dtype
 
-    def __call__(self, x, rotation):
+    def __call__(self, x, rotation, past):
         batch, length, _ = x.shape
         q, k, v = (
             part(x).reshape(batch, length, -1, self.head_dim)
@@ -258,8 +325,16 @@ class Attention(nnx.Module):
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(a, rotation).astype(self.dtype) for a in (q, k))
-        out = causal_attention(q, k, v, window=self.window)
-        return self.o_proj(out.reshape(batch, length, -1))
+        if past is None:
+            out = causal_attention(q, k, v, window=self.window)
+        else:
+            (before,), at, behind = past
+            k, v = (
+                lax.dynamic_update_slice_in_dim(kept, new.swapaxes(1, 2), at, axis=2)
+                for kept, new in zip(before, (k, v), strict=True)
+            )
+            out = cached_attention(q, k, v, behind, window=self.window)
+        return self.o_proj(out.reshape(batch, length, -1)), (k, v)
 
 
 class MLP(nnx.Module):

@@ -207,3 +207,24 @@ def test_what_does_not_fit_is_said(model, changes, message):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(InputError, match=message):
         our_logits(folder, random_ids())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_token_by_token_it_reads_the_same(model, name):
+    """Texts of three lengths that go on for 40 tokens, beyond the windows of those with windows."""
+    folder, made = model(name)
+    lm = CausalLM(read_config(folder / "config.json", LANGUAGE_MODELS), "float32")
+    params = load_causal_lm(lm, folder, make_mesh(devices=jax.devices()[:1]))
+    ids, lengths, room = random_ids(3, 70), np.array([30, 7, 22]), 40
+    whole = [row[None, : n + room] for row, n in zip(ids, lengths, strict=True)]
+    want = [torch_logits(made, row)[0, n - 1 :] for row, n in zip(whole, lengths, strict=True)]
+    texts = np.where(np.arange(30) < lengths[:, None], ids[:, :30], 0)
+    hidden, cache = lm.prefill(params, jnp.asarray(texts), room)
+    found = [lm.logits(params, hidden[np.arange(3), lengths - 1])]
+    step = jax.jit(lm.step, static_argnums=5)
+    for i in range(room):
+        tokens = ids[np.arange(3), lengths + i]
+        hidden, cache = step(params, cache, tokens, lengths, i, room)
+        found.append(lm.logits(params, hidden))
+    # fp32, sums in another order; logits are of magnitude 10.
+    np.testing.assert_allclose(np.stack(found, 1), np.stack(want), atol=1e-4)

@@ -1,0 +1,180 @@
+"""What a language model writes after prompts: greedily or drawn, batches of static shape."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from llme_jax.data.tokens import TokenStore, plain_backend
+from llme_jax.data.widths import fitting
+from llme_jax.devices.sharding import replicated, to_mesh
+from llme_jax.inference.over_store import over_store
+from llme_jax.models.causal_lm import CausalLM
+from llme_jax.models.foreign import read_json
+
+NONE = -1  # behind the end of what was written
+
+
+@partial(jax.jit, static_argnames=("lm", "new"))
+def write(
+    params,
+    ids: Int[Array, "B L"],
+    lengths: Int[Array, "B"],
+    numbers: Int[Array, "B"],
+    stops: Bool[Array, "V"],
+    key: Array,
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+    *,
+    lm: CausalLM,
+    new: int,
+) -> Int[Array, "B new"]:
+    """Up to `new` tokens after each of the right-padded prompts; NONE from a stop on.
+
+    Args:
+        numbers: of the prompts; what is drawn for one is a function of key, number and place.
+        stops: tokens that end a text, themselves not in it.
+        temperature, top_p: see `choose`.
+    """
+    keys = jax.vmap(partial(jax.random.fold_in, key))(numbers)
+
+    def chosen(hidden, place):
+        """The next token of each text and its end, as they go on in `out`."""
+        now = jax.vmap(jax.random.fold_in, (0, None))(keys, place)
+        tokens = choose(lm.logits(params, hidden), now, temperature, top_p)
+        return tokens, stops[tokens]
+
+    hidden, cache = lm.prefill(params, ids, new)
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    tokens, ended = chosen(last, 0)
+    out = jnp.full((len(ids), new), NONE, jnp.int32)
+    out = out.at[:, 0].set(jnp.where(ended, NONE, tokens))
+
+    def going_on(state):
+        place, _, ended, _, _ = state
+        return (place < new) & ~ended.all()
+
+    def one_more(state):
+        place, tokens, ended, out, cache = state
+        hidden, cache = lm.step(params, cache, tokens, lengths, place - 1, new)
+        tokens, ends = chosen(hidden, place)
+        ended |= ends
+        column = jnp.where(ended, NONE, tokens)[:, None]
+        out = jax.lax.dynamic_update_slice(out, column, (0, place))
+        return place + 1, tokens, ended, out, cache
+
+    return jax.lax.while_loop(going_on, one_more, (1, tokens, ended, out, cache))[3]
+
+
+def choose(
+    logits: Float[Array, "B V"],
+    keys: Array,
+    temperature: Float[Array, ""],
+    top_p: Float[Array, ""],
+) -> Int[Array, "B"]:
+    """One token for each row.
+
+    Args:
+        keys: random keys [B].
+        temperature: what logits are divided by before the draw; 0: the most likely token.
+        top_p: the draw is among the most likely tokens that together have this probability.
+    """
+
+    def drawn(_):
+        scaled = logits / temperature
+        order = jnp.argsort(-scaled, axis=1)
+        probabilities = jax.nn.softmax(jnp.take_along_axis(scaled, order, axis=1), axis=1)
+        before = jnp.cumsum(probabilities, axis=1) - probabilities  # of the first: 0
+        kept = jnp.where(before < top_p, jnp.log(probabilities), -jnp.inf)
+        places = jax.vmap(jax.random.categorical)(keys, kept)
+        return jnp.take_along_axis(order, places[:, None], axis=1)[:, 0].astype(jnp.int32)
+
+    def most_likely(_):
+        return logits.argmax(1).astype(jnp.int32)
+
+    return jax.lax.cond(temperature > 0, drawn, most_likely, None)
+
+
+class Generator:
+    """Writes after prompts with a language model on a mesh of this process' devices.
+
+    Args:
+        widths: ascending; what batches are padded to, the last one holds every prompt.
+        rows: prompts a device gets at a time.
+        new: tokens that are written at most.
+        stops: bool[V], see `stop_tokens`.
+        temperature: 0 for the most likely token.
+    """
+
+    def __init__(
+        self,
+        lm: CausalLM,
+        params,
+        mesh: Mesh,
+        widths: list[int],
+        rows: int,
+        *,
+        new: int,
+        stops: np.ndarray,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ):
+        self._lm, self._params, self._mesh, self._widths, self._new = lm, params, mesh, widths, new
+        self._rows = rows * mesh.size // mesh.shape["tensor"]
+        how = stops, np.float32(temperature), np.float32(top_p)
+        self._stops, *self._draw = to_mesh(how, (replicated(mesh),) * len(how))
+        self._key = jax.device_put(jax.random.key(seed), replicated(mesh))
+
+    def __call__(self, prompts: TokenStore, done: Callable[[int, int], None]) -> list[np.ndarray]:
+        """The tokens that are written after each prompt.
+
+        Args:
+            done: is told prompts and tokens of each batch as it is finished.
+        """
+
+        def launch(ids, lengths, texts: np.ndarray):
+            how = self._stops, self._key, *self._draw
+            return write(self._params, ids, lengths, texts, *how, lm=self._lm, new=self._new)
+
+        written = over_store(
+            prompts,
+            launch,
+            mesh=self._mesh,
+            pad_id=0,
+            width=partial(fitting, self._widths),
+            rows=lambda _: self._rows,
+            done=done,
+        )
+        return [row[row != NONE].astype(np.int32) for row in written]
+
+
+def stop_tokens(folder: Path, tokenizer, vocabulary: int, at: str | None = "\n") -> np.ndarray:
+    """Tokens that end what is written: those the model names, and all that hold a text.
+
+    Args:
+        folder: of the model.
+        vocabulary: tokens that the model knows.
+        at: one byte of UTF-8, so that a token holds it or does not; of the token that does, what
+            is before it is lost with it. None: only the model's own.
+
+    Returns:
+        bool[V]
+    """
+    stops = np.zeros(vocabulary, bool)
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            ids = read_json(folder / name).get("eos_token_id")
+            stops[[] if ids is None else ids] = True
+    if tokenizer.eos_token_id is not None:
+        stops[tokenizer.eos_token_id] = True
+    if at is not None:
+        backend = plain_backend(tokenizer)
+        for i in range(min(vocabulary, backend.get_vocab_size())):
+            stops[i] |= at in backend.decode([i], skip_special_tokens=False)
+    return stops
