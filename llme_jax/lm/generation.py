@@ -18,6 +18,7 @@ from llme_jax.models.causal_lm import CausalLM
 from llme_jax.models.foreign import read_json
 
 NONE = -1  # behind the end of what was written
+NOT_SEEN = -1
 
 
 @partial(jax.jit, static_argnames=("lm", "new"))
@@ -59,10 +60,17 @@ def write(
         place, _, ended, _, _ = state
         return (place < new) & ~ended.all()
 
+    # A new token gets the same slot in all texts, behind their padding.
+    width, slot = ids.shape[1], jnp.arange(ids.shape[1] + new)
+    is_text = (slot < lengths[:, None]) | (slot >= width)
+    where = jnp.where(slot < width, slot, lengths[:, None] + slot - width)
+
     def one_more(state):
         place, tokens, ended, out, cache = state
-        hidden, cache = lm.step(params, cache, tokens, lengths, place - 1, new)
-        tokens, ends = chosen(hidden, place)
+        at = (lengths + place - 1)[:, None]
+        behind = jnp.where(is_text, at - where, NOT_SEEN)[:, None]
+        hidden, cache = lm.extend(params, cache, tokens[:, None], width + place - 1, at, behind)
+        tokens, ends = chosen(hidden[:, 0], place)
         ended |= ends
         column = jnp.where(ended, NONE, tokens)[:, None]
         out = jax.lax.dynamic_update_slice(out, column, (0, place))

@@ -160,28 +160,31 @@ def _part(q, k, v, start: int, window: int | None):
 
 
 def cached_attention(
-    q: Float[Array, "B 1 H Dh"],
+    q: Float[Array, "B M H Dh"],
     k: Float[Array, "B K S Dh"],
     v: Float[Array, "B K S Dh"],
-    behind: Int[Array, "B S"],
+    behind: Int[Array, "B M S"],
     *,
     window: int | None = None,
-) -> Float[Array, "B 1 H Dh"]:
-    """`causal_attention` of one query a text over the keys that are kept of it.
+) -> Float[Array, "B M H Dh"]:
+    """`causal_attention` of the tokens that go on a text, over the keys that are kept of it.
 
     Args:
-        behind: how many tokens each key lies behind the query, 0 for its own; negative ones are
+        behind: how many tokens each key lies behind each query, 0 for its own; negative ones are
             not seen.
     """
     batch, groups, slots, width = k.shape
+    queries, heads = q.shape[1:3]
     shape = batch * groups, -1, width
     seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    scores = dot(q.reshape(shape), k.reshape(shape), 2, 2) * width**-0.5
-    scores = jnp.where(seen[:, None, None], scores.reshape(batch, groups, -1, slots), -jnp.inf)
+    # [B*K, H/K*M, Dh]: the heads that share keys are rows of one product.
+    scores = dot(q.transpose(0, 2, 1, 3).reshape(shape), k.reshape(shape), 2, 2) * width**-0.5
+    scores = scores.reshape(batch, heads, queries, slots)
+    scores = jnp.where(seen[:, None], scores, -jnp.inf).reshape(batch * groups, -1, slots)
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    total = weights.sum(-1, keepdims=True).reshape(batch * groups, -1, 1)
-    weights = weights.astype(v.dtype).reshape(batch * groups, -1, slots)
-    return (dot(weights, v.reshape(shape), 2, 1) / total).astype(v.dtype).reshape(q.shape)
+    total = weights.sum(-1, keepdims=True)
+    out = (dot(weights.astype(v.dtype), v.reshape(shape), 2, 1) / total).astype(v.dtype)
+    return out.reshape(batch, heads, queries, width).transpose(0, 2, 1, 3)
 
 
 def dot(a, b, axis_a: int, axis_b: int):

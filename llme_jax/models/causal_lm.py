@@ -50,18 +50,18 @@ class CausalLM:
         """`hidden`, and what is kept of the texts, with room for `more` tokens."""
         return self._family.prefill(self.config, self.dtype, params, ids, more)
 
-    def step(
+    def extend(
         self,
         params: dict,
         cache: Cache,
-        tokens: Int[Array, "B"],
-        lengths: Int[Array, "B"],
-        number: Int[Array, ""],
-        room: int,
-    ) -> tuple[Float[Array, "B D"], Cache]:
-        """Hidden states of one more token of each text; see `step` of llama.py."""
-        arguments = cache, tokens, lengths, number, room
-        return self._family.step(self.config, self.dtype, params, *arguments)
+        ids: Int[Array, "B M"],
+        at: Int[Array, ""],
+        positions: Int[Array, "B M"],
+        behind: Int[Array, "B M S"],
+    ) -> tuple[Float[Array, "B M D"], Cache]:
+        """Hidden states of more tokens of each text; see `extend` of llama.py."""
+        arguments = cache, ids, at, positions, behind
+        return self._family.extend(self.config, self.dtype, params, *arguments)
 
     def logits(self, params: dict, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Scores of the next token in float32."""

@@ -33,16 +33,11 @@ Cache = list[tuple[Float[Array, "B K S Dh"], Float[Array, "B K S Dh"]]]
 
 
 class Past(NamedTuple):
-    """What a token sees of its text.
-
-    Attributes:
-        at: the slot it gets itself.
-        behind: int[B, S], how far each slot's token lies behind it; negative: it is not seen.
-    """
+    """What tokens that go on a text see of it; see `extend`."""
 
     cache: Cache
     at: Int[Array, ""]
-    behind: Int[Array, "B S"]
+    behind: Int[Array, "B M S"]
 
     def of_layer(self, i: int) -> "Past":
         return self._replace(cache=self.cache[i : i + 1])
@@ -203,34 +198,25 @@ def prefill(
     return hidden, [tuple(jnp.pad(x.swapaxes(1, 2), room) for x in layer) for layer in kept]
 
 
-def step(
+def extend(
     config: LlamaConfig,
     dtype: str,
     params: dict,
     cache: Cache,
-    tokens: Int[Array, "B"],
-    lengths: Int[Array, "B"],
-    number: Int[Array, ""],
-    room: int,
-) -> tuple[Float[Array, "B D"], Cache]:
-    """Hidden states of one more token of each text, and the cache with it.
-
-    It gets the same slot in all texts, behind their padding, and the position that follows its own.
+    ids: Int[Array, "B M"],
+    at: Int[Array, ""],
+    positions: Int[Array, "B M"],
+    behind: Int[Array, "B M S"],
+) -> tuple[Float[Array, "B M D"], Cache]:
+    """Hidden states of more tokens of each text, and the cache with these in it.
 
     Args:
         cache: see `prefill`.
-        lengths: of the texts that were prefilled.
-        number: tokens that were added before this one.
-        room: tokens that the cache has room for beside those texts.
+        at: the first of the M slots that they get.
+        positions: where in its text each of them is.
+        behind: how many tokens each slot's lies behind each of them; negative: it is not seen.
     """
-    slots = cache[0][0].shape[2]
-    width, slot = slots - room, jnp.arange(slots)
-    positions = lengths[:, None] + number
-    place = jnp.where(slot < width, slot, lengths[:, None] + slot - width)
-    is_text = (slot < lengths[:, None]) | (slot >= width)
-    past = Past(cache, width + number, jnp.where(is_text, positions - place, -1))
-    hidden, cache = _model(config, dtype, params)(tokens[:, None], positions, past)
-    return hidden[:, 0], cache
+    return _model(config, dtype, params)(ids, positions, Past(cache, at, behind))
 
 
 def logits(

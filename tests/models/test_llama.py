@@ -209,22 +209,28 @@ def test_what_does_not_fit_is_said(model, changes, message):
         our_logits(folder, random_ids())
 
 
+@pytest.mark.parametrize("size", [1, 20])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_token_by_token_it_reads_the_same(model, name):
+def test_in_pieces_it_reads_the_same(model, name, size):
     """Texts of three lengths that go on for 40 tokens, beyond the windows of those with windows."""
     folder, made = model(name)
     lm = CausalLM(read_config(folder / "config.json", LANGUAGE_MODELS), "float32")
     params = load_causal_lm(lm, folder, make_mesh(devices=jax.devices()[:1]))
-    ids, lengths, room = random_ids(3, 70), np.array([30, 7, 22]), 40
+    ids, lengths, room, width = random_ids(3, 70), np.array([30, 7, 22]), 40, 30
     whole = [row[None, : n + room] for row, n in zip(ids, lengths, strict=True)]
     want = [torch_logits(made, row)[0, n - 1 :] for row, n in zip(whole, lengths, strict=True)]
-    texts = np.where(np.arange(30) < lengths[:, None], ids[:, :30], 0)
+    slot, one = np.arange(width + room), np.arange(3)[:, None]
+    texts = np.where(slot[:width] < lengths[:, None], ids[:, :width], 0)
     hidden, cache = lm.prefill(params, jnp.asarray(texts), room)
-    found = [lm.logits(params, hidden[np.arange(3), lengths - 1])]
-    step = jax.jit(lm.step, static_argnums=5)
-    for i in range(room):
-        tokens = ids[np.arange(3), lengths + i]
-        hidden, cache = step(params, cache, tokens, lengths, i, room)
+    found = [lm.logits(params, hidden[one, lengths[:, None] - 1])]
+    extend = jax.jit(lm.extend)
+    # Slots behind a text's end hold padding, then what goes on.
+    is_text = (slot < lengths[:, None]) | (slot >= width)
+    where = np.where(slot < width, slot, lengths[:, None] + slot - width)
+    for i in range(0, room, size):
+        at = lengths[:, None] + np.arange(i, i + size)
+        behind = np.where(is_text[:, None], at[..., None] - where[:, None], -1)
+        hidden, cache = extend(params, cache, ids[one, at], width + i, at, behind)
         found.append(lm.logits(params, hidden))
     # fp32, sums in another order; logits are of magnitude 10.
-    np.testing.assert_allclose(np.stack(found, 1), np.stack(want), atol=1e-4)
+    np.testing.assert_allclose(np.concatenate(found, 1), np.stack(want), atol=1e-4)
