@@ -46,20 +46,39 @@ def answer_log_likelihood(
     hidden = jnp.take_along_axis(hidden, places[..., None], axis=1)
     targets = jnp.take_along_axis(ids, places + 1, axis=1)
 
-    def log_probabilities(part):
+    logs = log_probabilities(lm, params, hidden, targets, group)
+    logs = jnp.where(slot < answer_lengths[:, None], logs, 0.0)
+    return logs.sum(1) / answer_lengths
+
+
+def log_probabilities(
+    lm: CausalLM,
+    params,
+    hidden: Float[Array, "B S D"],
+    targets: Int[Array, "B S"],
+    group: int,
+) -> Float[Array, "B S"]:
+    """Of each target after its hidden state, `group` of the S at a time; it divides them."""
+
+    def of(part):
         states, tokens = part
         logits = lm.logits(params, states)
         right = jnp.take_along_axis(logits, tokens[..., None], axis=2)[..., 0]
         return right - jax.nn.logsumexp(logits, axis=2)
 
     parts = hidden, targets
-    if group < slots:
-        split = [x.reshape(len(x), -1, group, *x.shape[2:]).swapaxes(0, 1) for x in parts]
-        logs = jax.lax.map(log_probabilities, tuple(split)).swapaxes(0, 1).reshape(targets.shape)
-    else:
-        logs = log_probabilities(parts)
-    logs = jnp.where(slot < answer_lengths[:, None], logs, 0.0)
-    return logs.sum(1) / answer_lengths
+    if group == targets.shape[1]:
+        return of(parts)
+    split = [x.reshape(len(x), -1, group, *x.shape[2:]).swapaxes(0, 1) for x in parts]
+    return jax.lax.map(of, tuple(split)).swapaxes(0, 1).reshape(targets.shape)
+
+
+def slots_for(longest: int) -> int:
+    """What answers of up to so many tokens are padded to."""
+    slots = SLOTS
+    while slots < longest:
+        slots *= 4
+    return slots
 
 
 class Scorer:
@@ -102,9 +121,7 @@ class Scorer:
         )
 
     def _settings(self, rows: int, longest: int) -> dict:
-        slots = SLOTS
-        while slots < longest:
-            slots *= 4
+        slots = slots_for(longest)
         group = max(1, PREDICTED // (rows // self._devices))
         return {"lm": self._lm, "slots": slots, "group": min(slots, 1 << group.bit_length() - 1)}
 

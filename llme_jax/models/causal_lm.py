@@ -55,7 +55,7 @@ class CausalLM:
         params: dict,
         cache: Cache,
         ids: Int[Array, "B M"],
-        at: Int[Array, ""],
+        at: int | Int[Array, ""],
         positions: Int[Array, "B M"],
         behind: Int[Array, "B M S"],
     ) -> tuple[Float[Array, "B M D"], Cache]:

@@ -36,7 +36,7 @@ class Past(NamedTuple):
     """What tokens that go on a text see of it; see `extend`."""
 
     cache: Cache
-    at: Int[Array, ""]
+    at: int | Int[Array, ""]
     behind: Int[Array, "B M S"]
 
     def of_layer(self, i: int) -> "Past":
@@ -204,7 +204,7 @@ def extend(
     params: dict,
     cache: Cache,
     ids: Int[Array, "B M"],
-    at: Int[Array, ""],
+    at: int | Int[Array, ""],
     positions: Int[Array, "B M"],
     behind: Int[Array, "B M S"],
 ) -> tuple[Float[Array, "B M D"], Cache]:
