@@ -12,8 +12,6 @@ import pytest
 from campaign import MAINS, command_line, lay_out
 from commands import finish, start
 
-from llme_jax.errors import InputError
-
 # A command, what it is given besides, and what it leaves that a later run reads.
 RUNS = {
     "train": ([], {"cache/train/", ".safetensors", "state/"}),
@@ -64,7 +62,7 @@ def words(run: str) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_flipped_bit_in_every_kind_of_file(laid_out, tmp_path, monkeypatch, run):
+def test_a_bit_flips_in_what_is_left(laid_out, tmp_path, monkeypatch, run):
     (command, argv), places = words(run), RUNS[run][1]
     whole, here = tmp_path / "whole", tmp_path / "here"
     shutil.copytree(laid_out, whole, ignore=shutil.ignore_patterns("programs"))
@@ -72,10 +70,14 @@ def test_a_flipped_bit_in_every_kind_of_file(laid_out, tmp_path, monkeypatch, ru
     MAINS[command](argv)
     made = {name: content for name, content in below(whole).items() if name not in below(laid_out)}
     results = {name: content for name, content in made.items() if is_result(name)}
-    kinds = {kind(name): name for name in sorted(made) if any(place in name for place in places)}
-    assert results and all(any(place in name for name in kinds.values()) for place in places)
-    refused = []
-    for name in kinds.values():
+    chosen = set()
+    for place in places:
+        kinds = {kind(name): name for name in sorted(made) if place in name}
+        names = [*kinds.values()]
+        # Not all: it takes a run each, and test_checksums.py does that for any sealed folder.
+        chosen |= {names[0], names[len(names) // 2], names[-1]}
+    assert results
+    for name in sorted(chosen):
         monkeypatch.chdir(tmp_path)
         shutil.rmtree(here, ignore_errors=True)
         shutil.copytree(whole, here, symlinks=True)
@@ -83,18 +85,15 @@ def test_a_flipped_bit_in_every_kind_of_file(laid_out, tmp_path, monkeypatch, ru
         content = bytearray(made[name] or b"x")
         content[len(content) // 2] ^= 1
         Path(name).write_bytes(content)
-        try:
-            MAINS[command](argv)
-        except InputError as error:
-            refused.append(f"{name}: {error}")
-            continue
-        after = below(here)
-        assert {result: after[result] for result in results} == results, name
-    assert not refused
+        MAINS[command](argv)
+        assert results.items() <= below(here).items(), name
 
 
-# Trainings, rerankings and pipelines have tests of their own, with more moments.
-OTHERS = ("retrieve", "retrieve bm25", "retrieve faiss", "score", "merge")
+# Trainings, rerankings and pipelines have tests of their own; for kills so have dense retrieval and
+# scoring.
+TWINS = ("retrieve", "retrieve bm25", "score", "merge")
+KILLS = ("retrieve bm25", "retrieve faiss", "merge")
+PRESSES = {"retrieve bm25": (1.5, 2.5), "score": (2, 4)}  # seconds
 KILLED = """
 import os, sys
 from pathlib import Path
@@ -136,7 +135,7 @@ def alone(laid_out, tmp_path_factory):
     return lambda run: (lay_out_again("here"), results(run))
 
 
-@pytest.mark.parametrize("run", OTHERS)
+@pytest.mark.parametrize("run", TWINS)
 def test_twins_end_with_the_same_files_or_say_why(alone, run):
     here, results = alone(run)
     command, argv = words(run)
@@ -150,7 +149,7 @@ def test_twins_end_with_the_same_files_or_say_why(alone, run):
     assert results.items() <= below(here).items()
 
 
-@pytest.mark.parametrize("run", OTHERS)
+@pytest.mark.parametrize("run", KILLS)
 def test_killed_at_each_moment_it_publishes(alone, run):
     here, results = alone(run)
     command, argv = words(run)
@@ -166,14 +165,14 @@ def test_killed_at_each_moment_it_publishes(alone, run):
     assert results.items() <= below(here).items()
 
 
-@pytest.mark.parametrize("run", ["retrieve bm25", "score"])
+@pytest.mark.parametrize("run", PRESSES)
 def test_ctrl_c_at_any_moment(alone, run):
     here, results = alone(run)
     command, argv = words(run)
     # What a shell runs in the background ignores Ctrl-C, and hands that on.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        for seconds in (1, 1.7, 2.4, 3.1):
+        for seconds in PRESSES[run]:
             process = start(argv, 1, command, code=AS_A_PERSON, cwd=here)
             time.sleep(seconds)
             process.send_signal(signal.SIGINT)

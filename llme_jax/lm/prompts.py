@@ -109,11 +109,11 @@ class PromptMaker:
             else:
                 encoding = next(encodings)
                 tokens = encoding.ids[: self._end]
-                first = _token_at(encoding, at[4], text)
+                first = token_at(encoding, at[4], text)
             length = len(tokens) - first
             if len(tokens) > self._limit:
                 if pair.row.tokens is None:
-                    at = [_token_at(encoding, place, text) for place in at]
+                    at = [token_at(encoding, place, text) for place in at]
                     key, query = (at[0], at[1]), (at[2], at[3])
                 tokens = _cut(tokens, len(tokens) - self._limit, key, query)
             yield tokens, length
@@ -142,7 +142,7 @@ class PromptMaker:
         return "".join(pieces), np.cumsum([len(piece) for piece in pieces[:-1]]).tolist()
 
 
-def _token_at(encoding, place: int, text: str) -> int:
+def token_at(encoding, place: int, text: str) -> int:
     """The token that covers the text's character `place`, or the first one after it.
 
     A token over both sides of the border counts: it is part of what follows.
