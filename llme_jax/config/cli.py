@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -283,6 +284,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup and & do
         signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _unraisable
     try:
         code = main(sys.argv[1:])
     except (InputError, RunError) as error:
@@ -317,6 +319,14 @@ def _interrupt(*signal_and_frame) -> None:
 
 
 _interrupt.pressed = False
+
+
+def _unraisable(error) -> None:
+    """Ctrl-C comes again where Python has dropped its exception, as in the garbage collector."""
+    if issubclass(error.exc_type, KeyboardInterrupt):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        sys.__unraisablehook__(error)
 
 
 def _leave() -> NoReturn:

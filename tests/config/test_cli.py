@@ -175,3 +175,24 @@ def test_what_has_to_be_local_is_in_no_bucket(command, monkeypatch):
     monkeypatch.setenv("LLME_JAX_CACHE", "gs://b/x")
     with pytest.raises(InputError, match=r"^LLME_JAX_CACHE gs://b/x: give a path of this machine"):
         check(cli.parse(words.split(), command, "", settings))
+
+
+COLLECTING = """
+import gc, os, signal, sys, time
+from llme_jax.config import cli
+def main(argv):
+    def press(phase, info):
+        gc.callbacks.remove(press)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+    gc.callbacks.append(press)
+    gc.collect()
+    time.sleep(30)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has it ignored
+cli.run(main)
+"""
+
+
+def test_ctrl_c_is_not_lost_in_the_garbage_collector():
+    done = subprocess.run([sys.executable, "-c", COLLECTING], capture_output=True, timeout=20)
+    assert (done.returncode, done.stderr) == (130, b"stopped by Ctrl-C\n")
