@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import torch
 import transformers
-from score import SHAPES, save
+from score import add_language_model, open_theirs, save
 from side_by_side import alternate, device_name, make_parser
 
 from llme_jax.data.tokens import TokenStore
@@ -37,11 +37,7 @@ WIDTHS = 4
 
 def main() -> None:
     parser, gpu = make_parser(__doc__), jax.default_backend() == "gpu"
-    parser.add_argument(
-        "--model",
-        default="llama-2-7b" if gpu else "smollm2-135m",
-        help=f"{', '.join(SHAPES)} with random weights, or a folder",
-    )
+    add_language_model(parser, gpu=gpu)
     parser.add_argument("--prompts", type=int, default=256 if gpu else 16)
     parser.add_argument("--batch_size", type=int, default=32 if gpu else 8)
     parser.add_argument("--longest", type=int, default=1024)
@@ -54,10 +50,7 @@ def main() -> None:
         folder = Path(save(args.model, Path(temporary)))
         config = LlamaConfig.read(folder / "config.json")
         prompts = make_prompts(args, config.vocab_size)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16 if gpu else torch.float32
-        )
-        theirs = theirs.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        theirs = open_theirs(folder, gpu=gpu)
         ours = partial(llme_jax, folder, config, prompts, args)
         runs = {
             "llme_jax": [ours(1), ours(args.new)],

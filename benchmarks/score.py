@@ -49,11 +49,7 @@ SHAPES = {
 
 def main() -> None:
     parser, gpu = make_parser(__doc__), jax.default_backend() == "gpu"
-    parser.add_argument(
-        "--model",
-        default="llama-2-7b" if gpu else "smollm2-135m",
-        help=f"{', '.join(SHAPES)} with random weights, or a folder",
-    )
+    add_language_model(parser, gpu=gpu)
     parser.add_argument("--pairs", type=int, default=4000 if gpu else 128)
     parser.add_argument("--longest", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3 if gpu else 2)
@@ -64,10 +60,7 @@ def main() -> None:
         folder = Path(save(args.model, Path(temporary)))
         config = LlamaConfig.read(folder / "config.json")
         prompts = make_prompts(args, config.vocab_size)
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.bfloat16 if gpu else torch.float32
-        )
-        theirs = theirs.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        theirs = open_theirs(folder, gpu=gpu)
         runs = {
             "llme_jax": llme_jax(folder, config, prompts, args),
             "torch, as the reference": partial(as_the_reference, theirs, prompts),
@@ -76,6 +69,21 @@ def main() -> None:
         scores = {name: run() for name, run in runs.items()}  # compiles, warms up
         seconds = alternate(runs, args.rounds)
         report(args, config, prompts, scores, seconds)
+
+
+def add_language_model(parser, *, gpu: bool) -> None:
+    parser.add_argument(
+        "--model",
+        default="llama-2-7b" if gpu else "smollm2-135m",
+        help=f"{', '.join(SHAPES)} with random weights, or a folder",
+    )
+
+
+def open_theirs(folder: Path, *, gpu: bool):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16 if gpu else torch.float32
+    )
+    return theirs.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def save(model: str, folder: Path) -> str:

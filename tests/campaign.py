@@ -7,7 +7,7 @@ kind of value, files in other encodings and formats, damaged models, damaged fil
 run, paths that cannot be written. A situation fails when it ends in a traceback or takes longer
 than a minute, when a refused one leaves a half-written file, and when a situation is accepted that
 no rule here says why. `--list` prints every accepted one with its reason. pytest does not run this:
-it takes about an hour on two cores (`--part 0/2` and `--part 1/2`).
+it takes 20 minutes on two cores (`--part 0/2` and `--part 1/2` at once).
 """
 
 import argparse

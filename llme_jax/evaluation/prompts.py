@@ -11,7 +11,7 @@ import numpy as np
 
 from llme_jax.data.tokens import plain_backend
 from llme_jax.errors import InputError
-from llme_jax.lm.prompts import token_at
+from llme_jax.lm.prompts import end_of_text, token_at
 
 
 class Prompt(NamedTuple):
@@ -48,9 +48,7 @@ class PromptFitter:
 
     def __init__(self, tokenizer, limit: int, new: int = 0):
         self._tokenizer, self._limit, self._new = plain_backend(tokenizer), limit - new, new
-        # Some tokenizers end every text with a token of their own.
-        special = self._tokenizer.encode("test").special_tokens_mask
-        self._end = -1 if special[-1] else None
+        self._end = end_of_text(self._tokenizer)
 
     def __call__(
         self, prompts: Sequence[Prompt], lines: Sequence[str]

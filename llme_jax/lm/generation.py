@@ -14,11 +14,11 @@ from llme_jax.data.tokens import TokenStore, plain_backend
 from llme_jax.data.widths import fitting
 from llme_jax.devices.sharding import replicated, to_mesh
 from llme_jax.inference.over_store import over_store
+from llme_jax.models.attention import NOT_SEEN
 from llme_jax.models.causal_lm import CausalLM
 from llme_jax.models.foreign import read_json
 
 NONE = -1  # behind the end of what was written
-NOT_SEEN = -1
 
 
 @partial(jax.jit, static_argnames=("lm", "new"))

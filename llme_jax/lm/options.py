@@ -15,9 +15,8 @@ from llme_jax.data.widths import fitting
 from llme_jax.devices.sharding import batch_sharding, to_mesh
 from llme_jax.inference.over_store import over_store
 from llme_jax.lm.likelihood import PREDICTED, log_probabilities, slots_for
+from llme_jax.models.attention import NOT_SEEN
 from llme_jax.models.causal_lm import CausalLM
-
-NOT_SEEN = -1
 
 
 class Questions(NamedTuple):

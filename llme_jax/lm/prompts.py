@@ -67,9 +67,7 @@ class PromptMaker:
         self._tokenizer, self._cutter = plain_backend(tokenizer), plain_backend(tokenizer)
         self._cutter.enable_truncation(key_max_length)
         self._key_max_length, self._limit = key_max_length, context_max_length
-        # Some tokenizers end every text with a token of their own.
-        special = self._tokenizer.encode("test").special_tokens_mask
-        self._end = -1 if special[-1] else None
+        self._end = end_of_text(self._tokenizer)
 
     def __call__(self, pairs: Sequence[Pair], path: Path) -> Prompts:
         """
@@ -140,6 +138,11 @@ class PromptMaker:
             parts = [part.strip() for part in parts]
         pieces = template.before, parts[0], template.between, parts[1], template.then, parts[2]
         return "".join(pieces), np.cumsum([len(piece) for piece in pieces[:-1]]).tolist()
+
+
+def end_of_text(backend) -> int | None:
+    """Where a text's tokens end: some tokenizers put one of their own behind every text."""
+    return -1 if backend.encode("test").special_tokens_mask[-1] else None
 
 
 def token_at(encoding, place: int, text: str) -> int:

@@ -17,6 +17,7 @@ from llme_jax.models.platform import cudnn_can
 # Of causal attention:
 CHUNKS = 4  # parts of the queries, each of which sees only the keys up to its end
 LEAST = 64  # queries in a part
+NOT_SEEN = -1  # how far behind a key lies that a query does not see
 
 
 def attention(
@@ -150,13 +151,20 @@ def _part(q, k, v, start: int, window: int | None):
     shape, end = q.shape, start + q.shape[2]
     scores = dot(q.reshape(shape[0], -1, shape[3]), k[:, :end], 2, 2) * shape[3] ** -0.5
     behind = jnp.arange(start, end)[:, None] - jnp.arange(end)  # how far a key lies behind
-    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
-    scores = jnp.where(seen, scores.reshape(*shape[:3], end), -jnp.inf)
+    scores = jnp.where(_seen(behind, window), scores.reshape(*shape[:3], end), -jnp.inf)
+    return _average(scores.reshape(shape[0], -1, end), v[:, :end]).reshape(shape)
+
+
+def _seen(behind, window: int | None):
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
+
+
+def _average(scores, v):
+    """softmax(scores) v, of [N, n, S] and [N, S, Dh]."""
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
-    # Dividing after the product touches Dh numbers a row instead of L.
-    weights = weights.astype(v.dtype).reshape(shape[0], -1, end)
-    return (dot(weights, v[:, :end], 2, 1).reshape(shape) / total).astype(v.dtype)
+    # Dividing after the product touches Dh numbers a row instead of S.
+    return (dot(weights.astype(v.dtype), v, 2, 1) / total).astype(v.dtype)
 
 
 def cached_attention(
@@ -170,20 +178,17 @@ def cached_attention(
     """`causal_attention` of the tokens that go on a text, over the keys that are kept of it.
 
     Args:
-        behind: how many tokens each key lies behind each query, 0 for its own; negative ones are
-            not seen.
+        behind: how many tokens each key lies behind each query, 0 for its own; negative
+            ones, as NOT_SEEN, it does not see.
     """
     batch, groups, slots, width = k.shape
     queries, heads = q.shape[1:3]
     shape = batch * groups, -1, width
-    seen = behind >= 0 if window is None else (behind >= 0) & (behind < window)
     # [B*K, H/K*M, Dh]: the heads that share keys are rows of one product.
     scores = dot(q.transpose(0, 2, 1, 3).reshape(shape), k.reshape(shape), 2, 2) * width**-0.5
     scores = scores.reshape(batch, heads, queries, slots)
-    scores = jnp.where(seen[:, None], scores, -jnp.inf).reshape(batch * groups, -1, slots)
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    total = weights.sum(-1, keepdims=True)
-    out = (dot(weights.astype(v.dtype), v.reshape(shape), 2, 1) / total).astype(v.dtype)
+    scores = jnp.where(_seen(behind, window)[:, None], scores, -jnp.inf)
+    out = _average(scores.reshape(batch * groups, -1, slots), v.reshape(shape))
     return out.reshape(batch, heads, queries, width).transpose(0, 2, 1, 3)
 
 

@@ -214,7 +214,7 @@ def extend(
         cache: see `prefill`.
         at: the first of the M slots that they get.
         positions: where in its text each of them is.
-        behind: how many tokens each slot's lies behind each of them; negative: it is not seen.
+        behind: how many tokens each slot's lies behind each of them, see `cached_attention`.
     """
     return _model(config, dtype, params)(ids, positions, Past(cache, at, behind))
 
