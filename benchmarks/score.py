@@ -27,7 +27,8 @@ from llme_jax.data.tokens import TokenStore
 from llme_jax.data.widths import batches_by_length, choose_widths
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.inference.over_store import TOKENS as A_DEVICE
-from llme_jax.lm.likelihood import TOKENS, Scorer
+from llme_jax.lm.batch_rows import TOKENS
+from llme_jax.lm.likelihood import Scorer
 from llme_jax.lm.prompts import Prompts
 from llme_jax.lm.scoring import WIDTHS
 from llme_jax.models.causal_lm import CausalLM, load_causal_lm

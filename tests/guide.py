@@ -68,4 +68,36 @@ def write_data_root(folder: Path) -> Path:
             write_lines(path, [row(task, i) for i in range(20)])
             if name.endswith(("test", "test.concat", "dev")):
                 write_lines(path.with_name("corpus.json"), corpus)
+    _write_evaluations(folder, rng)
     return folder
+
+
+def _write_evaluations(folder: Path, rng: np.random.Generator) -> None:
+    """The files of evaluations with a language model, where they look for them."""
+
+    def text(least: int = 1, most: int = 4) -> str:
+        return tiny.text(rng, least, most)
+
+    def write(name: str, rows: list[dict]) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_lines(folder / name, rows)
+
+    def choice(i: int) -> dict:
+        choices = [text(1, 2) for _ in range(4)]
+        subject = ("anatomy", "philosophy")[i % 2]
+        return {"query": text(), "choices": choices, "answer": i % 4, "subject": subject}
+
+    for name in ("test", "dev"):
+        write(f"qa/mmlu/{name}.json", [choice(i) | {"task": "qa"} for i in range(4)])
+    fact = {"obj": "an", "possible_answers": ["an", "no"], "task": "qa"}
+    rows = [{"query": text(), "prop_id": i % 3, **fact} for i in range(6)]
+    write("qa/popqa/test.json", rows)
+    rows = [{"query": text(), "answers": [text()], "task": "qa"} for _ in range(12)]
+    write("qa/nq/dev.json", rows)
+    example = {"task_name": "rte", "options": ["no", "yes"], "answers": ["1"], "task": "icl"}
+    write("icl/icl/test.json", [{"query": text(), **example} for _ in range(4)])
+    write("icl/icl/corpus.json", [{"contents": text(), "task_name": "rte"} for _ in range(20)])
+    chat = [{"query": text(), "answers": [text()], "history": [text(), text()]} for _ in range(4)]
+    write("chat/msc/test.json", [row | {"task": "chat"} for row in chat])
+    for name in ("books3", "arxiv", "codeparrot", "pg19"):
+        write(f"lrlm/{name}/test.json", [{"text": text(90, 120)} for _ in range(2)])

@@ -41,6 +41,9 @@ if answer.get("wait", True):
     sys.exit(max([answer.get("code", 0), *(process.wait() for process in started)]))
 """
 SMALL = "--query_max_length 24 --key_max_length 32"
+SMALL_PROMPT = "--context_max_length 900"
+SMALL_WINDOW = "--context_window_size 128 --target_length 32 --chunk_size 16 --key_num 2"
+SMALL_NAMES = {"meta-llama--Llama-2-7b-chat-hf": "llama", "BAAI--bge-base-en": "bert"}
 SMALL_RUN = (
     "--max_steps 2 --save_steps 2 --logging_steps 1 --per_device_train_batch_size 1 "
     "--train_group_size 4"
@@ -116,6 +119,8 @@ class Shell:
         if words[0] != "-m":
             return {"start": [[[sys.executable, *words], cwd, {}]]}
         _, module, *words = words
+        for name, small in SMALL_NAMES.items():  # of models, in the paths of results
+            words = [word.replace(name, small) for word in words]
         if module == "llme_jax.merge":
             words = [str(self.root / "bert") if w == "BAAI/bge-base-en" else w for w in words]
         more = self._smaller(module.removeprefix("llme_jax."), words, cwd)
@@ -126,7 +131,7 @@ class Shell:
     def _smaller(self, command: str, words: list[str], cwd: str) -> list[str]:
         """Further flags that put small models and data in place of the page's."""
         more = []
-        if command in ("report", "merge"):
+        if command in ("report", "merge") or "--compare" in words:
             return []
         if not (flag(words, "--data_root") or "").startswith("gs://"):
             more += ["--data_root", str(self.root)]
@@ -138,7 +143,12 @@ class Shell:
                 "--ranker",
                 str(self.root / "bert"),
             ]
-        models |= {"score": "llama"} | ({"rank": "llama"} if "yes-no" in words else {})
+        if command == "evaluate":
+            more += ["--model_name_or_path", str(self.root / "llama"), *SMALL.split()]
+            more += SMALL_WINDOW.split() if "lrlm" in words else SMALL_PROMPT.split()
+        models |= {"evaluate": "bert", "score": "llama"} | (
+            {"rank": "llama"} if "yes-no" in words else {}
+        )
         if command in models:
             names = {"score": "--model_name_or_path", "rank": "--ranker"}
             name = names.get(command, "--query_encoder")

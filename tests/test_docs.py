@@ -29,6 +29,7 @@ from llme_jax.config import (
     ScoreConfig,
     cli,
 )
+from llme_jax.config.evaluation import EvaluateConfig
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import RECIPES
 from llme_jax.data.rows import BadRows, parse_row, parse_scoring_row, read_lines
@@ -68,6 +69,9 @@ PROMISED = {
     "recipes": [
         "data/outputs/llm-embedder/checkpoint-*/encoder",
         "data/results/nq/llm-embedder/test.metrics.json",
+        "data/results/mmlu/llm-embedder--checkpoint-2/test.metrics.llama.json",
+        "data/results/lrlm/pg19/llm-embedder--checkpoint-2/test.metrics.llama.json",
+        "data/results/tool/llm-embedder--checkpoint-2/test.metrics.json",
         "kl/checkpoint-*/encoder",
         "stable/checkpoint-*/encoder",
         "train.neg.mixed.json",
@@ -76,6 +80,12 @@ PROMISED = {
         "train.neg.mixed.scored.llama.json",
         "distilled/checkpoint-*/encoder",
         "data/outputs/support-runlocal/checkpoint-4/encoder",
+    ],
+    "evaluate": [
+        "data/results/popqa/bert/test.result.json",
+        "data/results/popqa/bert/test.output.llama.json",
+        "data/results/popqa/no/test.metrics.llama.json",
+        "data/results/popqa/popqa.log",
     ],
     "rerank": [
         "train.neg.bge.json",
@@ -265,7 +275,7 @@ def test_the_recipes_are_those_of_the_code():
 
 def test_flags_exist():
     groups = (TrainingConfig(), RetrieveConfig(), ScoreConfig(), RankConfig(), DoctorConfig())
-    groups += (PipelineConfig(), ReportingConfig(), MergingConfig())
+    groups += (PipelineConfig(), ReportingConfig(), MergingConfig(), EvaluateConfig())
     known = {name.rstrip("_") for settings in groups for name in settings.flat()}
     known |= {*cli.REFUSED, "config"}
     known |= {*re.findall(r'"--(\w+)"', (ROOT / "llme_jax/build_tfds.py").read_text())}

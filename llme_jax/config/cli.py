@@ -41,6 +41,10 @@ REFUSED = {
     "anserini_dir": "leave it out, pip install 'llme_jax[bm25]' brings Lucene",
     "storeDocvectors": "leave it out, nothing reads document vectors",
     "load_collection": "leave it out, Lucene's index is kept for the same corpus",
+    "eos_token_id": "leave it out, what is written ends at a newline whatever token holds it",
+    "num_return_sequences": "leave it out, one answer is written for each question",
+    "chunk_batch_size": "use --lm_batch_size",
+    "load_prev_result": "leave it out, the same command goes on by itself",
 }
 # What experiment files are of, and the command that trains it.
 EXPERIMENTS = {
@@ -51,19 +55,24 @@ EXPERIMENTS = {
 
 
 def parse(
-    argv: list[str], command: str, description: str, settings: type[Groups] = Config
+    argv: list[str],
+    command: str,
+    description: str,
+    settings: type[Groups] = Config,
+    start: Groups | None = None,
 ) -> Groups:
     """The settings of a run: defaults, then the file of `--config`, then the other flags.
 
     Args:
         settings: the command's groups; of what an experiment file sets it takes what it knows.
+        start: what the defaults are; those that are declared when None.
 
     Raises:
         InputError: an unknown flag, a value that a setting refuses, a config that cannot be found
             or does not work.
     """
-    experiment, argv = _take_config(argv)
-    config = settings()
+    experiment, argv = _take("config", argv)
+    config = start or settings()
     if experiment:
         loaded = load_config(experiment, settings)
         if isinstance(loaded, settings):
@@ -174,11 +183,17 @@ def _help(f: Field, value) -> str:
     return said.replace("%", "%%")
 
 
-def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
+def value_of(flag: str, argv: list[str]) -> str | None:
+    """What a flag is given, looked up before all others; whether that is right comes out later."""
+    return _take(flag, argv)[0]
+
+
+def _take(flag: str, argv: list[str]) -> tuple[str | None, list[str]]:
+    """The value of a flag, and the rest of the command line."""
+    first = Parser(add_help=False, allow_abbrev=False)
+    first.add_argument(f"--{flag}", dest="value")
     known, rest = first.parse_known_args(argv)
-    return known.config, rest
+    return known.value, rest
 
 
 def _unknown_flag(argument: str, config: Groups) -> str:

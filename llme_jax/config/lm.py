@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llme_jax.config.data import SOURCES_HELP, SourceConfig
-from llme_jax.config.model import DTYPE_HELP, DTYPES, TensorConfig
+from llme_jax.config.model import DTYPE_HELP, DTYPES, HubConfig, TensorConfig
 from llme_jax.config.setting import setting
 
 
@@ -40,7 +40,7 @@ class ScoringConfig(SourceConfig):
 
 
 @dataclass
-class LMConfig(TensorConfig):
+class ReaderConfig(TensorConfig):
     """The language model, and what it reads at a time."""
 
     title = "language model"
@@ -52,12 +52,11 @@ class LMConfig(TensorConfig):
         reads="model",
     )
     lm_dtype: str = setting("auto", DTYPE_HELP, **DTYPES)
-    key_max_length: int = setting(512, "Longest key; the rest is cut off.", unit="TOKENS", least=1)
     context_max_length: int = setting(
         1024,
-        "Longest key, query and answer together; what is too much is cut off the key's end.",
+        "Longest prompt, with what is scored or written; what is too much is cut off its keys.",
         unit="TOKENS",
-        least=2,  # a token of the answer, and one before it
+        least=2,  # a token that is scored, and one before it
     )
     lm_batch_size: str = setting(
         "auto",
@@ -65,3 +64,10 @@ class LMConfig(TensorConfig):
         unit="auto|PROMPTS",
     )
     fsdp: int = setting(1, "Spread parameters over this many devices.", unit="DEVICES", least=1)
+
+
+@dataclass
+class LMConfig(ReaderConfig, HubConfig):
+    """The language model that scores candidates."""
+
+    key_max_length: int = setting(512, "Longest key; the rest is cut off.", unit="TOKENS", least=1)

@@ -28,7 +28,7 @@ class HubConfig(Group):
 
 
 @dataclass
-class TensorConfig(HubConfig):
+class TensorConfig(Group):
     """How the weights of a language model are split."""
 
     tensor: int = setting(

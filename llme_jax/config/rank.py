@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from llme_jax.config.data import SOURCES_HELP, DataConfig
-from llme_jax.config.model import DTYPE_HELP, DTYPES, TensorConfig
+from llme_jax.config.model import DTYPE_HELP, DTYPES, HubConfig, TensorConfig
 from llme_jax.config.retrieval import METRICS, MeasureConfig
 from llme_jax.config.setting import setting
 from llme_jax.config.training import DistillConfig
@@ -49,7 +49,7 @@ class RankDataConfig(DataConfig):
 
 
 @dataclass
-class RankerConfig(TensorConfig):
+class RankerConfig(TensorConfig, HubConfig):
     """The reranker: a model that reads query and key together."""
 
     title = "ranker"

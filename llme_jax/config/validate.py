@@ -4,6 +4,7 @@ What a single setting cannot be stands at its declaration.
 """
 
 import os
+from dataclasses import fields
 
 from llme_jax.config.commands import (
     Config,
@@ -12,10 +13,12 @@ from llme_jax.config.commands import (
     RetrieveConfig,
     ScoreConfig,
 )
+from llme_jax.config.evaluation import AMONG_OWN, METHODS, TASKS, EvaluateConfig, TaskConfig
+from llme_jax.config.lm import ReaderConfig
 from llme_jax.config.merge import MergingConfig
 from llme_jax.config.model import EncoderConfig
 from llme_jax.config.rank import RANK_COLLATIONS
-from llme_jax.config.retrieval import METRICS, NQ_CUTOFFS, EvalConfig
+from llme_jax.config.retrieval import METRICS, NQ_CUTOFFS, EvalConfig, RetrievalConfig
 from llme_jax.errors import InputError
 from llme_jax.files.storage import in_bucket
 
@@ -100,6 +103,18 @@ def validate_retrieval(config: RetrieveConfig) -> None:
             raise InputError(f"--{flag} is missing: give a JSON-lines file")
     _check_encoder(encoder)
     _check_cache_variable()
+    _check_retrieval(retrieval)
+    for name in ("rerank_max_score", "rerank_margin"):
+        if getattr(mining, name) is not None and not mining.rerank_result:
+            raise InputError(f"--{name} needs --rerank_result, where the reranker's scores are")
+    if mining.range_max is not None and mining.range_max <= mining.range_min:
+        raise InputError(
+            f"--range_max {mining.range_max}: leaves no rank, give more than --range_min "
+            f"{mining.range_min}"
+        )
+
+
+def _check_retrieval(retrieval: RetrievalConfig) -> None:
     if in_bucket(retrieval.output_dir):
         raise InputError(
             f"--output_dir {retrieval.output_dir}: give a local folder, where embeddings can be "
@@ -111,14 +126,6 @@ def validate_retrieval(config: RetrieveConfig) -> None:
             "--save_index and --load_index: Flat has no index, its embeddings are kept with "
             "--save_encode; give another --faiss_index_factory"
         )
-    for name in ("rerank_max_score", "rerank_margin"):
-        if getattr(mining, name) is not None and not mining.rerank_result:
-            raise InputError(f"--{name} needs --rerank_result, where the reranker's scores are")
-    if mining.range_max is not None and mining.range_max <= mining.range_min:
-        raise InputError(
-            f"--range_max {mining.range_max}: leaves no rank, give more than --range_min "
-            f"{mining.range_min}"
-        )
 
 
 def validate_scoring(config: ScoreConfig) -> None:
@@ -127,6 +134,87 @@ def validate_scoring(config: ScoreConfig) -> None:
     if scoring.eval_data is None:
         raise InputError("--eval_data is missing: give a JSON-lines file")
     _check_cache_variable()
+    _check_batch_size(lm)
+
+
+def validate_evaluation(config: EvaluateConfig) -> None:
+    """As `validate`, for llme_jax.evaluate."""
+    settings, data, encoder, _, retrieval, lm, _ = config.groups()
+    if settings.compare is not None:
+        if len(settings.compare) != 2:
+            raise InputError("--compare: give two output files")
+        return
+    if settings.task is None:
+        raise InputError(f"--task is missing: choose from {', '.join(TASKS)}")
+    _check_has_meaning(settings)
+    method, methods = retrieval.retrieval_method, METHODS[settings.task]
+    if method not in methods:
+        raise InputError(
+            f"--retrieval_method {method}: --task {settings.task} has {', '.join(methods)}"
+        )
+    if method == "no" and not asks(settings):
+        raise InputError(
+            f"--retrieval_method no: --task {settings.task} measures the retrieval, and asks no "
+            "language model" + (" without --do_generate" if settings.task == "qrecc" else "")
+        )
+    if data.corpus is None and searches(config):
+        raise InputError("--corpus is missing: give a JSON-lines file")
+    if settings.task == "lrlm":
+        _check_chunks(settings, method)
+    if method == "oracle" and settings.key_num != 1:
+        raise InputError(f"--key_num {settings.key_num}: --retrieval_method oracle finds 1")
+    _check_encoder(encoder)
+    _check_cache_variable()
+    _check_batch_size(lm)
+    _check_retrieval(retrieval)
+
+
+def asks(settings: TaskConfig) -> bool:
+    """Is a language model asked, or only the retrieval measured?"""
+    return settings.task != "tool" and settings.do_generate is not False
+
+
+def searches(config: EvaluateConfig) -> bool:
+    """Are keys found in --corpus, not among those of a row?"""
+    own = {*AMONG_OWN} <= {*METHODS[config.task.task]}
+    return config.retrieval.retrieval_method != "no" and not own
+
+
+def _check_has_meaning(settings: TaskConfig) -> None:
+    """Refuses what is for other tasks."""
+    known = {"task", "compare", *TASKS[settings.task]}
+    known |= {"task_names"} if settings.task == "icl" else set()
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if f.default is None and value is not None and f.name not in known:
+            raise InputError(f"--{f.name} {value}: has no meaning for --task {settings.task}")
+
+
+def _check_chunks(settings: TaskConfig, method: str) -> None:
+    size, window, target = (
+        getattr(settings, name) for name in ("chunk_size", "context_window_size", "target_length")
+    )
+    if target > window:
+        raise InputError(
+            f"--target_length {target}: is scored within --context_window_size {window}, give less"
+        )
+    if method == "no":
+        return
+    for name in ("context_window_size", "target_length"):
+        if getattr(settings, name) % size:
+            raise InputError(
+                f"--{name} {getattr(settings, name)}: give a multiple of --chunk_size {size}"
+            )
+    if settings.integrate_method == "replace":
+        needed = target + size + 2 * settings.key_num * size
+        if window < needed:
+            raise InputError(
+                f"--context_window_size {window}: --integrate_method replace needs {needed} for "
+                f"{settings.key_num} keys"
+            )
+
+
+def _check_batch_size(lm: ReaderConfig) -> None:
     if lm.lm_batch_size != "auto" and not (
         lm.lm_batch_size.isdecimal() and int(lm.lm_batch_size) > 0
     ):

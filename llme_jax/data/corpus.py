@@ -68,6 +68,10 @@ class Corpus:
         """The id of passage i; its number where it has none."""
         return id_of(self._line(i)) or str(i)
 
+    def field(self, i: int, name: str):
+        """What passage i has under that name; None where it has nothing."""
+        return self._line(i).get(name)
+
     def _line(self, i: int) -> dict:
         if not 0 <= i < len(self):
             raise IndexError(f"passage {i} of {len(self)}")

@@ -48,14 +48,23 @@ class PartialResults:
     Args:
         folder: `{first row}-{row after the last}.npy`, float32[pairs], each there or not at all.
         pairs: int[n], pairs of every row.
+        steps: int[n], what each row counts on the progress bar; its pairs when None.
+        unit: of these.
 
     Attributes:
         scores: float32[all pairs], in the order of the rows; NaN where there is none yet.
         found: pairs that were finished before.
     """
 
-    def __init__(self, folder: Path, pairs: np.ndarray):
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        pairs: np.ndarray,
+        steps: np.ndarray | None = None,
+        unit: str = " pairs",
+    ):
+        self._folder, self._unit = folder, unit
+        self._steps = pairs if steps is None else steps
         self._first = np.cumsum([0, *pairs])
         self._done = np.zeros(len(pairs), bool)
         self.scores = np.full(self._first[-1], np.nan, np.float32)
@@ -131,10 +140,10 @@ class PartialResults:
         # The tokenizer works on the next part while the devices work on this one.
         inputs = prefetch(tokenized(mine), depth=1)
         with tqdm(
-            total=len(self.scores),
-            initial=self.found,
+            total=int(self._steps.sum()),
+            initial=int(self._steps[self._done].sum()),
             desc="Scoring",
-            unit=" pairs",
+            unit=self._unit,
             smoothing=0.05,
             disable=process != 0,
         ) as bar:

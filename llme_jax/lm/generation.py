@@ -12,13 +12,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llme_jax.data.tokens import TokenStore, plain_backend
 from llme_jax.data.widths import fitting
+from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import replicated, to_mesh
 from llme_jax.inference.over_store import over_store
+from llme_jax.lm.batch_rows import BatchRows, batch_shapes
 from llme_jax.models.attention import NOT_SEEN
 from llme_jax.models.causal_lm import CausalLM
 from llme_jax.models.foreign import read_json
 
 NONE = -1  # behind the end of what was written
+# Texts a device writes at a time: every step reads all weights, whatever the number of texts.
+LEAST = 16
 
 
 @partial(jax.jit, static_argnames=("lm", "new"))
@@ -113,7 +117,7 @@ class Generator:
 
     Args:
         widths: ascending; what batches are padded to, the last one holds every prompt.
-        rows: prompts a device gets at a time.
+        rows: prompts a device gets at a time; as many as its memory allows when None.
         new: tokens that are written at most.
         stops: bool[V], see `stop_tokens`.
         temperature: 0 for the most likely token.
@@ -125,7 +129,7 @@ class Generator:
         params,
         mesh: Mesh,
         widths: list[int],
-        rows: int,
+        rows: int | None,
         *,
         new: int,
         stops: np.ndarray,
@@ -134,21 +138,36 @@ class Generator:
         seed: int = 0,
     ):
         self._lm, self._params, self._mesh, self._widths, self._new = lm, params, mesh, widths, new
-        self._rows = rows * mesh.size // mesh.shape["tensor"]
         how = stops, np.float32(temperature), np.float32(top_p)
         self._stops, *self._draw = to_mesh(how, (replicated(mesh),) * len(how))
         self._key = jax.device_put(jax.random.key(seed), replicated(mesh))
 
-    def __call__(self, prompts: TokenStore, done: Callable[[int, int], None]) -> list[np.ndarray]:
+        def analyse(rows: int, width: int) -> Needs:
+            ids, lengths, numbers = batch_shapes(mesh, rows, (width,), (), ())
+            how = self._stops, self._key, *self._draw
+            return needs(write.lower(params, ids, lengths, numbers, *how, lm=lm, new=new))
+
+        self._rows = BatchRows(mesh, widths[-1], rows, analyse, least=LEAST)
+
+    def __call__(
+        self,
+        prompts: TokenStore,
+        done: Callable[[int, int], None],
+        numbers: np.ndarray | None = None,
+    ) -> list[np.ndarray]:
         """The tokens that are written after each prompt.
 
         Args:
             done: is told prompts and tokens of each batch as it is finished.
+            numbers: of the prompts, see `write`; from 0 when None.
         """
+        if numbers is None:
+            numbers = np.arange(len(prompts))
 
         def launch(ids, lengths, texts: np.ndarray):
             how = self._stops, self._key, *self._draw
-            return write(self._params, ids, lengths, texts, *how, lm=self._lm, new=self._new)
+            which = numbers[texts].astype(np.int32)
+            return write(self._params, ids, lengths, which, *how, lm=self._lm, new=self._new)
 
         written = over_store(
             prompts,
@@ -156,7 +175,7 @@ class Generator:
             mesh=self._mesh,
             pad_id=0,
             width=partial(fitting, self._widths),
-            rows=lambda _: self._rows,
+            rows=self._rows,
             done=done,
         )
         return [row[row != NONE].astype(np.int32) for row in written]

@@ -12,12 +12,11 @@ from jaxtyping import Array, Float, Int
 from llme_jax.data.widths import fitting
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import batch_sharding, to_mesh
-from llme_jax.errors import InputError
-from llme_jax.inference.over_store import over_store, tokens_a_device
+from llme_jax.inference.over_store import over_store
+from llme_jax.lm.batch_rows import BatchRows, batch_shapes
 from llme_jax.lm.prompts import Prompts
 from llme_jax.models.causal_lm import CausalLM
 
-TOKENS = 1 << 15  # on a device at a time at most: a language model takes more memory for each
 PREDICTED = 512  # tokens a device predicts at a time: [512, V] logits exist at once
 SLOTS = 8  # answers are padded to this number of tokens, or 4, 16, ... times as many
 
@@ -91,11 +90,7 @@ class Scorer:
 
     def __init__(self, lm: CausalLM, params, mesh: Mesh, widths: list[int], rows: int | None):
         self._lm, self._params, self._mesh, self._widths = lm, params, mesh, widths
-        self._devices = mesh.size // mesh.shape["tensor"]  # that share the rows of a batch
-        tokens = min(tokens_a_device(mesh), TOKENS)
-        self._rows = rows
-        if rows is None:
-            self._tokens = self._largest_batch_that_fits(max(tokens, widths[-1]))
+        self._rows = BatchRows(mesh, widths[-1], rows, partial(analyse, lm, params, mesh))
 
     def __call__(self, prompts: Prompts, done: Callable[[int, int], None]) -> np.ndarray:
         """Mean log-probability of every prompt's answer, float32[n].
@@ -116,41 +111,14 @@ class Scorer:
             mesh=self._mesh,
             pad_id=0,
             width=partial(fitting, self._widths),
-            rows=self._rows_at,
+            rows=self._rows,
             done=done,
         )
 
     def _settings(self, rows: int, longest: int) -> dict:
         slots = slots_for(longest)
-        group = max(1, PREDICTED // (rows // self._devices))
+        group = max(1, PREDICTED // (rows // self._rows.devices))
         return {"lm": self._lm, "slots": slots, "group": min(slots, 1 << group.bit_length() - 1)}
-
-    def _rows_at(self, width: int) -> int:
-        return (self._rows or max(self._tokens // width, 1)) * self._devices
-
-    def _largest_batch_that_fits(self, tokens: int) -> int:
-        """`tokens` a device, halved until the widest batch fits into the memory that is left.
-
-        Raises:
-            InputError: not even one prompt fits.
-        """
-        memory = self._mesh.local_devices[0].memory_stats() or {}
-        if "bytes_limit" not in memory:  # CPU
-            return tokens
-        left = memory["bytes_limit"] - memory["bytes_in_use"]
-        width = self._widths[-1]
-        while True:
-            rows = max(tokens // width, 1)
-            needed = analyse(self._lm, self._params, self._mesh, rows, width).temporary
-            if needed < 0.9 * left:  # the rest is for what the allocator cannot join
-                return tokens
-            if rows == 1:
-                raise InputError(
-                    f"a prompt of {width} tokens takes {needed / 2**20:.0f} MiB on a device, "
-                    f"{left >> 20} are left beside the weights: give --tensor N to spread the "
-                    "model over N devices, or a lower --context_max_length"
-                )
-            tokens //= 2
 
 
 def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int) -> Needs:
@@ -160,11 +128,6 @@ def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int) -> Needs:
         params: arrays on the mesh, or, as `sharded_shapes` gives them, no weights at all.
         rows: prompts a device.
     """
-    rows *= mesh.size // mesh.shape["tensor"]
-    sharding = batch_sharding(mesh)
-    batch = [
-        jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
-        for shape in ((rows, width), (rows,), (rows,))
-    ]
+    batch = batch_shapes(mesh, rows, (width,), (), ())
     settings = {"lm": lm, "slots": SLOTS, "group": SLOTS}
     return needs(answer_log_likelihood.lower(params, *batch, **settings))

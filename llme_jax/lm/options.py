@@ -12,9 +12,11 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.data.tokens import TokenStore
 from llme_jax.data.widths import fitting
+from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import batch_sharding, to_mesh
 from llme_jax.inference.over_store import over_store
-from llme_jax.lm.likelihood import PREDICTED, log_probabilities, slots_for
+from llme_jax.lm.batch_rows import BatchRows, batch_shapes
+from llme_jax.lm.likelihood import PREDICTED, SLOTS, log_probabilities, slots_for
 from llme_jax.models.attention import NOT_SEEN
 from llme_jax.models.causal_lm import CausalLM
 
@@ -98,13 +100,27 @@ class OptionScorer:
 
     Args:
         widths: ascending; what the texts before the options are padded to.
-        rows: questions a device gets at a time.
+        rows: questions a device gets at a time; as many as its memory allows when None.
+        options: that a question usually has, for that.
     """
 
-    def __init__(self, lm: CausalLM, params, mesh: Mesh, widths: list[int], rows: int):
+    def __init__(
+        self,
+        lm: CausalLM,
+        params,
+        mesh: Mesh,
+        widths: list[int],
+        rows: int | None,
+        options: int = 4,
+    ):
         self._lm, self._params, self._mesh, self._widths = lm, params, mesh, widths
-        self._devices = mesh.size // mesh.shape["tensor"]  # that share the rows of a batch
-        self._rows = rows
+
+        def analyse(rows: int, width: int) -> Needs:
+            shapes = (width,), (), (options, SLOTS), (options,), (options,)
+            batch = batch_shapes(mesh, rows, *shapes)
+            return needs(option_log_likelihood.lower(params, *batch, lm=lm, group=SLOTS))
+
+        self._rows = BatchRows(mesh, widths[-1], rows, analyse)
 
     def __call__(self, questions: Questions, done: Callable[[int, int], None]) -> list[np.ndarray]:
         """Mean log-probability of every option's tokens, float32[options] of each question.
@@ -118,7 +134,7 @@ class OptionScorer:
             batch = _padded(questions, texts, max(counts))
             ends, *numbers = to_mesh(batch, (batch_sharding(self._mesh),) * len(batch))
             slots = ends.shape[1] * ends.shape[2]
-            group = max(1, PREDICTED * self._devices // len(texts))
+            group = max(1, PREDICTED * self._rows.devices // len(texts))
             group = max(n for n in range(1, slots + 1) if slots % n == 0 and n <= group)
             how = {"lm": self._lm, "group": group}
             return option_log_likelihood(self._params, ids, lengths, ends, *numbers, **how)
@@ -129,7 +145,7 @@ class OptionScorer:
             mesh=self._mesh,
             pad_id=0,
             width=partial(fitting, self._widths),
-            rows=lambda _: self._rows * self._devices,
+            rows=self._rows,
             done=done,
         )
         return [scores[:count] for scores, count in zip(found, counts, strict=True)]

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from llme_jax.reports.bootstrap import Difference
+
 STYLE = """
 :root{--bg:#fff;--fg:#1d2430;--dim:#5b6675;--rule:#dde2e8;--card:#f5f7f9;--good:#0a7d4f;--bad:#b3261e;
 --mild:#8a6100;--c0:#0072b2;--c1:#d55e00;--c2:#009e73;--c3:#a3417f;--c4:#b07800;--c5:#3f8fc4}
@@ -38,6 +40,20 @@ COLOURS = "".join(
     f".s{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}.b{i}{{background:var(--c{i})}}"
     for i in range(6)
 )
+SHOWN = 220  # letters of a text in a table
+
+
+def signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def between(found: Difference) -> str:
+    return f"{signed(found.low)} to {signed(found.high)}"
+
+
+def short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 @dataclass

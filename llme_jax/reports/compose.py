@@ -9,6 +9,7 @@ import numpy as np
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text
 from llme_jax.reports import charts
+from llme_jax.reports.answers import compare, read_answers
 from llme_jax.reports.blocks import (
     Chart,
     Code,
@@ -16,6 +17,9 @@ from llme_jax.reports.blocks import (
     Section,
     Table,
     Verdict,
+    between,
+    short,
+    signed,
     to_html,
     to_markdown,
 )
@@ -24,7 +28,6 @@ from llme_jax.reports.runs import Measured, Run, measure_queries, read_runs
 
 COLUMNS = 6  # metrics a table shows
 EXAMPLES = 5
-SHOWN = 220  # letters of a text in an example
 RULE = (
     f"WIN: the whole {LEVEL:.0%} interval of the difference is above 0. REGRESSION: it is below 0. "
     f"MARGINAL: 0 lies in it. The interval is a paired bootstrap over queries, {SAMPLES:,} samples."
@@ -65,10 +68,34 @@ def compose(
         judged = [run for run in judged if metric in run.metrics]
         first = _baseline(judged, baseline)
         sections = _evaluations(judged, first, metric)
+    sections += _answers([run for run in runs if run.kind == "answers"], baseline)
     sections += [_training(runs), _negatives(runs), _teachers(runs), _time(runs), _how(runs)]
     names = [run.name for run in runs]
     title = "Report" if len(names) > 3 else f"Report: {', '.join(names)}"
     return title, [section for section in sections if section.blocks]
+
+
+def _answers(judged: list[Run], wanted: str | None) -> list[Section]:
+    """What a language model answered: metrics, and the last run against the baseline."""
+    if not judged:
+        return []
+    names = list(dict.fromkeys(name for run in judged for name in run.metrics))[:COLUMNS]
+    rows = [
+        [run.name, *(f"{run.metrics[n]:.4f}" if n in run.metrics else "" for n in names)]
+        for run in judged
+    ]
+    table = Section("Answers of a language model", [Table(["", *names], rows)])
+    first, last = _baseline(judged, wanted), judged[-1]
+    if first is last:
+        return [table]
+    try:
+        read = [read_answers(run.answers, run.name) for run in (first, last)]
+        top, examples = compare(*read)
+    except InputError as error:
+        table.blocks.append(Paragraph(f"No interval for {last.name}: {error}"))
+        return [table]
+    top.blocks.insert(1, Paragraph(RULE))
+    return [top, table, examples]
 
 
 def _metric(judged: list[Run], wanted: str | None) -> str:
@@ -107,7 +134,7 @@ def _evaluations(judged: list[Run], baseline: Run, metric: str) -> list[Section]
         top.blocks.append(Verdict(
             found.verdict,
             f"{last.name} has {metric} {last.metrics[metric]:.4f}, {baseline.name} "
-            f"{baseline.metrics[metric]:.4f}: {_signed(found.delta)} ({_between(found)}, "
+            f"{baseline.metrics[metric]:.4f}: {signed(found.delta)} ({between(found)}, "
             f"{count} queries)",
         ))  # fmt: skip
         top.blocks.append(Paragraph(RULE))
@@ -115,7 +142,7 @@ def _evaluations(judged: list[Run], baseline: Run, metric: str) -> list[Section]
     sections = [top, _table(judged, baseline, metric, differences, problems)]
     if len(others) > 1:
         rows = [
-            [name, _signed(-d.delta), f"{_signed(-d.high)} to {_signed(-d.low)}",
+            [name, signed(-d.delta), f"{signed(-d.high)} to {signed(-d.low)}",
              Difference(-d.delta, -d.high, -d.low).verdict]
             for name, d in others.items()
         ]  # fmt: skip
@@ -148,7 +175,7 @@ def _table(judged, baseline: Run, metric: str, differences, problems) -> Section
     for run in judged:
         cells = [f"{run.metrics[n]:.4f}" if n in run.metrics else "" for n in names]
         found = differences.get(run.name)
-        cells += [_signed(found.delta), _between(found), found.verdict] if found else [""] * 3
+        cells += [signed(found.delta), between(found), found.verdict] if found else [""] * 3
         rows.append([run.name, *cells])
     head = ["", *names, f"{metric} against {baseline.name}", "95% interval", ""]
     blocks = [Table(head, rows)]
@@ -188,7 +215,7 @@ def _example(i: int, before: Measured, after: Measured) -> list[str]:
         right = " / ".join(queries.answers[i])
     firsts = [corpus.text(int(m.ids[i, 0])) if m.ids[i, 0] >= 0 else "" for m in (before, after)]
     values = [f"{m.values[i]:.2f}" for m in (before, after)]
-    return [*map(_short, (queries.texts[i], right, *firsts)), *values]
+    return [*map(short, (queries.texts[i], right, *firsts)), *values]
 
 
 def _training(runs: list[Run]) -> Section:
@@ -310,16 +337,3 @@ def _wrapped(command: str) -> str:
             lines.append([])
         lines[-1].append(word)
     return " \\\n    ".join(shlex.join(line) for line in lines)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}"
-
-
-def _between(found: Difference) -> str:
-    return f"{_signed(found.low)} to {_signed(found.high)}"
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"

@@ -23,13 +23,14 @@ class Run:
     """One folder of results.
 
     Attributes:
-        kind: training, evaluation, mining, scores, or other.
+        kind: training, evaluation, answers, mining, scores, or other.
         record: what a pipeline wrote down of the stage; empty outside of one.
         run: settings, devices and versions; empty where the run wrote none.
         metrics: of the last evaluation, as {"ndcg@10": 0.7}.
         lines: of metrics.jsonl.
         mining: the report of mining.
         teacher: the report on teacher scores.
+        answers: the output file of an evaluation with a language model.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Run:
     lines: list[dict] = field(default_factory=list)
     mining: dict = field(default_factory=dict)
     teacher: Report | None = None
+    answers: Path | None = None
 
     @property
     def settings(self) -> dict:
@@ -53,6 +55,8 @@ class Run:
             return "mining"
         if self.teacher:
             return "scores"
+        if self.answers:
+            return "answers"
         return "evaluation" if self.metrics else "other"
 
     @property
@@ -96,6 +100,9 @@ def _read(folder: Path, name: str) -> Run:
         run.metrics = {n[5:]: value for n, value in last.items() if n.startswith("eval_")}
     else:
         run.metrics = first_json(folder, "*.metrics*.json")
+    if outputs := sorted(folder.glob("*.output.*.json")):
+        run.answers = outputs[0]
+        run.metrics = read_json(folder / outputs[0].name.replace(".output.", ".metrics.", 1))
     if scored := sorted(folder.glob("*.scored*.json")):
         run.teacher = read_report(scored[0])
     return run

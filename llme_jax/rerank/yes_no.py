@@ -20,7 +20,7 @@ from llme_jax.data.widths import fine_width
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.inference.over_store import over_store, tokens_a_device
-from llme_jax.lm.likelihood import TOKENS
+from llme_jax.lm.batch_rows import TOKENS
 from llme_jax.models.causal_lm import CausalLM, load_causal_lm, open_causal_lm
 from llme_jax.models.weights import fingerprint_files
 from llme_jax.rerank.cross_scorer import Scoring

@@ -218,7 +218,10 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def _table(metrics: dict[str, float]) -> str:
-    """Metrics in rows, cutoffs in columns."""
+    """Metrics in rows, cutoffs in columns; one column where there are none."""
+    if not all("@" in name for name in metrics):
+        width = max(map(len, metrics))
+        return "\n".join(f"{name.ljust(width)}{value:12.4f}" for name, value in metrics.items())
     names = list(dict.fromkeys(name.split("@")[0] for name in metrics))
     cutoffs = sorted({int(name.split("@")[1]) for name in metrics})
     width = max(map(len, names))

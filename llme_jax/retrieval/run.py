@@ -41,6 +41,12 @@ logger = logging.getLogger(__name__)
 
 def retrieve(config: RetrieveConfig) -> int:
     """Returns the exit code."""
+    retrieved(config)
+    return 0
+
+
+def retrieved(config: RetrieveConfig) -> tuple[Corpus, EvalData, Ranking]:
+    """What was found, when all that is asked for is written; the same on every process."""
     settings, how = config.evaluation, config.retrieval
     _check_outputs(config)
     check_files(config.data)
@@ -65,16 +71,16 @@ def retrieve(config: RetrieveConfig) -> int:
         hits = depth(settings) + identical.most
         ranking = Ranking(name, *_search(config, corpus, eval_data, loaded, hits))
     ranking = Ranking(name, *identical.without(ranking.scores, ranking.ids))
-    if jax.process_index() != 0:
-        return 0
-
     found = ranking.ids
     if not how.load_result:
         ranking = ranking.first(settings.hits)
-        if settings.save_result:
-            write_result(result, eval_data.query_ids, ranking.ids, ranking.scores)
-            write_source(result, eval_data.queries, corpus.digest, how.retrieval_method)
-            logger.info("hits: %s", result)
+    if jax.process_index() != 0:
+        return corpus, eval_data, ranking
+
+    if settings.save_result and not how.load_result:
+        write_result(result, eval_data.query_ids, ranking.ids, ranking.scores)
+        write_source(result, eval_data.queries, corpus.digest, how.retrieval_method)
+        logger.info("hits: %s", result)
     if how.save_trec:
         hits = ranking.ids, ranking.scores
         write_trec(result.with_suffix(".trec"), eval_data.query_ids, *hits, corpus, name)
@@ -97,7 +103,7 @@ def retrieve(config: RetrieveConfig) -> int:
         audit = result_path(beside, eval_data.path, "mining", settings.save_name)
         write_json(audit, report.facts())
         print(f"{report}\nnegatives: {path}")
-    return 0
+    return corpus, eval_data, ranking
 
 
 def _check_outputs(config: RetrieveConfig) -> None:

@@ -18,6 +18,7 @@ from llme_jax.config import (
     TrainConfig,
     cli,
 )
+from llme_jax.config.evaluation import EvaluateConfig
 from llme_jax.config.setting import Setting, kind_of
 from llme_jax.errors import InputError
 
@@ -30,6 +31,7 @@ COMMANDS = {
     "pipeline": PipelineConfig,
     "report": ReportingConfig,
     "merge": MergingConfig,
+    "evaluate": EvaluateConfig,
 }
 # Every numeric flag of all commands, written down a second time: its type, and whether it may be
 # -1, 0 and 1e30 (as a number: a whole number is not written so); last a value that it may have.
@@ -37,9 +39,12 @@ NUMBERS = {
     "adam_beta1": (float, False, True, False, "0.5"),
     "adam_beta2": (float, False, True, False, "0.98"),
     "adam_epsilon": (float, False, False, True, "1e-6"),
+    "anchor_length": (int, False, False, False, "8000"),
     "b": (float, False, True, False, "1"),
     "batch_size": (int, False, False, False, "64"),
+    "chunk_size": (int, False, False, False, "64"),
     "context_max_length": (int, False, False, False, "2"),
+    "context_window_size": (int, False, False, False, "512"),
     "contrastive_weight": (float, False, True, True, "0.3"),
     "cos_temperature": (float, False, False, True, "0.02"),
     "cutoffs": (int, False, False, False, "3"),
@@ -47,18 +52,21 @@ NUMBERS = {
     "distill_weight": (float, False, True, True, "0.5"),
     "early_exit_steps": (int, False, False, False, "1"),
     "eval_steps": (int, False, False, False, "10"),
+    "few_shot": (int, False, True, False, "5"),
     "fsdp": (int, False, False, False, "8"),
     "gradient_accumulation_steps": (int, False, False, False, "2"),
     "hits": (int, False, False, False, "1"),
     "iterations": (int, False, False, False, "4"),
     "k1": (float, False, True, True, "0.9"),
     "key_max_length": (int, False, False, False, "128"),
+    "key_num": (int, False, False, False, "3"),
     "learning_rate": (float, False, False, True, "1e-5"),
     "logging_steps": (int, False, False, False, "1"),
     "margin": (float, False, True, True, "0.1"),
     "max_bad_rows": (int, False, True, False, "3"),
     "max_grad_norm": (float, False, True, True, "1"),
     "max_neg_num": (int, False, False, False, "15"),
+    "max_new_tokens": (int, False, False, False, "16"),
     "max_sample_num": (int, False, False, False, "100"),
     "max_score": (float, True, True, True, "0.9"),
     "max_steps": (int, True, True, False, "2000"),
@@ -78,15 +86,18 @@ NUMBERS = {
     "seed": (int, True, True, False, "-5"),
     "student_temperature": (float, False, False, True, "1"),
     "sub_batch_size": (int, False, False, False, "8"),
+    "target_length": (int, False, False, False, "256"),
     "teacher_scores_margin": (float, False, True, True, "0.1"),
     "teacher_scores_min": (float, True, True, True, "-2.5"),
     "teacher_temperature": (float, False, False, True, "0.1"),
+    "temperature": (float, False, False, True, "0.7"),
     "tensor": (int, False, False, False, "4"),
     "threads": (int, False, False, False, "4"),
+    "top_p": (float, False, False, False, "0.9"),
     "train_group_size": (int, False, False, False, "8"),
     "warmup_ratio": (float, False, True, False, "1"),
-    "weights": (float, True, True, True, "0.5"),
     "weight_decay": (float, False, True, True, "0.01"),
+    "weights": (float, True, True, True, "0.5"),
 }
 TRIED = ("-1", "0", "1e30")
 

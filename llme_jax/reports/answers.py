@@ -1,0 +1,181 @@
+"""Two evaluations with a language model on the same questions: what is won, lost, how sure."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llme_jax.data.rows import BadRows, read_lines, shown
+from llme_jax.errors import InputError
+from llme_jax.reports.blocks import (
+    Paragraph,
+    Section,
+    Table,
+    Verdict,
+    between,
+    short,
+    signed,
+    to_markdown,
+)
+from llme_jax.reports.bootstrap import paired_bootstrap
+
+EXAMPLES = 5
+GROUPS = {"subject": "subjects", "task_name": "tasks"}  # fields whose values count the same each
+
+
+class Answers(NamedTuple):
+    """What an output file of llme_jax.evaluate says.
+
+    Attributes:
+        name: of the evaluation.
+        metric: what the scores are.
+        values: float[n], the score of each row, higher is better.
+    """
+
+    name: str
+    metric: str
+    rows: list[dict]
+    values: np.ndarray
+
+
+def read_answers(path: Path, name: str) -> Answers:
+    """
+    Raises:
+        InputError: it is no output file; names its line.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such output file")
+    rows = [row for _, row in read_lines(str(path), _checked, BadRows())]
+    if not rows:
+        raise InputError(f"{path}: has no rows, evaluate again")
+    values = np.array([row["score"] for row in rows])
+    return Answers(name, next(iter(rows[0]["scores"])), rows, values)
+
+
+def _checked(row: dict) -> dict:
+    if type(row.get("score")) not in (int, float) or not row.get("scores"):
+        raise InputError(
+            f"score is {shown(row.get('score'))}: give an output file of llme_jax.evaluate"
+        )
+    return row
+
+
+def print_comparison(before: str, after: str) -> None:
+    """Prints what `compare` finds in two output files, the second one against the first."""
+    paths = [Path(name).expanduser() for name in (before, after)]
+    names = [path.parent.name for path in paths]
+    if names[0] == names[1]:
+        names = [path.name for path in paths]
+    if names[0] == names[1]:
+        names = [before, after]
+    read = [read_answers(path, name) for path, name in zip(paths, names, strict=True)]
+    print(to_markdown(f"{names[1]} against {names[0]}", compare(*read)))
+
+
+def compare(before: Answers, after: Answers) -> list[Section]:
+    """The verdict on two evaluations, and the questions that most differ.
+
+    Raises:
+        InputError: they are of other questions or of other scores.
+    """
+    after = _aligned(before, after)
+    means = [_weights(before.rows, field) for field in (None, *GROUPS)]
+    found = {
+        f"mean over {name}": (
+            *(float(np.mean(x.values * weights)) for x in (before, after)),
+            paired_bootstrap(before.values * weights, after.values * weights),
+        )
+        for name, weights in means if name
+    }  # fmt: skip
+    head = [before.metric, before.name, after.name, "difference", "95% interval", ""]
+    rows = [
+        [name, f"{x:.4f}", f"{y:.4f}", signed(d.delta), between(d), d.verdict]
+        for name, (x, y, d) in found.items()
+    ]
+    x, y, last = [*found.values()][-1]
+    said = (
+        f"{after.name} has {before.metric} {y:.4f}, {before.name} {x:.4f}: {signed(last.delta)} "
+        f"({between(last)}, {len(before.rows)} questions)"
+    )
+    top = Section("", [Verdict(last.verdict, said), Table(head, rows)])
+    return [top, _examples(before, after)]
+
+
+def _weights(rows: Sequence[dict], field: str | None) -> tuple[str | None, np.ndarray | None]:
+    """What a mean is over, and weights that make it one; None where rows have no such field."""
+    if field is None:
+        return "questions", np.ones(len(rows))
+    if not all(isinstance(row.get(field), str) for row in rows):
+        return None, None
+    counts = Counter(row[field] for row in rows)
+    return GROUPS[field], np.array([len(rows) / len(counts) / counts[r[field]] for r in rows])
+
+
+def _aligned(before: Answers, after: Answers) -> Answers:
+    """The second one's rows in the order of the first one's."""
+    if before.metric != after.metric:
+        raise InputError(
+            f"{before.name} has {before.metric}, {after.name} {after.metric}: compare evaluations "
+            "of one task"
+        )
+    places = [{_question(row, i): i for i, row in enumerate(x.rows)} for x in (before, after)]
+    if places[0].keys() != places[1].keys():
+        raise InputError(
+            f"{after.name}: has other questions than {before.name}, evaluate both on the same rows"
+        )
+    order = [places[1][name] for name in places[0]]
+    return after._replace(rows=[after.rows[i] for i in order], values=after.values[order])
+
+
+def _question(row: dict, number: int) -> str:
+    """What tells a row from others: its query_id, else its number, and its text."""
+    text = row.get("query", row.get("text"))
+    return json.dumps([row.get("query_id", number), row.get("task_name"), text])
+
+
+def _examples(before: Answers, after: Answers) -> Section:
+    gains = after.values - before.values
+    won, lost = int((gains > 0).sum()), int((gains < 0).sum())
+    equal = len(gains) - won - lost
+    blocks = [
+        Paragraph(f"{won} questions are better with {after.name}, {lost} worse, {equal} equal.")
+    ]
+    order = np.argsort(-gains, kind="stable")
+    for title, chosen in (
+        ("most won", [i for i in order[:EXAMPLES] if gains[i] > 0]),
+        ("most lost", [i for i in order[::-1][:EXAMPLES] if gains[i] < 0]),
+    ):
+        rows = [_example(int(i), before, after) for i in chosen]
+        if rows:
+            head = [f"question ({title})", "right"]
+            for x in (before, after):
+                head += [f"first key of {x.name}", f"answer of {x.name}"]
+            blocks.append(Table([*head, "before", "after"], rows, texts=frozenset(range(6))))
+    return Section("Questions won and lost", blocks)
+
+
+def _example(i: int, before: Answers, after: Answers) -> list[str]:
+    row = before.rows[i]
+    cells = [row.get("query", row.get("text", "")), _right(row)]
+    for x in (before, after):
+        cells += [next(iter(x.rows[i].get("key", ())), ""), _said(x.rows[i])]
+    return [*map(short, cells), *(f"{x.values[i]:.2f}" for x in (before, after))]
+
+
+def _right(row: dict) -> str:
+    if "choices" in row:
+        return row["choices"][row["answer"]]
+    answers = row.get("answers") or row.get("possible_answers") or []
+    if row.get("options") and isinstance(row["output"], int):
+        return row["options"][int(answers[0])]
+    return answers if isinstance(answers, str) else " / ".join(answers)
+
+
+def _said(row: dict) -> str:
+    options, output = row.get("choices") or row.get("options"), row["output"]
+    if options and isinstance(output, int):
+        return options[output]
+    return f"{output:.4f}" if isinstance(output, float) else output
