@@ -1,9 +1,10 @@
-"""What a 7B takes on each of 8 devices when it scores: XLA's own analysis, no device needed.
+"""What a 7B takes on each of 8 devices when it scores or writes: XLA's analysis, no device needed.
 
     python benchmarks/score_memory.py
 
-Compiles the scoring of a batch of 1024-token prompts for 8 virtual devices, without weights, and
-prints what each of them holds. bf16, as on TPUs and GPUs; the kernels of those need less than what
+Compiles the scoring of a batch of 1024-token prompts, the options of as many questions, and the
+writing of 32 tokens after such prompts for 8 virtual devices, without weights, and prints what each
+of them holds. bf16, as on TPUs and GPUs; the kernels of those need less than what
 is compiled here for a CPU (their attention keeps no weights of keys for queries).
 """
 
@@ -17,7 +18,7 @@ from score import SHAPES
 from side_by_side import make_parser
 
 from llme_jax.devices.sharding import make_mesh
-from llme_jax.lm.likelihood import analyse
+from llme_jax.lm import generation, likelihood, options
 from llme_jax.models.causal_lm import CausalLM, sharded_shapes
 from llme_jax.models.layers import Rope
 from llme_jax.models.llama import LlamaConfig
@@ -32,12 +33,16 @@ def main() -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(lm.abstract_params()))
     print(f"{size / 1e9:.2f} billion parameters, {2 * size / 2**30:.2f} GiB in bf16; "
           f"{args.rows} prompts of {args.length} tokens a device")  # fmt: skip
-    print(f"{'fsdp':>5}{'tensor':>7}{'weights a device':>18}{'beside them':>13}")
+    print(f"{'fsdp':>5}{'tensor':>7}{'weights a device':>18}{'scoring':>13}{'options':>13}"
+          f"{'writing':>13}")  # fmt: skip
     for fsdp, tensor in ((1, 8), (8, 1), (2, 4)):
         mesh = make_mesh(fsdp, tensor)
-        memory = analyse(lm, sharded_shapes(lm, mesh), mesh, args.rows, args.length)
-        print(f"{fsdp:5}{tensor:7}{memory.arguments / 2**30:14.2f} GiB"
-              f"{memory.temporary / 2**30:9.2f} GiB", flush=True)  # fmt: skip
+        batch = lm, sharded_shapes(lm, mesh), mesh, args.rows, args.length
+        found = [part.analyse(*batch) for part in (likelihood, options)]
+        found.append(generation.analyse(*batch, 32))
+        cells = [f"{memory.temporary / 2**30:8.2f} GiB" for memory in found]
+        weights = f"{found[0].arguments / 2**30:14.2f} GiB"
+        print(f"{fsdp:5}{tensor:7}{weights}", *cells, flush=True)
 
 
 def llama_2_7b() -> CausalLM:

@@ -11,14 +11,15 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# A test starts the same command several times: what one has compiled the next one loads.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="programs-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pytest
 from jaxtyping import install_import_hook
 
-atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+# Tests start the same commands: what one has compiled the next one loads, in both workers.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="programs-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 install_import_hook(
     [
         "llme_jax.models",
@@ -36,6 +37,7 @@ LONG = (
     "test_train.py", "test_step.py", "test_dry_run.py", "test_storage.py", "test_guide.py",
     "test_docs.py", "test_pipeline.py", "test_rank_train.py", "test_multitask.py", "test_rank.py",
     "test_score.py", "test_sigterm.py", "test_second_task.py", "test_rank_trajectory.py",
+    "test_accidents.py", "test_folders.py", "test_asking.py", "test_llama.py",
 )  # fmt: skip
 
 

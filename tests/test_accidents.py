@@ -12,6 +12,8 @@ import pytest
 from campaign import MAINS, command_line, lay_out
 from commands import finish, start
 
+pytestmark = pytest.mark.slow
+
 # A command, what it is given besides, and what it leaves that a later run reads.
 RUNS = {
     "train": ([], {"cache/train/", ".safetensors", "state/"}),

@@ -167,7 +167,17 @@ def shell(tmp_path, root, bucket, monkeypatch):
     return Shell(folder, root, bucket)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")])
+SLOW = ("pipeline", "recipes", "pods")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page
+        for page in PAGES
+        if blocks(page, "bash")
+    ],
+)
 def test_the_commands_run(page, shell, root, bucket):
     for _, text in blocks(page, "python"):
         if match := re.match(r"# (configs/\w+\.py)\n", text):

@@ -74,6 +74,7 @@ def test_the_command_runs(words, root, tmp_path, monkeypatch):
         assert [len(row["teacher_scores"]) for row in scored] == [7] * 20
 
 
+@pytest.mark.slow
 def test_one_model_for_six_tasks(root, tmp_path):
     """scripts/llm-embedder.sh trains with every task's recipe and evaluates three by retrieval.
 

@@ -54,6 +54,7 @@ def weights(out):
     return load_file(out / f"checkpoint-{STEPS}/encoder/model.safetensors")
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_epoch_it_ends_with_the_same_bits(root, uninterrupted, tmp_path):
     """Checkpoints are at steps 3, 6, ...: none is the end of an epoch."""
     out = tmp_path / "out"

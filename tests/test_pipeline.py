@@ -114,6 +114,7 @@ def test_nothing_is_done_twice(folder, whole):
     assert said.count("done already") == 10 and records(out) == before
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_and_continued(folder, whole):
     """kill -9 to the pipeline alone: its stage ends by itself, the same command goes on."""
     out = folder / "killed"
@@ -249,6 +250,7 @@ def test_the_published_pipelines_have_simlms_values(config, capsys):
             assert "--pooling_method cls --dense_metric cos" in words
 
 
+@pytest.mark.slow
 def test_the_script_runs_on_files_of_the_real_format(tmp_path):
     root = write_data_root(tmp_path / "root")
     models = ["--query_encoder", str(root / "bert"), "--ranker", str(root / "bert")]

@@ -76,6 +76,7 @@ def test_a_run_with_evaluation(data, tmp_path):
     assert preds[0] == preds[1]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(
     data, uninterrupted, tmp_path
 ):

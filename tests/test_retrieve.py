@@ -259,6 +259,7 @@ def test_killed_while_encoding_the_finished_shards_are_kept(arguments, tmp_path,
     assert (tmp_path / "other/train.result.json").read_text() == killed
 
 
+@pytest.mark.slow
 @patient
 def test_two_processes_find_the_same(arguments, tmp_path):
     metrics = "--metrics mrr collate_neg".split()

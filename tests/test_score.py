@@ -121,6 +121,7 @@ def test_scores_are_those_of_a_plain_loop(arguments, rows, llama, tmp_path, redu
     assert (tmp_path / "train.scored.s.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_devices_batches_and_order_change_nothing(arguments, rows, tmp_path):
     score.main(arguments)  # 8 devices
     eight = scored(tmp_path)

@@ -191,6 +191,7 @@ def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):
     assert_same_to_rounding(weights(tmp_path / "out"), weights(uninterrupted))
 
 
+@pytest.mark.slow
 @patient
 def test_a_lost_host_ends_the_run_and_it_goes_on(data, uninterrupted, tmp_path):
     out = tmp_path / "out"
@@ -209,6 +210,7 @@ def test_a_lost_host_ends_the_run_and_it_goes_on(data, uninterrupted, tmp_path):
     assert_same_to_rounding(weights(out), weights(uninterrupted))
 
 
+@pytest.mark.slow
 def test_a_file_that_one_host_lacks_ends_the_run_on_all(data, tmp_path):
     """The processes are named by flags; the second has another data root."""
     together = f"--coordinator_address 127.0.0.1:{free_port()} --num_processes 2 --process_id"

@@ -142,12 +142,9 @@ class Generator:
         self._stops, *self._draw = to_mesh(how, (replicated(mesh),) * len(how))
         self._key = jax.device_put(jax.random.key(seed), replicated(mesh))
 
-        def analyse(rows: int, width: int) -> Needs:
-            ids, lengths, numbers = batch_shapes(mesh, rows, (width,), (), ())
-            how = self._stops, self._key, *self._draw
-            return needs(write.lower(params, ids, lengths, numbers, *how, lm=lm, new=new))
-
-        self._rows = BatchRows(mesh, widths[-1], rows, analyse, least=LEAST)
+        self._rows = BatchRows(
+            mesh, widths[-1], rows, partial(analyse, lm, params, mesh, new=new), least=LEAST
+        )
 
     def __call__(
         self,
@@ -179,6 +176,19 @@ class Generator:
             done=done,
         )
         return [row[row != NONE].astype(np.int32) for row in written]
+
+
+def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int, new: int) -> Needs:
+    """What a device needs to write after `rows` prompts of this width; see `likelihood.analyse`."""
+    ids, lengths, numbers = batch_shapes(mesh, rows, (width,), (), ())
+    everywhere = partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
+    number = everywhere((), np.float32)
+    draw = (
+        everywhere((lm.config.vocab_size,), bool),
+        everywhere((), jax.eval_shape(lambda: jax.random.key(0)).dtype),
+    )
+    arguments = params, ids, lengths, numbers, *draw, number, number
+    return needs(write.lower(*arguments, lm=lm, new=new))
 
 
 def stop_tokens(folder: Path, tokenizer, vocabulary: int, at: str | None = "\n") -> np.ndarray:

@@ -20,6 +20,8 @@ from llme_jax.lm.likelihood import PREDICTED, SLOTS, log_probabilities, slots_fo
 from llme_jax.models.attention import NOT_SEEN
 from llme_jax.models.causal_lm import CausalLM
 
+USUAL = 4  # options of a question
+
 
 class Questions(NamedTuple):
     """Texts with several ends each.
@@ -101,7 +103,6 @@ class OptionScorer:
     Args:
         widths: ascending; what the texts before the options are padded to.
         rows: questions a device gets at a time; as many as its memory allows when None.
-        options: that a question usually has, for that.
     """
 
     def __init__(
@@ -111,16 +112,9 @@ class OptionScorer:
         mesh: Mesh,
         widths: list[int],
         rows: int | None,
-        options: int = 4,
     ):
         self._lm, self._params, self._mesh, self._widths = lm, params, mesh, widths
-
-        def analyse(rows: int, width: int) -> Needs:
-            shapes = (width,), (), (options, SLOTS), (options,), (options,)
-            batch = batch_shapes(mesh, rows, *shapes)
-            return needs(option_log_likelihood.lower(params, *batch, lm=lm, group=SLOTS))
-
-        self._rows = BatchRows(mesh, widths[-1], rows, analyse)
+        self._rows = BatchRows(mesh, widths[-1], rows, partial(analyse, lm, params, mesh))
 
     def __call__(self, questions: Questions, done: Callable[[int, int], None]) -> list[np.ndarray]:
         """Mean log-probability of every option's tokens, float32[options] of each question.
@@ -149,6 +143,13 @@ class OptionScorer:
             done=done,
         )
         return [scores[:count] for scores, count in zip(found, counts, strict=True)]
+
+
+def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int) -> Needs:
+    """What a device needs for `rows` questions of this width; see `likelihood.analyse`."""
+    shapes = (width,), (), (USUAL, SLOTS), (USUAL,), (USUAL,)
+    batch = batch_shapes(mesh, rows, *shapes)
+    return needs(option_log_likelihood.lower(params, *batch, lm=lm, group=SLOTS))
 
 
 def _padded(

@@ -56,21 +56,27 @@ def precision(dtype) -> str | None:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions: the frequencies are theta^(-2i/Dh), scaled as Llama 3 or by a factor."""
+    """Rotary positions: the frequencies are theta^(-2i/Dh), scaled by a factor, as Llama 3's, or
+    as YaRN's (arXiv:2309.00071), which also scales cosine and sine by `attention_factor`."""
 
     theta: float
-    kind: Literal["default", "linear", "llama3"] = "default"
+    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
 
 
 def rotary(rope: Rope, width: int, positions: Int[Array, "..."]) -> tuple[Array, Array]:
     """Cosine and sine of every position's angles, float32[..., 1, Dh / 2].
 
-    Source of the llama3 scaling: `_compute_llama3_parameters` of transformers: long wavelengths
-    are stretched by the factor, short ones are kept, those between are blended.
+    Source of the scalings: `modeling_rope_utils.py` of transformers. Long wavelengths are stretched
+    by the factor, short ones are kept, those between are blended: by how often a wave turns within
+    the original length (llama3), or by its place among all (yarn).
     """
     frequencies = rope.theta ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     if rope.kind == "linear":
@@ -80,8 +86,26 @@ def rotary(rope: Rope, width: int, positions: Int[Array, "..."]) -> tuple[Array,
         low, high = rope.low_freq_factor, rope.high_freq_factor
         kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
         frequencies = kept * frequencies + (1 - kept) * frequencies / rope.factor
+    if rope.kind == "yarn":
+        kept = 1 - jnp.clip(jnp.asarray(_ramp(rope, width), jnp.float32), 0.0, 1.0)
+        frequencies = kept * frequencies + (1 - kept) * frequencies / rope.factor
     angles = positions.astype(jnp.float32)[..., None, None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    return rope.attention_factor * jnp.cos(angles), rope.attention_factor * jnp.sin(angles)
+
+
+def _ramp(rope: Rope, width: int) -> list[float]:
+    """Of each frequency: 0 at `beta_fast` turns within the original length, 1 at `beta_slow`."""
+
+    def place(turns: float) -> float:
+        ratio = rope.original_max_position_embeddings / (turns * 2 * math.pi)
+        return width * math.log(ratio) / (2 * math.log(rope.theta))
+
+    low, high = place(rope.beta_fast), place(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    high += 0.001 if low == high else 0
+    return [(i - low) / (high - low) for i in range(width // 2)]
 
 
 def rotate(x: Float[Array, "B L H Dh"], rotation: tuple[Array, Array]) -> Array:

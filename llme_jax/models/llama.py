@@ -4,10 +4,12 @@ As in bert.py, attributes carry the names of the Hugging Face weights and the pa
 plain nested dict. What is written goes on from the keys and values that the layers keep of a text.
 """
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from functools import cache
+from inspect import get_annotations
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -148,13 +150,30 @@ def _rope(values: dict, path: Path) -> Rope:
     given = values.get("rope_parameters") or values.get("rope_scaling") or {}
     theta = given.get("rope_theta", values.get("rope_theta", 10_000.0))
     kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in ("default", "linear", "llama3"):
+    if kind == "dynamic":  # scales beyond max_position_embeddings only, which is not read here
+        kind = "default"
+    if kind not in get_args(get_annotations(Rope)["kind"]):
         raise InputError(
             f"{path}: rotary positions of type {kind} are not served; give a model with default, "
-            "linear or llama3"
+            "linear, dynamic, llama3 or yarn"
         )
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    return Rope(theta, kind, **{name: given[name] for name in names if name in given})
+    names = {f.name for f in fields(Rope)} - {"theta", "kind"}
+    more = {name: given[name] for name in names if given.get(name) is not None}
+    if kind == "yarn":
+        more.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
+        more.setdefault("attention_factor", _yarn_attention(given))
+    return Rope(theta, kind, **more)
+
+
+def _yarn_attention(given: dict) -> float:
+    """What cosine and sine are scaled by where config.json does not say."""
+
+    def scale(weight: float) -> float:
+        factor = given["factor"]
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    over, under = given.get("mscale"), given.get("mscale_all_dim")
+    return scale(over) / scale(under) if over and under else scale(1.0)
 
 
 def _windows(values: dict, family: str) -> tuple[int | None, ...]:

@@ -96,6 +96,7 @@ def test_killed_it_goes_on_from_the_bucket(data, local, bucket, tmp_path):
     assert (out / f"checkpoint-{STEPS}/encoder/1_Pooling/config.json").exists()
 
 
+@pytest.mark.slow
 @patient
 def test_two_hosts_write_one_checkpoint(data, local, bucket, tmp_path):
     argv = [*arguments(data, tmp_path / "unused"), "--output_dir", f"{bucket}/out"]

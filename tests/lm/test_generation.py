@@ -63,6 +63,7 @@ def test_greedy_it_is_transformers(llama, at):
     assert {len(row) for row in want} != {NEW} or at is None
 
 
+@pytest.mark.slow
 def test_a_real_model():
     """SmolLM2-135M-Instruct, out of a PyPI package."""
     folder = prepare_teacher(cache_dir(None))

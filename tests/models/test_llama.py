@@ -36,6 +36,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+ORIGINAL = {"original_max_position_embeddings": 64}
+
 
 def rope(theta, **scaling):
     return {"rope_parameters": {"rope_theta": theta, "rope_type": "default"} | scaling}
@@ -45,6 +47,13 @@ FAMILIES = {
     "llama2": ("llama", rope(1e4)),
     "llama3": ("llama", GQA | rope(5e5, **LLAMA3)),
     "linear": ("llama", GQA | rope(1e4, rope_type="linear", factor=4.0)),
+    "dynamic": ("llama", GQA | rope(1e4, rope_type="dynamic", factor=4.0)),
+    "yarn": ("qwen2", GQA | rope(1e6, rope_type="yarn", factor=4.0, **ORIGINAL)),
+    "yarn scaled": (
+        "llama",
+        GQA | rope(1e4, rope_type="yarn", factor=8.0, beta_fast=8.0, beta_slow=2.0, mscale=0.7,
+                   mscale_all_dim=1.3, truncate=False, **ORIGINAL),
+    ),
     "biases": ("llama", GQA | rope(1e4) | {"attention_bias": True, "mlp_bias": True}),
     "smollm": ("llama", GQA | rope(1e5) | {"tie_word_embeddings": True}),
     "mistral": ("mistral", GQA | rope(1e6) | {"sliding_window": None}),
@@ -195,7 +204,7 @@ def test_bf16_weights_are_read_as_they_are(model):
         ({"model_type": "gpt2"}, "model_type gpt2 is not served; give one of llama, mistral"),
         ({"vocab_size": None}, "vocab_size missing"),
         ({"hidden_act": "relu6"}, "hidden_act relu6 is not served"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary positions of type yarn"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rotary positions of type longrope"),
         ({"num_hidden_layers": 4}, "model.layers.3.input_layernorm.weight is missing"),
         ({"num_hidden_layers": 2}, "model.layers.2.input_layernorm.weight is unexpected"),
         ({"vocab_size": 97}, r"embed_tokens.weight has shape \(96, 64\) instead of \(97, 64\)"),
@@ -209,8 +218,12 @@ def test_what_does_not_fit_is_said(model, changes, message):
         our_logits(folder, random_ids())
 
 
+# Those whose keys and values are kept differently.
+KEPT = ("llama2", "llama3", "biases", "mistral window", "qwen2 window", "qwen3", "yarn scaled")
+
+
 @pytest.mark.parametrize("size", [1, 20])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", KEPT)
 def test_in_pieces_it_reads_the_same(model, name, size):
     """Texts of three lengths that go on for 40 tokens, beyond the windows of those with windows."""
     folder, made = model(name)

@@ -61,6 +61,7 @@ def test_the_programs_are_those_that_are_compiled(data, tmp_path, capsys):
     assert min(steps) - 0.001 <= share <= max(steps) + 0.001
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_has_remedies_that_do(data, tmp_path, capsys):
     out = tmp_path / "out"
     assert train.main(arguments(data, out, "--plan", "--device_memory", "100")) == 0

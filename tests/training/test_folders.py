@@ -44,6 +44,7 @@ def content(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_second_of_two_trainings_says_who_was_first(data, finished, tmp_path):
     out = tmp_path / "out"
     first = start(arguments(data, out))
@@ -104,6 +105,7 @@ def test_a_checkpoint_is_not_written_through_a_link(data, finished, run, tmp_pat
     assert not [*elsewhere.iterdir()] and not (run / f"checkpoint-{STEPS}").is_symlink()
 
 
+@pytest.mark.slow
 def test_from_a_damaged_checkpoint_to_the_one_before(data, finished, tmp_path):
     out = tmp_path / "out"
     argv = arguments(data, out)

@@ -6,7 +6,7 @@ import pytest
 from commands import CODE, finish, patient, start_together
 from small_run import STEPS, arguments, write_data
 
-pytestmark = patient
+pytestmark = [patient, pytest.mark.slow]
 # A run that says when it comes to a place, and stays there for a while.
 SLOW = """
 import time
