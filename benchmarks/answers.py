@@ -30,7 +30,7 @@ METHODS = ("nothing", *FOUND, "right")
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("data/answers"))
-    parser.add_argument("--every", type=int, default=3, help="every n-th request is written to")
+    parser.add_argument("--every", type=int, default=3, help="every n-th request is answered")
     parser.add_argument("--seed", type=int, default=42, help="of the quickstart's training")
     args = parser.parse_args()
     files, folder = quickstart.prepare(cache_dir(None)), args.folder
@@ -49,11 +49,14 @@ def main() -> None:
     outputs: dict[str, dict[str, Path]] = {"qa": {}, "msc": {}}
     for method in METHODS:
         out = folder / (method if method != "trained" else f"trained-{args.seed}-keys")
-        how = f"--eval_data {folder}/{'right' if method == 'right' else 'requests'}.json"
-        how += f" --train_data {files.train} --few_shot 4 --context_max_length 1024"
+        asked = folder / ("right.json" if method == "right" else "requests.json")
+        how = (
+            f"--eval_data {asked} --train_data {files.train} --few_shot 4 --context_max_length 1024"
+        )
         how += " --max_new_tokens 48"
         if method in FOUND:
             how += f" --corpus {files.corpus} --add_instruction false --query_max_length 64"
+            how += " --metrics ndcg recall collate_key"
             how += f" --retrieval_method {'bm25' if method == 'bm25' else 'dense'}"
             if method in encoders:
                 how += f" --query_encoder {encoders[method]}"
@@ -62,17 +65,10 @@ def main() -> None:
         run("evaluate", f"--task qa --output_dir {out} {common} {how}")
         (outputs["qa"][method],) = out.glob("*/*.output.*.json")
 
-        # All requests, after the first key alone: prompts are short.
-        if method in FOUND:
-            how = how.replace(f"{folder}/requests.json", str(files.test))
-            keys = f"--metrics ndcg recall collate_key --save_to_output --output_dir {out}/keys"
-            how = how.split(" --train_data")[0] + how.partition("--max_new_tokens 48")[2]
-            run("retrieve", f"{how} {keys} --log_path {folder}/log")
-            found = read(out / "keys/test.key.json")
-        else:
-            found = right if method == "right" else rows
-        found = [row | {"key": row.get("key", [])[:1]} for row in found]
-        write(out / "turns.json", found)
+        # The same requests, after the first key alone.
+        (found,) = out.glob("*/requests.key.json") if method in FOUND else [asked]
+        turns = [row | {"key": row.get("key", [])[:1]} for row in read(found)]
+        write(out / "turns.json", turns)
         how = f"--eval_data {out}/turns.json --retrieval_method no --context_max_length 1024"
         run("evaluate", f"--task msc --output_dir {out}/turns {common} {how}")
         (outputs["msc"][method],) = (out / "turns").glob("*/*.output.*.json")

@@ -1,49 +1,34 @@
-"""The keys that a language model reads with each row: found in --corpus, or brought by the row."""
+"""The keys of questions that are found in --corpus."""
 
 import json
-import logging
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from llme_jax.config import RetrieveConfig
 from llme_jax.config.evaluation import EvaluateConfig
 from llme_jax.data.beir import corpus_file, queries_file
+from llme_jax.evaluation.questions import Keys
+from llme_jax.evaluation.texts import keys_of_corpus
 from llme_jax.files.atomic import digest, digest_file
 from llme_jax.files.storage import result_path
 from llme_jax.models.weights import find_model, fingerprint_files
 from llme_jax.retrieval.results import write_json
 from llme_jax.retrieval.run import retrieved
 
-logger = logging.getLogger(__name__)
-
-# Of a retrieval, what changes nothing that is found.
-_NO_MATTER = {"output_dir", "log_path", "metrics", "cutoffs", "save_to_output", "load_result"}
-_NO_MATTER |= {"batch_size", "save_encode", "load_encode", "save_index", "load_index", "threads"}
-_NO_MATTER |= {"coordinator_address", "num_processes", "process_id", "dataset_cache_dir"}
-_NO_MATTER |= {"data_root", "model_cache_dir", "eval_data", "corpus", "save_trec"}
-
-
-class Knowledge(NamedTuple):
-    """
-    Attributes:
-        path: JSON lines of the rows.
-        keys: of row i, the best first.
-        numbers: of these keys in the corpus.
-        digest: of all that was found.
-    """
-
-    path: Path
-    keys: Callable[[int], Sequence[str]]
-    numbers: Callable[[int], list[int]]
-    digest: str
+# Settings that decide what is found, beside the files and the encoder's weights.
+DECISIVE = (
+    *("key_template", "version", "add_instruction", "query_instruction", "key_instruction"),
+    *("query_max_length", "key_max_length", "truncation_side"),
+    *("tie_encoders", "pooling_method", "dense_metric", "dtype", "hits", "ignore_identical"),
+    *("retrieval_method", "faiss_index_factory", "k1", "b", "language", "seed"),
+)
 
 
-def find(config: EvaluateConfig, folder: Path, most: int) -> Knowledge:
-    """Finds keys in --corpus, measures that, and writes the files of llme_jax.retrieve.
+def find(config: EvaluateConfig, folder: Path, most: int) -> Keys:
+    """Finds keys, measures that, and writes the files of llme_jax.retrieve.
 
     What an earlier run with the same settings and files has found is taken again.
 
@@ -51,55 +36,42 @@ def find(config: EvaluateConfig, folder: Path, most: int) -> Knowledge:
         folder: for the files.
         most: keys of a row.
     """
-    settings = _retrieval(config, folder)
-    eval_data = Path(queries_file(settings.data))
-    result = result_path(folder, eval_data, "result", settings.evaluation.save_name)
-    record = result_path(folder, eval_data, "found", settings.evaluation.save_name)
-    describe = _description(settings, eval_data)
-    settings.retrieval.load_result |= _is_there(record, result, describe)
-    corpus, rows, ranking = retrieved(settings)
-    if jax.process_index() == 0 and settings.evaluation.save_result and result.is_file():
-        write_json(record, {"retrieval": describe, "result": digest_file(result)})
-    ids = [row[row >= 0][:most].tolist() for row in ranking.ids]
-    return Knowledge(
-        rows.path,
-        lambda i: [corpus.text(id) for id in ids[i]],
-        ids.__getitem__,
-        digest(ids, corpus.digest, corpus.key_template),
-    )
-
-
-def _retrieval(config: EvaluateConfig, folder: Path) -> RetrieveConfig:
     settings = RetrieveConfig()
     settings.take_over(config)
     settings.evaluation.metrics = list(config.evaluation.metrics)
-    settings.retrieval.retrieval_method = config.retrieval.retrieval_method
-    settings.retrieval.output_dir, settings.retrieval.save_to_output = str(folder), True
-    return settings
+    how, save_name = settings.retrieval, settings.evaluation.save_name
+    how.output_dir, how.save_to_output = str(folder), True
+
+    eval_data = Path(queries_file(settings.data))
+    result = result_path(folder, eval_data, "result", save_name)
+    record = result_path(folder, eval_data, "found", save_name)
+    described = _description(settings, eval_data)
+    how.load_result |= _is_there(record, result, described)
+    corpus, _, ranking = retrieved(settings)
+    if jax.process_index() == 0 and result.is_file():
+        # Last, so that a run that was killed before searches again.
+        write_json(record, {"retrieval": described, "result": digest_file(result)})
+    return keys_of_corpus(corpus, [row[row >= 0][:most].tolist() for row in ranking.ids])
 
 
 def _description(settings: RetrieveConfig, eval_data: Path) -> str:
     """A digest of everything that decides what is found."""
-    values = {n: v for n, v in settings.flat().items() if n not in _NO_MATTER}
-    encoder, models = settings.encoder, []
+    values, encoder, models = settings.flat(), settings.encoder, []
     if settings.retrieval.retrieval_method == "dense":
-        names = {encoder.query_encoder, *([] if encoder.tie_encoders else [encoder.key_encoder])}
-        folders = [find_model(name, encoder.model_cache_dir) for name in sorted(names)]
-        models = [fingerprint_files(model) for model in folders]
-    files = digest_file(eval_data), digest_file(Path(corpus_file(settings.data)))
-    return digest(sorted(values.items()), models, files)
+        names = [encoder.query_encoder] + ([] if encoder.tie_encoders else [encoder.key_encoder])
+        folders = [find_model(name, encoder.model_cache_dir) for name in names]
+        models = [fingerprint_files(folder) for folder in folders]
+    files = [digest_file(path) for path in (eval_data, Path(corpus_file(settings.data)))]
+    return digest([values[name] for name in DECISIVE], models, files)
 
 
-def _is_there(record: Path, result: Path, describe: str) -> bool:
+def _is_there(record: Path, result: Path, described: str) -> bool:
     """Is there a result file of the same retrieval? Process 0 decides for all."""
-    there = False
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-        there = found == {"retrieval": describe, "result": digest_file(result)}
+        there = found == {"retrieval": described, "result": digest_file(result)}
     except (OSError, ValueError):
-        pass
+        there = False
     if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
         there = bool(multihost_utils.broadcast_one_to_all(np.array(there)))
     return there

@@ -29,7 +29,7 @@ def write_outputs(
     """
     with atomic_text(path) as file:
         for i, output, of_row in zip(asked, outputs, scores, strict=True):
-            row, (keys, ids) = questions.rows[i], questions.keys(i)
+            row, (keys, ids) = questions.rows[i], questions.keys.of(i)
             row = row | ({"key": list(keys)} if keys else {})
             row |= {"key_index": ids} if ids is not None else {}
             tokens = [prompt.tolist() for prompt, _ in questions.prompts(i)]

@@ -2,30 +2,30 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from llme_jax.config.evaluation import EvaluateConfig
 from llme_jax.config.validate import asks, searches
-from llme_jax.data.beir import check_files
+from llme_jax.data.beir import check_files, queries_file
 from llme_jax.data.rows import BadRows, read_lines
 from llme_jax.data.sources import local_file
 from llme_jax.data.tokens import fingerprint
 from llme_jax.data.widths import choose_widths
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
-from llme_jax.evaluation import knowledge, lrlm
 from llme_jax.evaluation.answers import Answerer, Question
+from llme_jax.evaluation.documents import document_questions, longest
+from llme_jax.evaluation.knowledge import find
 from llme_jax.evaluation.outputs import write_outputs
-from llme_jax.evaluation.questions import Questions, document_questions, text_questions
+from llme_jax.evaluation.questions import Questions, Rows
 from llme_jax.evaluation.task import Task
 from llme_jax.evaluation.tasks import task_of
+from llme_jax.evaluation.texts import of_same_task, own_keys, text_questions, turns
 from llme_jax.files.atomic import digest
 from llme_jax.files.storage import check_writable, result_path
 from llme_jax.inference.partial_results import PartialResults, parts_folder
@@ -51,20 +51,22 @@ def evaluate(config: EvaluateConfig) -> int:
         check_log(config.evaluation.log_path)
     check_files(data if searches(config) else replace(data, corpus=None))
     if not asks(settings):
-        knowledge.find(config, folder, config.evaluation.hits)
+        find(config, folder, config.evaluation.hits)
         return 0
+    # What is wrong with rows and model comes before any long work.
     task = task_of(settings)
-    train = _demonstrations(config, task)  # what is wrong with them comes before any long work
+    rows, train = _rows(config, task), _demonstrations(config, task)
     opened = open_causal_lm(
         config.lm.model_name_or_path,
         dtype=config.lm.lm_dtype,
         cache_dir=config.encoder.model_cache_dir,
     )
     limit = _limit(config, opened[0].max_length)
-    questions = _questions(config, task, folder, train, opened[2], limit)
-    numbers = _answers(config, task, folder, questions, opened, limit)
+    questions = _questions(config, task, rows, train, folder, opened[2], limit)
+    out = result_path(folder, rows.path, "output", _save_name(config))
+    numbers = _answers(config, task, out, questions, opened, limit)
     if jax.process_index() == 0:
-        _publish(config, task, folder, questions, numbers, opened[2])
+        _publish(config, task, rows.path, out, questions, numbers, opened[2])
     return 0
 
 
@@ -94,7 +96,7 @@ def _limit(config: EvaluateConfig, readable: int) -> int:
     """
     settings, model = config.task, config.lm.model_name_or_path
     if settings.task == "lrlm":
-        limit = lrlm.longest(settings, config.retrieval.retrieval_method)
+        limit = longest(settings, config.retrieval.retrieval_method)
         if limit > readable:
             raise InputError(
                 f"--context_window_size {settings.context_window_size}: {limit} tokens are read "
@@ -115,20 +117,31 @@ def _limit(config: EvaluateConfig, readable: int) -> int:
     return limit
 
 
-def _rows(path: Path, check: Callable[[dict], None]) -> tuple[list[dict], list[str]]:
-    """The rows of a file, and file and line of each."""
+def _rows(config: EvaluateConfig, task: Task) -> Rows:
+    data = config.data
+    if searches(config):
+        return _read_rows(Path(queries_file(data)), task)
+    path = local_file(data.eval_data, data.data_root, data.dataset_cache_dir)
+    return _read_rows(Path(path).expanduser(), task)
+
+
+def _read_rows(path: Path, task: Task) -> Rows:
+    """
+    Raises:
+        InputError: a row cannot be asked, or there is none; names the line.
+    """
 
     def checked(row: dict) -> dict:
-        check(row)
+        task.check(row)
         return row
 
-    found = [(f"{path}:{line}", row) for line, row in read_lines(str(path), checked, BadRows())]
+    found = [*read_lines(str(path), checked, BadRows())]
     if not found:
         raise InputError(f"{path}: has no rows, give a file that does")
-    return [row for _, row in found], [line for line, _ in found]
+    return Rows(path, [row for _, row in found], [f"{path}:{line}" for line, _ in found])
 
 
-def _demonstrations(config: EvaluateConfig, task: Task) -> list[dict]:
+def _demonstrations(config: EvaluateConfig, task: Task) -> Sequence[dict]:
     """The rows of --train_data, where the task shows some."""
     settings, data = config.task, config.data
     if not settings.few_shot or not settings.train_data:
@@ -140,44 +153,47 @@ def _demonstrations(config: EvaluateConfig, task: Task) -> list[dict]:
             f"--train_data {path}: there is no such file, check the path and --data_root, or give "
             "--few_shot 0"
         )
-    return _rows(path, task.check)[0]
+    return _read_rows(path, task).rows
 
 
 def _questions(
-    config: EvaluateConfig, task: Task, folder: Path, train: list[dict], tokenizer, limit: int
+    config: EvaluateConfig,
+    task: Task,
+    rows: Rows,
+    train: Sequence[dict],
+    folder: Path,
+    tokenizer,
+    limit: int,
 ) -> Questions:
-    settings, data = config.task, config.data
-    wanted = settings.few_shot if settings.task == "icl" else settings.key_num
-    if searches(config) and config.retrieval.retrieval_method != "same-task-random":
-        found = knowledge.find(config, folder, wanted or 0)
-        path = found.path
-    else:
-        found = None
-        path = Path(local_file(data.eval_data, data.data_root, data.dataset_cache_dir))
-        path = path.expanduser()
-    rows, lines = _rows(path, task.check)
-    chosen = range(len(rows))
-    if settings.task_names:
-        chosen = [i for i in chosen if rows[i]["task_name"] in settings.task_names]
-        if not chosen:
-            raise InputError(
-                f"--task_names {' '.join(settings.task_names)}: {path} has "
-                f"{', '.join(sorted({row['task_name'] for row in rows}))}"
-            )
-    rows, lines = [rows[i] for i in chosen], [lines[i] for i in chosen]
+    settings, method = config.task, config.retrieval.retrieval_method
     if settings.task == "lrlm":
-        return document_questions(config, path, rows, tokenizer)
-    keys = found and (
-        lambda i: found.keys(chosen[i]),
-        lambda i: found.numbers(chosen[i]),
-        found.digest,
-    )
-    shown = task.demonstrations(rows, train, settings, config.retrieval.seed)
-    return text_questions(config, task, path, rows, lines, keys, shown, tokenizer, limit)
+        return document_questions(config, rows, tokenizer)
+    wanted = settings.few_shot if settings.task == "icl" else settings.key_num
+    chosen = _chosen(settings.task_names, rows)
+    if method == "no":
+        keys = own_keys(rows, wanted)
+    elif method == "same-task-random":
+        keys = of_same_task(config, rows)
+    elif settings.task == "msc":
+        keys = turns(config, rows)
+    else:
+        keys = find(config, folder, wanted)
+    rows, keys = rows.only(chosen), keys.only(chosen)
+    shown = task.demonstrations(rows.rows, train, settings, config.retrieval.seed)
+    return text_questions(config, task, rows, keys, shown, tokenizer, limit)
+
+
+def _chosen(names: list[str] | None, rows: Rows) -> list[int]:
+    """The rows of these tasks of icl; all when None."""
+    chosen = [i for i, row in enumerate(rows.rows) if names is None or row["task_name"] in names]
+    if not chosen:
+        there = ", ".join(sorted({row["task_name"] for row in rows.rows}))
+        raise InputError(f"--task_names {' '.join(names)}: {rows.path} has {there}")
+    return chosen
 
 
 def _answers(
-    config: EvaluateConfig, task: Task, folder: Path, questions: Questions, opened, limit: int
+    config: EvaluateConfig, task: Task, out: Path, questions: Questions, opened, limit: int
 ) -> PartialResults:
     """The numbers that the model gives for every row; parts that are there are not done again."""
     lm, lm_folder, tokenizer = opened
@@ -194,7 +210,6 @@ def _answers(
         "settings": digest(repr(config.task), config.retrieval.seed, limit),
         "method": config.retrieval.retrieval_method,
     }
-    out = _output(config, folder, questions.path)
     steps = None if not task.shared else np.minimum(questions.counts, 1)
     unit = " questions" if task.shared else " prompts"
     answers = PartialResults(parts_folder(out, describe), questions.counts, steps, unit)
@@ -216,10 +231,6 @@ def _answers(
     return answers
 
 
-def _output(config: EvaluateConfig, folder: Path, path: Path) -> Path:
-    return result_path(folder, path, "output", _save_name(config))
-
-
 def _save_name(config: EvaluateConfig) -> str:
     parts = _name(config.lm.model_name_or_path), config.evaluation.save_name
     return ".".join(part for part in parts if part)
@@ -228,33 +239,37 @@ def _save_name(config: EvaluateConfig) -> str:
 def _publish(
     config: EvaluateConfig,
     task: Task,
-    folder: Path,
+    path: Path,
+    out: Path,
     questions: Questions,
     numbers: PartialResults,
     tokenizer,
 ) -> None:
-    """Judges every answer, writes them and their metrics."""
-    read = partial(_read, config, tokenizer)
-    asked = [i for i in range(len(questions.rows)) if questions.counts[i]]
-    outputs = [read(questions, i, numbers.of_row(i)) for i in asked]
+    """Judges every answer, writes them and their metrics.
+
+    Args:
+        path: of the rows.
+        out: for the answers.
+    """
+    asked = np.flatnonzero(questions.counts).tolist()
     rows = [questions.rows[i] for i in asked]
+    outputs = [_read(questions, i, numbers.of_row(i), task, tokenizer) for i in asked]
     scores = [task.judge(row, output) for row, output in zip(rows, outputs, strict=True)]
     metrics = task.summary(rows, outputs, scores)
-    path = _output(config, folder, questions.path)
-    write_outputs(path, questions, asked, outputs, scores, numbers)
+    write_outputs(out, questions, asked, outputs, scores, numbers)
     how = replace(config.evaluation, save_name=_save_name(config))
-    publish_metrics(folder, questions.path, how, metrics, config.flat())
-    print(f"answers: {path}")
+    publish_metrics(out.parent, path, how, metrics, config.flat())
+    print(f"answers: {out}")
 
 
 def _read(
-    config: EvaluateConfig, tokenizer, questions: Questions, i: int, numbers: np.ndarray
-) -> Any:
+    questions: Questions, i: int, numbers: np.ndarray, task: Task, tokenizer
+) -> str | int | float:
     """What the numbers of a row say: a text, an option's index, or a mean log-probability."""
     if questions.written[i]:
         tokens = numbers[numbers != NONE].astype(int).tolist()
         return tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    if config.task.task in ("msc", "lrlm"):
-        # Of every part of an answer, after the key that makes it likeliest.
-        return float(numbers.reshape(questions.parts[i], -1).max(1).mean())
-    return int(numbers.argmax())
+    if task.shared:
+        return int(numbers.argmax())
+    # Of every part of an answer, after the keys that make it likeliest.
+    return float(numbers.reshape(questions.parts[i], -1).max(1).mean())
