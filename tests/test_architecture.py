@@ -143,7 +143,8 @@ def test_a_pipeline_forks_without_the_threads_of_jax():
 
 def test_help_needs_none_of_the_libraries():
     code = (
-        "import sys, llme_jax.train, llme_jax.retrieve, llme_jax.score, llme_jax.pipeline;"
+        "import sys, llme_jax.train, llme_jax.retrieve, llme_jax.score, llme_jax.pipeline,"
+        "llme_jax.evaluate;"
         "sys.exit(', '.join({'jax', 'numpy', 'transformers'} & {*sys.modules}) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

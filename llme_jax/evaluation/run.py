@@ -210,9 +210,12 @@ def _answers(
         "settings": digest(repr(config.task), config.retrieval.seed, limit),
         "method": config.retrieval.retrieval_method,
     }
-    steps = None if not task.shared else np.minimum(questions.counts, 1)
-    unit = " questions" if task.shared else " prompts"
-    answers = PartialResults(parts_folder(out, describe), questions.counts, steps, unit)
+    steps, unit = questions.counts, " prompts"
+    if task.shared:
+        steps, unit = np.minimum(steps, 1), " questions"
+    answers = PartialResults(
+        parts_folder(out, describe), questions.counts, steps, unit, desc="Asking"
+    )
     rows_a_part = PART[jax.default_backend()] * jax.local_device_count()
     missing = answers.missing(max(1, int(rows_a_part * questions.counts.mean())))
     if answers.found:

@@ -49,7 +49,7 @@ class PartialResults:
         folder: `{first row}-{row after the last}.npy`, float32[pairs], each there or not at all.
         pairs: int[n], pairs of every row.
         steps: int[n], what each row counts on the progress bar; its pairs when None.
-        unit: of these.
+        unit, desc: what the bar says of these.
 
     Attributes:
         scores: float32[all pairs], in the order of the rows; NaN where there is none yet.
@@ -62,8 +62,9 @@ class PartialResults:
         pairs: np.ndarray,
         steps: np.ndarray | None = None,
         unit: str = " pairs",
+        desc: str = "Scoring",
     ):
-        self._folder, self._unit = folder, unit
+        self._folder, self._unit, self._desc = folder, unit, desc
         self._steps = pairs if steps is None else steps
         self._first = np.cumsum([0, *pairs])
         self._done = np.zeros(len(pairs), bool)
@@ -142,7 +143,7 @@ class PartialResults:
         with tqdm(
             total=int(self._steps.sum()),
             initial=int(self._steps[self._done].sum()),
-            desc="Scoring",
+            desc=self._desc,
             unit=self._unit,
             smoothing=0.05,
             disable=process != 0,

@@ -70,17 +70,18 @@ def write(
     where = jnp.where(slot < width, slot, lengths[:, None] + slot - width)
 
     def one_more(state):
-        place, tokens, ended, out, cache = state
+        place, tokens, ended, out, more = state
         at = (lengths + place - 1)[:, None]
         behind = jnp.where(is_text, at - where, NOT_SEEN)[:, None]
-        hidden, cache = lm.extend(params, cache, tokens[:, None], width + place - 1, at, behind)
+        kept = cache._replace(more=more)
+        hidden, kept = lm.extend(params, kept, tokens[:, None], place - 1, at, behind)
         tokens, ends = chosen(hidden[:, 0], place)
         ended |= ends
         column = jnp.where(ended, NONE, tokens)[:, None]
         out = jax.lax.dynamic_update_slice(out, column, (0, place))
-        return place + 1, tokens, ended, out, cache
+        return place + 1, tokens, ended, out, kept.more
 
-    return jax.lax.while_loop(going_on, one_more, (1, tokens, ended, out, cache))[3]
+    return jax.lax.while_loop(going_on, one_more, (1, tokens, ended, out, cache.more))[3]
 
 
 def choose(

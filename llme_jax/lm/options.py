@@ -87,7 +87,7 @@ def option_log_likelihood(
         to_ends = jnp.broadcast_to(to_ends, (batch, *to_ends.shape))
         behind = jnp.concatenate([to_text, to_ends], axis=2)
         more = ends[:, :, :-1].reshape(batch, -1)
-        hidden, _ = lm.extend(params, cache, more, width, at, behind)
+        hidden, _ = lm.extend(params, cache, more, 0, at, behind)
         hidden = hidden.reshape(batch, options, inside, -1)
         states = jnp.concatenate([states, hidden], axis=2)
     parts = states.reshape(batch, options * slots, -1), ends.reshape(batch, -1)

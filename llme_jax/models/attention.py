@@ -4,10 +4,12 @@ Full attention for encoders, also with a bias for every pair of tokens, with dro
 pass of its own; causal and windowed attention for language models, which only read.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -159,18 +161,21 @@ def _seen(behind, window: int | None):
     return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
 
-def _average(scores, v):
-    """softmax(scores) v, of [N, n, S] and [N, S, Dh]."""
+def _average(scores, *values):
+    """softmax(scores) v, of [N, n, S] and parts of v, together [N, S, Dh]."""
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    total = weights.sum(-1, keepdims=True)
+    total, dtype = weights.sum(-1, keepdims=True), values[0].dtype
+    ends = np.cumsum([v.shape[1] for v in values])[:-1]
+    parts = jnp.split(weights.astype(dtype), ends, axis=2)
     # Dividing after the product touches Dh numbers a row instead of S.
-    return (dot(weights.astype(v.dtype), v, 2, 1) / total).astype(v.dtype)
+    out = sum(dot(part, v, 2, 1) for part, v in zip(parts, values, strict=True))
+    return (out / total).astype(dtype)
 
 
 def cached_attention(
     q: Float[Array, "B M H Dh"],
-    k: Float[Array, "B K S Dh"],
-    v: Float[Array, "B K S Dh"],
+    keys: Sequence[Float[Array, "B K _ Dh"]],
+    values: Sequence[Float[Array, "B K _ Dh"]],
     behind: Int[Array, "B M S"],
     *,
     window: int | None = None,
@@ -178,17 +183,19 @@ def cached_attention(
     """`causal_attention` of the tokens that go on a text, over the keys that are kept of it.
 
     Args:
+        keys, values: in parts, of S slots together.
         behind: how many tokens each key lies behind each query, 0 for its own; negative
             ones, as NOT_SEEN, it does not see.
     """
-    batch, groups, slots, width = k.shape
-    queries, heads = q.shape[1:3]
-    shape = batch * groups, -1, width
+    batch, queries, heads, width = q.shape
+    shape = batch * keys[0].shape[1], -1, width
     # [B*K, H/K*M, Dh]: the heads that share keys are rows of one product.
-    scores = dot(q.transpose(0, 2, 1, 3).reshape(shape), k.reshape(shape), 2, 2) * width**-0.5
-    scores = scores.reshape(batch, heads, queries, slots)
+    q = q.transpose(0, 2, 1, 3).reshape(shape)
+    scores = jnp.concatenate([dot(q, k.reshape(shape), 2, 2) for k in keys], 2) * width**-0.5
+    scores = scores.reshape(batch, heads, queries, -1)
     scores = jnp.where(_seen(behind, window)[:, None], scores, -jnp.inf)
-    out = _average(scores.reshape(batch * groups, -1, slots), v.reshape(shape))
+    scores = scores.reshape(shape[0], -1, scores.shape[-1])
+    out = _average(scores, *(v.reshape(shape) for v in values))
     return out.reshape(batch, heads, queries, width).transpose(0, 2, 1, 3)
 
 

@@ -57,7 +57,7 @@ class CausalLM:
         ids: Int[Array, "B M"],
         at: int | Int[Array, ""],
         positions: Int[Array, "B M"],
-        behind: Int[Array, "B M S"],
+        behind: Int[Array, "B M _"],
     ) -> tuple[Float[Array, "B M D"], Cache]:
         """Hidden states of more tokens of each text; see `extend` of llama.py."""
         arguments = cache, ids, at, positions, behind

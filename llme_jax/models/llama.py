@@ -31,7 +31,19 @@ from llme_jax.models.layers import (
 )
 
 # Of each layer keys and values [B, K, S, Dh]; a slot is a token's.
-Cache = list[tuple[Float[Array, "B K S Dh"], Float[Array, "B K S Dh"]]]
+Kept = list[tuple[Float[Array, "B K _ Dh"], Float[Array, "B K _ Dh"]]]
+
+
+class Cache(NamedTuple):
+    """What is kept of texts, and apart from it, so that no loop copies it, of tokens behind them.
+
+    Attributes:
+        text: S slots.
+        more: N slots.
+    """
+
+    text: Kept
+    more: Kept
 
 
 class Past(NamedTuple):
@@ -42,7 +54,7 @@ class Past(NamedTuple):
     behind: Int[Array, "B M S"]
 
     def of_layer(self, i: int) -> "Past":
-        return self._replace(cache=self.cache[i : i + 1])
+        return self._replace(cache=Cache(*(kept[i : i + 1] for kept in self.cache)))
 
 
 # The other form of the same function, which bf16 rounds less where x is far below 0.
@@ -213,8 +225,9 @@ def prefill(
 ) -> tuple[Float[Array, "B L D"], Cache]:
     """`hidden_states`, and the keys and values of the texts, with room for `more` tokens."""
     hidden, kept = _model(config, dtype, params)(ids, jnp.arange(ids.shape[1]))
-    room = (0, 0), (0, 0), (0, more), (0, 0)
-    return hidden, [tuple(jnp.pad(x.swapaxes(1, 2), room) for x in layer) for layer in kept]
+    text = [tuple(x.swapaxes(1, 2) for x in layer) for layer in kept]
+    room = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], more, x.shape[3]), x.dtype), text)
+    return hidden, Cache(text, room)
 
 
 def extend(
@@ -225,17 +238,19 @@ def extend(
     ids: Int[Array, "B M"],
     at: int | Int[Array, ""],
     positions: Int[Array, "B M"],
-    behind: Int[Array, "B M S"],
+    behind: Int[Array, "B M _"],
 ) -> tuple[Float[Array, "B M D"], Cache]:
     """Hidden states of more tokens of each text, and the cache with these in it.
 
     Args:
         cache: see `prefill`.
-        at: the first of the M slots that they get.
+        at: the first of the M slots of `cache.more` that they get.
         positions: where in its text each of them is.
-        behind: how many tokens each slot's lies behind each of them, see `cached_attention`.
+        behind: how many tokens each slot's, of text and of more, lies behind each of them, see
+            `cached_attention`.
     """
-    return _model(config, dtype, params)(ids, positions, Past(cache, at, behind))
+    hidden, more = _model(config, dtype, params)(ids, positions, Past(cache, at, behind))
+    return hidden, cache._replace(more=more)
 
 
 def logits(
@@ -333,12 +348,13 @@ class Attention(nnx.Module):
         if past is None:
             out = causal_attention(q, k, v, window=self.window)
         else:
-            (before,), at, behind = past
+            ((text,), (more,)), at, behind = past
             k, v = (
                 lax.dynamic_update_slice_in_dim(kept, new.swapaxes(1, 2), at, axis=2)
-                for kept, new in zip(before, (k, v), strict=True)
+                for kept, new in zip(more, (k, v), strict=True)
             )
-            out = cached_attention(q, k, v, behind, window=self.window)
+            keys, values = zip(text, (k, v), strict=True)
+            out = cached_attention(q, keys, values, behind, window=self.window)
         return self.o_proj(out.reshape(batch, length, -1)), (k, v)
 
 

@@ -243,7 +243,7 @@ def test_in_pieces_it_reads_the_same(model, name, size):
     for i in range(0, room, size):
         at = lengths[:, None] + np.arange(i, i + size)
         behind = np.where(is_text[:, None], at[..., None] - where[:, None], -1)
-        hidden, cache = extend(params, cache, ids[one, at], width + i, at, behind)
+        hidden, cache = extend(params, cache, ids[one, at], i, at, behind)
         found.append(lm.logits(params, hidden))
     # fp32, sums in another order; logits are of magnitude 10.
     np.testing.assert_allclose(np.concatenate(found, 1), np.stack(want), atol=1e-4)
