@@ -51,7 +51,7 @@ def main() -> None:
         out = folder / (method if method != "trained" else f"trained-{args.seed}-keys")
         asked = folder / ("right.json" if method == "right" else "requests.json")
         how = (
-            f"--eval_data {asked} --train_data {files.train} --few_shot 4 --context_max_length 1024"
+            f"--eval_data {asked} --train_data {files.train} --few_shot 4 --context_max_length 2048"
         )
         how += " --max_new_tokens 48"
         if method in FOUND:
@@ -69,7 +69,7 @@ def main() -> None:
         (found,) = out.glob("*/requests.key.json") if method in FOUND else [asked]
         turns = [row | {"key": row.get("key", [])[:1]} for row in read(found)]
         write(out / "turns.json", turns)
-        how = f"--eval_data {out}/turns.json --retrieval_method no --context_max_length 1024"
+        how = f"--eval_data {out}/turns.json --retrieval_method no --context_max_length 2048"
         run("evaluate", f"--task msc --output_dir {out}/turns {common} {how}")
         (outputs["msc"][method],) = (out / "turns").glob("*/*.output.*.json")
 

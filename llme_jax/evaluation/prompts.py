@@ -13,6 +13,8 @@ from llme_jax.data.tokens import plain_backend
 from llme_jax.errors import InputError
 from llme_jax.lm.prompts import end_of_text, token_at
 
+SPARE = 8  # tokens that are of no byte of the text
+
 
 class Prompt(NamedTuple):
     """The parts, in their order; what they need between them is in them.
@@ -68,6 +70,18 @@ class PromptFitter:
             text = self._fitted(prompt, line).text
             made.append([self._tokens(text, option) for option in prompt.options or ("",)])
         return made
+
+    def check(self, prompt: Prompt, line: str) -> None:
+        """Refuses a question that is too long, without making its prompt.
+
+        Raises:
+            InputError: see a call.
+        """
+        bare = prompt._replace(knowledge="", demonstrations=())
+        # A token is a byte at least, but for special ones and a space put in front.
+        bytes_ = len(bare.text.encode()) + max([0, *(len(o.encode()) for o in prompt.options)])
+        if bytes_ + SPARE > self._limit:
+            self._fitted(bare, line)
 
     def _tokens(self, text: str, option: str) -> tuple[np.ndarray, int]:
         encoding = self._tokenizer.encode(text + option)

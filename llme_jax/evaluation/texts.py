@@ -31,6 +31,9 @@ def text_questions(
     """
     Args:
         limit: tokens of a prompt with its answer.
+
+    Raises:
+        InputError: a question is longer.
     """
     settings = config.task
     oracle = config.retrieval.retrieval_method == "oracle"
@@ -49,7 +52,12 @@ def text_questions(
         made = (choose if asked[0].options else write)(asked, [rows.lines[i]] * len(asked))
         return [prompt for of_text in made for prompt in of_text]
 
-    options = np.array([len(task.prompt(row, (), ()).options) for row in rows.rows])
+    options = []
+    for row, line in zip(rows.rows, rows.lines, strict=True):
+        bare = task.prompt(row, (), ())
+        (choose if bare.options else write).check(bare, line)
+        options.append(len(bare.options))
+    options = np.array(options)
     counts = np.where(options > 0, options, new)
     if oracle:
         counts = np.array([len(tried(i)) for i in range(len(rows.rows))])

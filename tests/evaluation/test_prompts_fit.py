@@ -80,6 +80,9 @@ def test_the_question_is_never_cut(tokenizer):
         "test.json:1: the question is 2 tokens too long: give a --context_max_length of "
         f"{needed} or more"
     )
+    with pytest.raises(InputError, match=f"give a --context_max_length of {needed} or more"):
+        PromptFitter(tokenizer, needed - 2).check(PROMPT, "test.json:1")
+    PromptFitter(tokenizer, needed).check(PROMPT, "test.json:1")
 
 
 def test_characters_of_several_tokens(tokenizer):
