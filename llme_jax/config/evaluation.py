@@ -11,7 +11,7 @@ from llme_jax.config.retrieval import METRICS, EvalConfig, RetrievalConfig
 from llme_jax.config.setting import Group, Groups, setting
 
 SEARCHING = ("dense", "bm25", "random", "no")
-# Where the rows bring what can be found: turns of a conversation, chunks of a document.
+OWN_KEYS = ("msc", "lrlm")  # rows bring what can be found: turns of a conversation, chunks
 AMONG_OWN = ("dense", "random", "oracle", "no")
 METHODS = {
     **dict.fromkeys(("mmlu", "popqa", "qa", "qrecc", "tool"), SEARCHING),
@@ -229,3 +229,13 @@ class EvaluateConfig(Groups):
             group = next(g for g, f, _ in config.declared() if f.name == name)
             setattr(group, name, list(value) if isinstance(value, list) else value)
         return config
+
+
+def asks(settings: TaskConfig) -> bool:
+    """Is a language model asked, or only the retrieval measured?"""
+    return settings.task != "tool" and settings.do_generate is not False
+
+
+def searches(config: EvaluateConfig) -> bool:
+    """Are keys found in --corpus, not among those of a row?"""
+    return config.retrieval.retrieval_method != "no" and config.task.task not in OWN_KEYS

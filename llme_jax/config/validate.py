@@ -13,7 +13,7 @@ from llme_jax.config.commands import (
     RetrieveConfig,
     ScoreConfig,
 )
-from llme_jax.config.evaluation import AMONG_OWN, METHODS, TASKS, EvaluateConfig, TaskConfig
+from llme_jax.config.evaluation import METHODS, TASKS, EvaluateConfig, TaskConfig, asks, searches
 from llme_jax.config.lm import ReaderConfig
 from llme_jax.config.merge import MergingConfig
 from llme_jax.config.model import EncoderConfig
@@ -167,17 +167,6 @@ def validate_evaluation(config: EvaluateConfig) -> None:
     _check_cache_variable()
     _check_batch_size(lm)
     _check_retrieval(retrieval)
-
-
-def asks(settings: TaskConfig) -> bool:
-    """Is a language model asked, or only the retrieval measured?"""
-    return settings.task != "tool" and settings.do_generate is not False
-
-
-def searches(config: EvaluateConfig) -> bool:
-    """Are keys found in --corpus, not among those of a row?"""
-    own = {*AMONG_OWN} <= {*METHODS[config.task.task]}
-    return config.retrieval.retrieval_method != "no" and not own
 
 
 def _check_has_meaning(settings: TaskConfig) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from llme_jax.config.evaluation import EvaluateConfig
-from llme_jax.config.validate import asks, searches
+from llme_jax.config.evaluation import EvaluateConfig, asks, searches
 from llme_jax.data.beir import check_files, queries_file
 from llme_jax.data.rows import BadRows, read_lines
 from llme_jax.data.sources import local_file
