@@ -137,24 +137,31 @@ def causal_attention(
             q, k, v, is_causal=True, implementation="cudnn",
             local_window_size=None if window is None else (window - 1, 0),
         )  # fmt: skip
-    batch, _, heads, width = q.shape
-    groups = k.shape[2]
-    # [B*K, H/K, L, Dh]: the heads that share keys are rows of one product.
-    q = q.transpose(0, 2, 1, 3).reshape(batch * groups, heads // groups, length, width)
-    k, v = (x.transpose(0, 2, 1, 3).reshape(batch * groups, length, width) for x in (k, v))
+    heads = q.shape[2]
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    q = _by_keys(q, k.shape[1])
     step = max(-(-length // CHUNKS), LEAST)
-    out = [_part(q[:, :, a : a + step], k, v, a, window) for a in range(0, length, step)]
-    out = jnp.concatenate(out, axis=2)
-    return out.reshape(batch, heads, length, width).transpose(0, 2, 1, 3)
+    out = [_part(q[..., a : a + step, :], k, v, a, window) for a in range(0, length, step)]
+    out = jnp.concatenate(out, axis=3)
+    return out.reshape(len(q), heads, length, -1).transpose(0, 2, 1, 3)
+
+
+def _by_keys(q: Float[Array, "B H n Dh"], groups: int) -> Float[Array, "B K G n Dh"]:
+    """The heads that share keys together: they are rows of one product.
+
+    Batch and keys' heads stay apart, as devices may share either of them.
+    """
+    return q.reshape(len(q), groups, -1, *q.shape[2:])
 
 
 def _part(q, k, v, start: int, window: int | None):
-    """The queries [B*K, G, n, Dh] from `start` on; later keys are not looked at."""
-    shape, end = q.shape, start + q.shape[2]
-    scores = dot(q.reshape(shape[0], -1, shape[3]), k[:, :end], 2, 2) * shape[3] ** -0.5
+    """The queries [B, K, G, n, Dh] from `start` on; later keys are not looked at."""
+    shape, end = q.shape, start + q.shape[3]
+    rows = *shape[:2], -1, shape[4]
+    scores = dot(q.reshape(rows), k[:, :, :end], 3, 3) * shape[4] ** -0.5
     behind = jnp.arange(start, end)[:, None] - jnp.arange(end)  # how far a key lies behind
-    scores = jnp.where(_seen(behind, window), scores.reshape(*shape[:3], end), -jnp.inf)
-    return _average(scores.reshape(shape[0], -1, end), v[:, :end]).reshape(shape)
+    scores = jnp.where(_seen(behind, window), scores.reshape(*shape[:4], end), -jnp.inf)
+    return _average(scores.reshape(*shape[:2], -1, end), v[:, :, :end]).reshape(shape)
 
 
 def _seen(behind, window: int | None):
@@ -162,13 +169,13 @@ def _seen(behind, window: int | None):
 
 
 def _average(scores, *values):
-    """softmax(scores) v, of [N, n, S] and parts of v, together [N, S, Dh]."""
+    """softmax(scores) v, of [B, K, n, S] and parts of v, together [B, K, S, Dh]."""
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     total, dtype = weights.sum(-1, keepdims=True), values[0].dtype
-    ends = np.cumsum([v.shape[1] for v in values])[:-1]
-    parts = jnp.split(weights.astype(dtype), ends, axis=2)
+    ends = np.cumsum([v.shape[2] for v in values])[:-1]
+    parts = jnp.split(weights.astype(dtype), ends, axis=3)
     # Dividing after the product touches Dh numbers a row instead of S.
-    out = sum(dot(part, v, 2, 1) for part, v in zip(parts, values, strict=True))
+    out = sum(dot(part, v, 3, 2) for part, v in zip(parts, values, strict=True))
     return (out / total).astype(dtype)
 
 
@@ -188,19 +195,19 @@ def cached_attention(
             ones, as NOT_SEEN, it does not see.
     """
     batch, queries, heads, width = q.shape
-    shape = batch * keys[0].shape[1], -1, width
-    # [B*K, H/K*M, Dh]: the heads that share keys are rows of one product.
-    q = q.transpose(0, 2, 1, 3).reshape(shape)
-    scores = jnp.concatenate([dot(q, k.reshape(shape), 2, 2) for k in keys], 2) * width**-0.5
-    scores = scores.reshape(batch, heads, queries, -1)
-    scores = jnp.where(_seen(behind, window)[:, None], scores, -jnp.inf)
-    scores = scores.reshape(shape[0], -1, scores.shape[-1])
-    out = _average(scores, *(v.reshape(shape) for v in values))
+    q = _by_keys(q.transpose(0, 2, 1, 3), keys[0].shape[1])
+    shape, rows = q.shape, (*q.shape[:2], -1, width)
+    scores = jnp.concatenate([dot(q.reshape(rows), k, 3, 3) for k in keys], 3) * width**-0.5
+    scores = scores.reshape(*shape[:4], -1)
+    scores = jnp.where(_seen(behind, window)[:, None, None], scores, -jnp.inf)
+    out = _average(scores.reshape(*shape[:2], -1, scores.shape[-1]), *values)
     return out.reshape(batch, heads, queries, width).transpose(0, 2, 1, 3)
 
 
 def dot(a, b, axis_a: int, axis_b: int):
-    """Batched product over one axis of each, summed in fp32 (also on hardware that rounds)."""
+    """Product over one axis of each, the last two being a matrix', the others batches; summed in
+    fp32 (also on hardware that rounds)."""
     precision = "highest" if a.dtype == jnp.float32 else None
-    dims = (((axis_a,), (axis_b,)), ((0,), (0,)))
+    batch = tuple(range(a.ndim - 2))
+    dims = (((axis_a,), (axis_b,)), (batch, batch))
     return lax.dot_general(a, b, dims, precision, preferred_element_type=jnp.float32)
