@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 
 PART = {"cpu": 1 << 6, "gpu": 1 << 12, "tpu": 1 << 12}  # rows of one part: what a kill can cost
 SAMPLE = 1 << 8  # rows whose lengths decide the widths of batches
-WIDTHS = 16
+# Widths of batches, each of which is compiled, and rows that are worth one more.
+WIDTHS, ROWS_A_WIDTH = 16, 64
 LONGEST_NAME = 60  # letters of a model in the name of a file
 
 
@@ -222,7 +223,8 @@ def _answers(
     if not missing:
         return answers
     lengths = np.array([len(tokens) for tokens, _ in seen])
-    widths = choose_widths(lengths, limit, WIDTHS)
+    count = min(WIDTHS, 2 + len(questions.rows) // ROWS_A_WIDTH)
+    widths = choose_widths(lengths, limit, count)
     answerer = Answerer(config, lm, lm_folder, tokenizer, mesh, widths, shared=task.shared)
 
     def asked(ranges: Iterable[tuple[int, int]]) -> Iterator[list[Question]]:
