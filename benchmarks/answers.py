@@ -30,7 +30,7 @@ METHODS = ("nothing", *FOUND, "right")
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("data/answers"))
-    parser.add_argument("--every", type=int, default=3, help="every n-th request is answered")
+    parser.add_argument("--every", type=int, default=4, help="every n-th request is answered")
     parser.add_argument("--seed", type=int, default=42, help="of the quickstart's training")
     args = parser.parse_args()
     files, folder = quickstart.prepare(cache_dir(None)), args.folder

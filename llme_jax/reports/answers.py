@@ -66,13 +66,19 @@ def _checked(row: dict) -> dict:
 def print_comparison(before: str, after: str) -> None:
     """Prints what `compare` finds in two output files, the second one against the first."""
     paths = [Path(name).expanduser() for name in (before, after)]
-    names = [path.parent.name for path in paths]
-    if names[0] == names[1]:
-        names = [path.name for path in paths]
-    if names[0] == names[1]:
-        names = [before, after]
+    names = _apart(*paths) or [before, after]
     read = [read_answers(path, name) for path, name in zip(paths, names, strict=True)]
     print(to_markdown(f"{names[1]} against {names[0]}", compare(*read)))
+
+
+def _apart(*paths: Path) -> list[str]:
+    """What tells paths apart: the parts that they do not all begin or end with."""
+    parts = [path.parts for path in paths]
+    for _ in range(2):  # from the front, from the back
+        while all(parts) and len({of_path[0] for of_path in parts}) == 1:
+            parts = [of_path[1:] for of_path in parts]
+        parts = [of_path[::-1] for of_path in parts]
+    return ["/".join(of_path) for of_path in parts] if all(parts) else []
 
 
 def compare(before: Answers, after: Answers) -> list[Section]:
