@@ -14,7 +14,7 @@ from llme_jax.data.beir import check_files, queries_file
 from llme_jax.data.rows import BadRows, read_lines
 from llme_jax.data.sources import local_file
 from llme_jax.data.tokens import fingerprint
-from llme_jax.data.widths import choose_widths
+from llme_jax.data.widths import STEP, choose_widths
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.evaluation.answers import Answerer, Question
@@ -35,7 +35,7 @@ from llme_jax.retrieval.results import check_log, publish_metrics
 
 logger = logging.getLogger(__name__)
 
-PART = {"cpu": 1 << 6, "gpu": 1 << 12, "tpu": 1 << 12}  # rows of one part: what a kill can cost
+PART = {"cpu": 1 << 7, "gpu": 1 << 12, "tpu": 1 << 12}  # rows of one part: what a kill can cost
 SAMPLE = 1 << 8  # rows whose lengths decide the widths of batches
 # Widths of batches, each of which is compiled, and rows that are worth one more.
 WIDTHS, ROWS_A_WIDTH = 16, 64
@@ -224,7 +224,8 @@ def _answers(
         return answers
     lengths = np.array([len(tokens) for tokens, _ in seen])
     count = min(WIDTHS, 2 + len(questions.rows) // ROWS_A_WIDTH)
-    widths = choose_widths(lengths, limit, count)
+    longest = int(lengths.max()) if step == 1 else limit
+    widths = choose_widths(lengths, -(-longest // STEP) * STEP, count)
     answerer = Answerer(config, lm, lm_folder, tokenizer, mesh, widths, shared=task.shared)
 
     def asked(ranges: Iterable[tuple[int, int]]) -> Iterator[list[Question]]:

@@ -33,7 +33,7 @@ class BatchRows:
         widest: width of the widest batches.
         rows: prompts a device gets at a time; as many as TOKENS and its memory allow when None.
         analyse: (prompts a device, width) -> what a device needs for such a batch.
-        least: prompts a device gets at a time where memory allows, however long they are.
+        times: more tokens than elsewhere, up to TOKENS.
 
     Attributes:
         devices: that share the rows of a batch.
@@ -48,12 +48,12 @@ class BatchRows:
         widest: int,
         rows: int | None,
         analyse: Callable[[int, int], Needs],
-        least: int = 1,
+        times: int = 1,
     ):
         self.devices = sharing(mesh)
         self._rows = rows
         if rows is None:
-            tokens = max(min(tokens_a_device(mesh), TOKENS), least * widest)
+            tokens = max(min(tokens_a_device(mesh) * times, TOKENS), widest)
             self._tokens = _that_fit(tokens, mesh, widest, analyse)
 
     def __call__(self, width: int) -> int:

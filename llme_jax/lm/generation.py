@@ -21,8 +21,7 @@ from llme_jax.models.causal_lm import CausalLM
 from llme_jax.models.foreign import read_json
 
 NONE = -1  # behind the end of what was written
-# Texts a device writes at a time: every step reads all weights, whatever the number of texts.
-LEAST = 16
+TIMES = 2  # as many texts as are read at a time: a step reads all weights, however many there are
 
 
 @partial(jax.jit, static_argnames=("lm", "new"))
@@ -144,7 +143,7 @@ class Generator:
         self._key = jax.device_put(jax.random.key(seed), replicated(mesh))
 
         self._rows = BatchRows(
-            mesh, widths[-1], rows, partial(analyse, lm, params, mesh, new=new), least=LEAST
+            mesh, widths[-1], rows, partial(analyse, lm, params, mesh, new=new), times=TIMES
         )
 
     def __call__(
