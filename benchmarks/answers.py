@@ -1,13 +1,15 @@
-"""What retrieval is worth to a language model: calls of functions that it has never seen.
+"""What retrieval is worth to a language model, and what training the retriever is worth to it.
 
-    python benchmarks/answers.py           # half an hour of 2 CPU cores, a third of it training
+    python benchmarks/answers.py           # 40 minutes of 2 CPU cores
 
-The quickstart's held-out requests and functions (Berkeley Function Calling Leaderboard,
-Apache-2.0). SmolLM2-135M-Instruct writes the call of each request (`--task qa`: four solved
-requests as demonstrations, which name functions that no held-out request needs), and is measured
-on the right call's likelihood (`--task msc`, with the first hit as the earlier turn). It reads
-nothing, or what BM25, all-MiniLM-L6-v2 as it is, or the quickstart's trained encoder has found, or
-the right functions.
+SmolLM2-135M-Instruct reads nothing, or what BM25, all-MiniLM-L6-v2 as it is, or the quickstart's
+trained encoder has found, or what is right:
+
+- calls: how likely it finds the right call of a function (`--task msc`) after the first function
+  that was found. Every fourth of the quickstart's held-out requests (Berkeley Function Calling
+  Leaderboard, Apache-2.0), which need functions that the encoder has not been trained on;
+- memory: what it answers to the leaderboard's questions about long conversations (`--task qa`)
+  after two turns that were found among all of them.
 """
 
 import json
@@ -15,6 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from multitask import memory_questions
 from side_by_side import make_parser
 
 from llme_jax.files.cache import cache_dir
@@ -23,64 +26,76 @@ from llme_jax.quickstart import teacher as quickstart_teacher
 from llme_jax.reports.answers import compare, read_answers
 from llme_jax.reports.blocks import to_markdown
 
-FOUND = ("bm25", "untrained", "trained")
-METHODS = ("nothing", *FOUND, "right")
+TEXTS = "--add_instruction false --query_max_length 64 --key_max_length 256"
 
 
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("data/answers"))
-    parser.add_argument("--every", type=int, default=4, help="every n-th request is answered")
+    parser.add_argument("--every", type=int, default=4, help="every n-th request is asked")
     parser.add_argument("--seed", type=int, default=42, help="of the quickstart's training")
     args = parser.parse_args()
     files, folder = quickstart.prepare(cache_dir(None)), args.folder
     trained = folder / f"trained-{args.seed}"
-    words = f"--seed {args.seed} --output_dir {trained} --log_path {folder}/log"
-    run("train", f"--config quickstart.py {words}")
-    encoders = {"untrained": files.model, "trained": trained / "best/encoder"}
-    rows, corpus = read(files.test), read(files.corpus)
-    texts = [f"{line['title']} {line['text']}" for line in corpus]
-    write(folder / "requests.json", rows[:: args.every])
-    right = [row | {"key": [texts[i] for i in row["pos_index"]]} for row in rows]
-    write(folder / "right.json", right[:: args.every])
-
+    run("train", f"--config quickstart.py --seed {args.seed} --output_dir {trained}")
     teacher = quickstart_teacher.prepare_teacher(cache_dir(None))
-    common = f"--model_name_or_path {teacher} --log_path {folder}/log"
-    outputs: dict[str, dict[str, Path]] = {"qa": {}, "msc": {}}
-    for method in METHODS:
-        out = folder / (method if method != "trained" else f"trained-{args.seed}-keys")
-        asked = folder / ("right.json" if method == "right" else "requests.json")
-        how = (
-            f"--eval_data {asked} --train_data {files.train} --few_shot 4 --context_max_length 2048"
-        )
-        how += " --max_new_tokens 48"
-        if method in FOUND:
-            how += f" --corpus {files.corpus} --add_instruction false --query_max_length 64"
-            how += " --metrics ndcg recall collate_key"
-            how += f" --retrieval_method {'bm25' if method == 'bm25' else 'dense'}"
-            if method in encoders:
-                how += f" --query_encoder {encoders[method]}"
-        else:
-            how += " --retrieval_method no"
-        run("evaluate", f"--task qa --output_dir {out} {common} {how}")
-        (outputs["qa"][method],) = out.glob("*/*.output.*.json")
+    finding = {
+        "bm25": "--retrieval_method bm25",
+        "untrained": f"--query_encoder {files.model}",
+        "trained": f"--query_encoder {trained}/best/encoder",
+    }
+    lm = f"--model_name_or_path {teacher} --context_max_length 2048 --log_path {folder}/log"
+    calls(folder / "calls", files, args.every, finding, lm)
+    del finding["trained"]  # for requests
+    memory(folder / "memory", finding, lm)
 
-        # The same requests, after the first key alone.
-        (found,) = out.glob("*/requests.key.json") if method in FOUND else [asked]
-        turns = [row | {"key": row.get("key", [])[:1]} for row in read(found)]
-        write(out / "turns.json", turns)
-        how = f"--eval_data {out}/turns.json --retrieval_method no --context_max_length 2048"
-        run("evaluate", f"--task msc --output_dir {out}/turns {common} {how}")
-        (outputs["msc"][method],) = (out / "turns").glob("*/*.output.*.json")
 
-    for task, of_methods in outputs.items():
-        for before, after in (
-            *(("nothing", method) for method in METHODS[1:]),
-            ("bm25", "trained"),
-            ("untrained", "trained"),
-        ):
-            answers = [read_answers(of_methods[name], name) for name in (before, after)]
-            print(to_markdown(f"{task}: {after} against {before}", compare(*answers)[:1]))
+def calls(folder: Path, files, every: int, finding: dict[str, str], lm: str) -> None:
+    rows, corpus = read(files.test)[::every], read(files.corpus)
+    texts = [f"{line['title']} {line['text']}" for line in corpus]
+    write(folder / "requests.json", rows)
+    keys = {"nothing": rows, "right": [row | {"key": [texts[row["pos_index"][0]]]} for row in rows]}
+    for name, how in finding.items():
+        run("retrieve", f"--eval_data {folder}/requests.json --corpus {files.corpus} {TEXTS} "
+            f"{how} --metrics ndcg collate_key --save_to_output --output_dir {folder}/{name} "
+            f"--log_path {folder}/log")  # fmt: skip
+        keys[name] = read(folder / name / "requests.key.json")
+    outputs = {}
+    for name in ("nothing", *finding, "right"):
+        asked, out = folder / name / "turns.json", folder / name / "out"
+        write(asked, [row | {"key": row.get("key", [])[:1]} for row in keys[name]])
+        run("evaluate", f"--task msc --eval_data {asked} --retrieval_method no {lm} "
+            f"--output_dir {out}")  # fmt: skip
+        (outputs[name],) = out.glob("*/*.output.*.json")
+    show(outputs, ("untrained", "trained"))
+
+
+def memory(folder: Path, finding: dict[str, str], lm: str) -> None:
+    questions, turns = memory_questions()
+    rows = [
+        {"query": query, "answers": [answer], "pos_index": [right]}
+        for query, answer, right, _ in questions
+    ]
+    write(folder / "corpus.json", [{"text": turn} for turn in turns])
+    write(folder / "questions.json", rows)
+    right = [row | {"key": [turns[row["pos_index"][0]]]} for row in rows]
+    write(folder / "right.json", right)
+    finding = {"nothing": "--retrieval_method no", **finding, "right": "--retrieval_method no"}
+    outputs = {}
+    for name, how in finding.items():
+        asked = folder / ("right.json" if name == "right" else "questions.json")
+        run("evaluate", f"--task qa --eval_data {asked} --corpus {folder}/corpus.json {TEXTS} "
+            f"{how} --key_template {{text}} --few_shot 0 --key_num 2 --max_new_tokens 16 {lm} "
+            f"--output_dir {folder}/{name}")  # fmt: skip
+        (outputs[name],) = (folder / name).glob("*/*.output.*.json")
+    show(outputs)
+
+
+def show(outputs: dict[str, Path], *more: tuple[str, str]) -> None:
+    """Everything against nothing, and what more is to be compared."""
+    for before, after in (*(("nothing", name) for name in outputs if name != "nothing"), *more):
+        answers = [read_answers(outputs[name], name) for name in (before, after)]
+        print(to_markdown(f"{after} against {before}", compare(*answers)[:1]))
 
 
 def run(command: str, words: str) -> None:
