@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,14 +32,20 @@ class Answers(NamedTuple):
 
     Attributes:
         name: of the evaluation.
-        metric: what the scores are.
-        values: float[n], the score of each row, higher is better.
+        scores: by name float[n], those of each row, higher is better; the first one decides.
     """
 
     name: str
-    metric: str
     rows: list[dict]
-    values: np.ndarray
+    scores: dict[str, np.ndarray]
+
+    @property
+    def metric(self) -> str:
+        return next(iter(self.scores))
+
+    @property
+    def values(self) -> np.ndarray:
+        return self.scores[self.metric]
 
 
 def read_answers(path: Path, name: str) -> Answers:
@@ -51,8 +58,12 @@ def read_answers(path: Path, name: str) -> Answers:
     rows = [row for _, row in read_lines(str(path), _checked, BadRows())]
     if not rows:
         raise InputError(f"{path}: has no rows, evaluate again")
-    values = np.array([row["score"] for row in rows])
-    return Answers(name, next(iter(rows[0]["scores"])), rows, values)
+    firsts = {next(iter(row["scores"])) for row in rows}  # several in icl
+    scores = {firsts.pop() if len(firsts) == 1 else "score": [row["score"] for row in rows]}
+    for metric in rows[0]["scores"]:
+        if all(metric in row["scores"] for row in rows):
+            scores[metric] = [row["scores"][metric] for row in rows]
+    return Answers(name, rows, {metric: np.array(values) for metric, values in scores.items()})
 
 
 def _checked(row: dict) -> dict:
@@ -87,45 +98,39 @@ def compare(before: Answers, after: Answers) -> list[Section]:
     Raises:
         InputError: they are of other questions or of other scores.
     """
-    after = _aligned(before, after)
+    after, rows, verdicts = _aligned(before, after), [], []
     means = [_weights(before.rows, field) for field in (None, *GROUPS)]
-    found = {
-        f"mean over {name}": (
-            *(float(np.mean(x.values * weights)) for x in (before, after)),
-            paired_bootstrap(before.values * weights, after.values * weights),
-        )
-        for name, weights in means if name
-    }  # fmt: skip
-    head = [before.metric, before.name, after.name, "difference", "95% interval", ""]
-    rows = [
-        [name, f"{x:.4f}", f"{y:.4f}", signed(d.delta), between(d), d.verdict]
-        for name, (x, y, d) in found.items()
-    ]
-    x, y, last = [*found.values()][-1]
-    said = (
-        f"{after.name} has {before.metric} {y:.4f}, {before.name} {x:.4f}: {signed(last.delta)} "
-        f"({between(last)}, {len(before.rows)} questions)"
-    )
-    top = Section("", [Verdict(last.verdict, said), Table(head, rows)])
-    return [top, _examples(before, after)]
+    for metric, (over, weights) in product(before.scores, filter(None, means)):
+        pair = [x.scores[metric] * weights for x in (before, after)]
+        found, (x, y) = paired_bootstrap(*pair), (values.mean() for values in pair)
+        cells = f"{x:.4f}", f"{y:.4f}", signed(found.delta), between(found), found.verdict
+        rows.append([f"{metric}, mean over {over}", *cells])
+        if metric == before.metric:
+            said = (
+                f"{after.name} has {metric} {y:.4f}, {before.name} {x:.4f}: {signed(found.delta)} "
+                f"({between(found)}, {len(before.rows)} questions)"
+            )
+            verdicts.append(Verdict(found.verdict, said))
+    head = ["", before.name, after.name, "difference", "95% interval", ""]
+    return [Section("", [verdicts[-1], Table(head, rows)]), _examples(before, after)]
 
 
-def _weights(rows: Sequence[dict], field: str | None) -> tuple[str | None, np.ndarray | None]:
+def _weights(rows: Sequence[dict], field: str | None) -> tuple[str, np.ndarray] | None:
     """What a mean is over, and weights that make it one; None where rows have no such field."""
     if field is None:
         return "questions", np.ones(len(rows))
     if not all(isinstance(row.get(field), str) for row in rows):
-        return None, None
+        return None
     counts = Counter(row[field] for row in rows)
     return GROUPS[field], np.array([len(rows) / len(counts) / counts[r[field]] for r in rows])
 
 
 def _aligned(before: Answers, after: Answers) -> Answers:
     """The second one's rows in the order of the first one's."""
-    if before.metric != after.metric:
+    if before.scores.keys() != after.scores.keys():
         raise InputError(
-            f"{before.name} has {before.metric}, {after.name} {after.metric}: compare evaluations "
-            "of one task"
+            f"{before.name} has {', '.join(before.scores)}, {after.name} "
+            f"{', '.join(after.scores)}: compare evaluations of one task"
         )
     places = [{_question(row, i): i for i, row in enumerate(x.rows)} for x in (before, after)]
     if places[0].keys() != places[1].keys():
@@ -133,7 +138,8 @@ def _aligned(before: Answers, after: Answers) -> Answers:
             f"{after.name}: has other questions than {before.name}, evaluate both on the same rows"
         )
     order = [places[1][name] for name in places[0]]
-    return after._replace(rows=[after.rows[i] for i in order], values=after.values[order])
+    scores = {name: values[order] for name, values in after.scores.items()}
+    return after._replace(rows=[after.rows[i] for i in order], scores=scores)
 
 
 def _question(row: dict, number: int) -> str:

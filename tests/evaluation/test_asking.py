@@ -305,11 +305,13 @@ def test_two_evaluations_are_compared(arguments, tmp_path, capsys):
     scores = [[row["score"] for row in read_lines(Path(path))] for path in paths]
     won = sum(y > x for x, y in zip(*scores, strict=True))
     assert f"{won} questions are better with bm25" in out
-    assert "mean over questions" in out and "mean over subjects" in out
+    assert "accuracy, mean over questions" in out and "accuracy, mean over subjects" in out
     folders = [str(Path(path).parent) for path in paths]
     report.main([*folders, "--output_dir", str(tmp_path / "report")])
     page = (tmp_path / "report/report.md").read_text()
     assert "Answers of a language model" in page and "questions are better with" in page
     evaluate.main(arguments("popqa", retrieval_method="no"))
-    with pytest.raises(InputError, match="has other questions than"):
+    with pytest.raises(
+        InputError, match="accuracy_words, words_written: compare evaluations of one"
+    ):
         evaluate.main(["--compare", paths[0], str(tmp_path / "out/no/popqa.output.llama.json")])
