@@ -46,9 +46,10 @@ def find(config: EvaluateConfig, folder: Path, most: int) -> Keys:
     result = result_path(folder, eval_data, "result", save_name)
     record = result_path(folder, eval_data, "found", save_name)
     described = _description(settings, eval_data)
+    given = how.load_result
     how.load_result |= _is_there(record, result, described)
     corpus, _, ranking = retrieved(settings)
-    if jax.process_index() == 0 and result.is_file():
+    if jax.process_index() == 0 and settings.evaluation.save_result and not given:
         # Last, so that a run that was killed before searches again.
         write_json(record, {"retrieval": described, "result": digest_file(result)})
     return keys_of_corpus(corpus, [row[row >= 0][:most].tolist() for row in ranking.ids])

@@ -11,7 +11,7 @@ import numpy as np
 
 from llme_jax.config.evaluation import EvaluateConfig, asks, searches
 from llme_jax.data.beir import check_files, queries_file
-from llme_jax.data.rows import BadRows, read_lines
+from llme_jax.data.rows import BadRows, read_lines, strings_of
 from llme_jax.data.sources import local_file
 from llme_jax.data.tokens import fingerprint
 from llme_jax.data.widths import STEP, choose_widths
@@ -133,6 +133,7 @@ def _read_rows(path: Path, task: Task) -> Rows:
 
     def checked(row: dict) -> dict:
         task.check(row)
+        strings_of(row, "key")
         return row
 
     found = [*read_lines(str(path), checked, BadRows())]

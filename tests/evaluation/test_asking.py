@@ -253,6 +253,18 @@ def test_rows_bring_their_own_keys(arguments, files, oracle, tmp_path):
     np.testing.assert_allclose(row["log_likelihoods"], want, atol=2e-5)
 
 
+def test_hits_of_another_kind_are_not_taken_for_those_of_a_search(arguments, tmp_path):
+    words = arguments("mmlu", retrieval_method="bm25")
+    evaluate.main(words)
+    (path,) = (tmp_path / "out/bm25").glob("*.result.json")
+    searched, hits = outputs(tmp_path, "bm25"), read_lines(path)
+    write_lines(path, [row | {"pred": [7], "score": [1.0]} for row in hits])
+    evaluate.main([*words, "--load_result"])
+    assert {tuple(row["key_index"]) for row in outputs(tmp_path, "bm25")} == {(7,)}
+    evaluate.main(words)
+    assert outputs(tmp_path, "bm25") == searched and read_lines(path) == hits
+
+
 def test_killed_it_goes_on(arguments, tmp_path):
     words = arguments("qa", retrieval_method="bm25", few_shot=2, max_new_tokens=6)
     code = (

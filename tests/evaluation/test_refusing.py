@@ -34,6 +34,7 @@ def test_what_cannot_be(arguments, task, settings, said):
     ("task", "change", "said"),
     [
         ("mmlu", {"choices": ["a"]}, "choices has 1 texts: give 4"),
+        ("mmlu", {"key": "x"}, 'key is "x": give a list of strings'),
         ("mmlu", {"answer": 4}, "answer is 4: give 0 to 3"),
         ("popqa", {"possible_answers": "a"}, 'possible_answers is "a": give a list'),
         ("popqa", {"prop_id": None}, "prop_id is missing: give the relation's number"),
