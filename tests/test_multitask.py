@@ -93,6 +93,7 @@ def test_loss_and_throughput_are_logged_by_task(root, uninterrupted):
     assert (uninterrupted / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_one_step_of_several_batches_logs_each_under_its_task(root, uninterrupted, tmp_path):
     """Two batches a step: the first steps' batches, and so their tasks, are the same."""
     more = "--gradient_accumulation_steps 2 --max_steps 4 --logging_steps 4 --save_steps 4"

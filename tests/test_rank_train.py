@@ -125,6 +125,7 @@ def test_devices_change_nothing(data, uninterrupted, tmp_path, devices, batch, m
     assert_same_to_rounding(weights(tmp_path / "out"), weights(uninterrupted))
 
 
+@pytest.mark.slow
 @patient
 def test_two_processes_of_four_devices(data, uninterrupted, tmp_path):
     out, path = tmp_path / "out", tmp_path / "eval.json"
@@ -210,6 +211,7 @@ def test_pairs_longer_than_the_model_reads_are_refused(data, tmp_path):
         rank.main(command(data, tmp_path / "out", *longer))
 
 
+@pytest.mark.slow
 def test_accumulation_and_pairwise_losses_train(data, tmp_path):
     rows = [row for row in read_lines(data / "train.json") if "teacher_scores" in row]
     path = write_lines(tmp_path / "scored.json", rows)

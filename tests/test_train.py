@@ -150,6 +150,7 @@ def test_a_run_whose_terminal_is_gone_ends(data, uninterrupted, tmp_path):
     assert_same_bits(weights(out), weights(uninterrupted))
 
 
+@pytest.mark.slow
 def test_continued_on_other_devices_the_batch_is_kept(data, uninterrupted, tmp_path):
     out = tmp_path / "out"
     argv = arguments(data, out)
@@ -222,6 +223,7 @@ def test_a_file_that_one_host_lacks_ends_the_run_on_all(data, tmp_path):
     assert not read_metrics(tmp_path / "out/metrics.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [

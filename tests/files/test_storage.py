@@ -70,6 +70,7 @@ def local(data):
     return data / "local"
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_from_the_bucket(data, local, bucket, tmp_path):
     out = bucket / "runs/out"
     argv = arguments(data, tmp_path / "unused", *EVALUATION, "--save_total_limit", "2")

@@ -43,6 +43,7 @@ def arguments(data, out, *more: str) -> list[str]:
     return small_run.arguments(data, out, *words.split(), *more)
 
 
+@pytest.mark.slow
 def test_the_programs_are_those_that_are_compiled(data, tmp_path, capsys):
     assert train.main(arguments(data, tmp_path / "out", "--plan")) == 0
     said = capsys.readouterr().out
