@@ -21,7 +21,7 @@ METHODS = {
 }
 
 _NQ = "llm-embedder:qa/nq/"
-_WITH_KNOWLEDGE = {"metrics": [], "hits": 10, "key_num": 3, "key_max_length": 128}
+_WITH_KNOWLEDGE = {"hits": 10, "key_num": 3, "key_max_length": 128}
 _PROMPTS = {"context_max_length": 2048}
 # What the settings are where nothing else is given. Those whose own default is None mean something
 # in these tasks only. Source: `evaluation/eval_*.py` of LLM-Embedder (MIT).
@@ -69,7 +69,6 @@ TASKS: dict[str, dict[str, Any]] = {
         "eval_data": "llm-embedder:icl/icl/test.json",
         "corpus": "llm-embedder:icl/icl/corpus.json",
         "key_template": "{contents}",
-        "metrics": [],
         "few_shot": 8,
         "max_new_tokens": 64,
         "add_llama_inst": False,
@@ -77,13 +76,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "msc": {
         **_PROMPTS,
         "eval_data": "llm-embedder:chat/msc/test.json",
-        "metrics": [],
         "key_num": 1,
         "order_method": "sequential",
     },
     "lrlm": {
         "eval_data": "llm-embedder:lrlm/books3/test.json",
-        "metrics": [],
         "context_max_length": 32768,
         "key_num": 8,
         "order_method": "sequential",

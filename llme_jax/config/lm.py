@@ -65,6 +65,11 @@ class ReaderConfig(TensorConfig):
     )
     fsdp: int = setting(1, "Spread parameters over this many devices.", unit="DEVICES", least=1)
 
+    @property
+    def rows(self) -> int | None:
+        """Prompts on a device at a time; None for as many as its memory allows."""
+        return None if self.lm_batch_size == "auto" else int(self.lm_batch_size)
+
 
 @dataclass
 class LMConfig(ReaderConfig, HubConfig):

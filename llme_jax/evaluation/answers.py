@@ -52,11 +52,9 @@ class Answerer:
         *,
         shared: bool,
     ):
-        size = config.lm.lm_batch_size
-        rows = None if size == "auto" else int(size)
         self._config, self._shared = config, shared
         self._folder, self._tokenizer = folder, tokenizer
-        self._how = lm, load_causal_lm(lm, folder, mesh), mesh, widths, rows
+        self._how = lm, load_causal_lm(lm, folder, mesh), mesh, widths, config.lm.rows
 
     def __call__(
         self, questions: Sequence[Question], done: Callable[[int, int], None]
@@ -70,17 +68,14 @@ class Answerer:
             done: is told questions (prompts, where they share nothing) and tokens of each batch.
         """
         found: dict[int, np.ndarray] = {}
-        for i, q in enumerate(questions):
-            if not q.prompts:
-                found[i] = np.zeros(0, np.float32)
         written = [i for i, q in enumerate(questions) if q.is_written]
-        scored = [i for i in range(len(questions)) if i not in found and i not in {*written}]
+        scored = [i for i, q in enumerate(questions) if q.prompts and not q.is_written]
         if written:
             found |= self._written(questions, written, done)
         if scored:
             engine = self._options if self._shared else self._likelihoods
             found |= engine(questions, scored, done)
-        return np.concatenate([np.zeros(0, np.float32), *(found[i] for i in range(len(questions)))])
+        return np.concatenate([np.zeros(0, np.float32), *(found[i] for i in sorted(found))])
 
     def _written(self, questions, which: list[int], done) -> dict[int, np.ndarray]:
         store = TokenStore.of([questions[i].prompts[0][0] for i in which])

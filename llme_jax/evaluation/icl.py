@@ -11,7 +11,7 @@ import numpy as np
 from llme_jax.data.rows import query_of, shown
 from llme_jax.errors import InputError
 from llme_jax.evaluation.prompts import Prompt
-from llme_jax.evaluation.task import Scores, Task, needs_text, needs_texts
+from llme_jax.evaluation.task import Scores, Task, needs_text, needs_texts, with_categories
 from llme_jax.evaluation.text_metrics import exact_match, rouge_l_of_sets
 
 # Of each category the tasks, those that are not measured by accuracy with their metric.
@@ -102,12 +102,11 @@ def summary(rows: Sequence[dict], outputs: Sequence[Any], scores: Sequence[Score
             tasks[name] = _f1(pairs)
         else:
             tasks[name] = float(np.mean([next(iter(scores[i].values())) for i in members[name]]))
-    metrics = {}
-    for category, names in CATEGORIES.items():
-        known = [entry.partition(":")[0] for entry in names.split()]
-        if of_category := [tasks[name] for name in known if name in tasks]:
-            metrics[category] = float(np.mean(of_category))
-    return metrics | {"avg": float(np.mean([*tasks.values()]))} | tasks
+    categories = {
+        category: [entry.partition(":")[0] for entry in names.split()]
+        for category, names in CATEGORIES.items()
+    }
+    return with_categories(categories, tasks, "avg")
 
 
 def _f1(pairs: list[tuple[str, str]]) -> float:

@@ -9,7 +9,14 @@ from llme_jax.config.evaluation import TaskConfig
 from llme_jax.data.rows import query_of, shown
 from llme_jax.errors import InputError
 from llme_jax.evaluation.prompts import Prompt
-from llme_jax.evaluation.task import Demonstrations, Scores, Task, needs_text, needs_texts
+from llme_jax.evaluation.task import (
+    Demonstrations,
+    Scores,
+    Task,
+    needs_text,
+    needs_texts,
+    with_categories,
+)
 
 LETTERS = "ABCD"
 # Source: `eval_mmlu.py` of LLM-Embedder (MIT), after hendrycks/test (MIT).
@@ -77,11 +84,8 @@ def summary(rows: Sequence[dict], outputs: Sequence[int], scores: Sequence[Score
     for row, score in zip(rows, scores, strict=True):
         found[row["subject"]].append(score["accuracy"])
     subjects = {subject: float(np.mean(found[subject])) for subject in sorted(found)}
-    metrics = {}
-    for category, names in CATEGORIES.items():
-        if of_category := [subjects[name] for name in names.split() if name in subjects]:
-            metrics[category] = float(np.mean(of_category))
-    return metrics | {"All": float(np.mean([*subjects.values()]))} | subjects
+    categories = {category: names.split() for category, names in CATEGORIES.items()}
+    return with_categories(categories, subjects, "All")
 
 
 TASK = Task(check, prompt, judge, summary, demonstrations)

@@ -9,6 +9,7 @@ from llme_jax.config.evaluation import EvaluateConfig
 from llme_jax.data.instructions import find_eval_instruction, with_model_prompts
 from llme_jax.data.tokens import fingerprint, tokenize
 from llme_jax.devices.sharding import make_mesh
+from llme_jax.evaluation.task import rng_of
 from llme_jax.files.atomic import digest
 from llme_jax.files.cache import cache_dir
 from llme_jax.models.dual_encoder import load_dual_encoder
@@ -68,7 +69,7 @@ def drawn(
     Args:
         queries, keys: how many each row has.
     """
-    rngs = (np.random.default_rng([seed % 2**63, row]) for row in range(len(keys)))
+    rngs = (rng_of(seed, row) for row in range(len(keys)))
     return [
         [rng.permutation(count)[:most] for _ in range(asked)]
         for rng, asked, count in zip(rngs, queries, keys, strict=True)

@@ -9,7 +9,7 @@ from llme_jax.config.evaluation import TaskConfig
 from llme_jax.data.rows import query_of, shown
 from llme_jax.errors import InputError
 from llme_jax.evaluation.prompts import Prompt
-from llme_jax.evaluation.task import Demonstrations, Scores, Task, needs_text, needs_texts
+from llme_jax.evaluation.task import Demonstrations, Scores, Task, needs_text, needs_texts, rng_of
 from llme_jax.evaluation.text_metrics import contains, contains_words
 
 
@@ -54,7 +54,7 @@ def demonstrations(
         others = [name for name in relations if name != rows[i]["prop_id"]]
         if not others:
             return []
-        rng = np.random.default_rng([seed % 2**63, i])
+        rng = rng_of(seed, i)
         wanted = np.full(len(others), settings.few_shot // len(others))
         wanted[rng.permutation(len(others))[: settings.few_shot % len(others)]] += 1
         drawn = []

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from llme_jax.config import TextConfig
 from llme_jax.config.evaluation import EvaluateConfig, asks, searches
 from llme_jax.data.beir import check_files, queries_file
 from llme_jax.data.rows import BadRows, read_lines, strings_of
@@ -121,8 +122,11 @@ def _rows(config: EvaluateConfig, task: Task) -> Rows:
     data = config.data
     if searches(config):
         return _read_rows(Path(queries_file(data)), task)
-    path = local_file(data.eval_data, data.data_root, data.dataset_cache_dir)
-    return _read_rows(Path(path).expanduser(), task)
+    return _read_rows(_local(data.eval_data, data), task)
+
+
+def _local(name: str, data: TextConfig) -> Path:
+    return Path(local_file(name, data.data_root, data.dataset_cache_dir)).expanduser()
 
 
 def _read_rows(path: Path, task: Task) -> Rows:
@@ -147,8 +151,7 @@ def _demonstrations(config: EvaluateConfig, task: Task) -> Sequence[dict]:
     settings, data = config.task, config.data
     if not settings.few_shot or not settings.train_data:
         return []
-    path = Path(local_file(settings.train_data, data.data_root, data.dataset_cache_dir))
-    path = path.expanduser()
+    path = _local(settings.train_data, data)
     if not path.is_file():
         raise InputError(
             f"--train_data {path}: there is no such file, check the path and --data_root, or give "

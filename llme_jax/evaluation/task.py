@@ -1,6 +1,6 @@
 """What an evaluation needs to know of a task; one short module each fills it in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,22 @@ def _none(*_) -> Demonstrations:
 def means(rows: Sequence[dict], outputs: Sequence[Any], scores: Sequence[Scores]) -> Scores:
     """Each score's mean over the rows."""
     return {name: float(np.mean([row[name] for row in scores])) for name in scores[0]}
+
+
+def with_categories(
+    categories: Mapping[str, Iterable[str]], values: Scores, over_all: str
+) -> Scores:
+    """Means over the values of each category that has any, and over all; then each value."""
+    metrics = {}
+    for category, names in categories.items():
+        if members := [values[name] for name in names if name in values]:
+            metrics[category] = float(np.mean(members))
+    return metrics | {over_all: float(np.mean([*values.values()]))} | values
+
+
+def rng_of(seed: int, row: int) -> np.random.Generator:
+    """Chance as a function of seed and row."""
+    return np.random.default_rng([seed % 2**63, row])
 
 
 class Task(NamedTuple):

@@ -12,7 +12,7 @@ from llme_jax.errors import InputError
 from llme_jax.evaluation.own_keys import drawn, nearest
 from llme_jax.evaluation.prompts import PromptFitter
 from llme_jax.evaluation.questions import NO_KEYS, Keys, Questions, Rows, Tokens
-from llme_jax.evaluation.task import Demonstrations, Task
+from llme_jax.evaluation.task import Demonstrations, Task, rng_of
 from llme_jax.files.atomic import digest, digest_file
 
 # The corpus' task that a task of the rows has.
@@ -118,7 +118,7 @@ def of_same_task(config: EvaluateConfig, rows: Rows) -> Keys:
             raise InputError(
                 f"{corpus.path}: has no line with task_name {name}, give another --retrieval_method"
             )
-        rng = np.random.default_rng([config.retrieval.seed % 2**63, i])
+        rng = rng_of(config.retrieval.seed, i)
         count = min(config.task.few_shot, len(members[name]))
         ids.append(rng.choice(members[name], count, replace=False).tolist())
     return keys_of_corpus(corpus, ids)

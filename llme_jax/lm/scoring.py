@@ -89,8 +89,7 @@ def score(config: ScoreConfig) -> int:
         sample = _sample(data, most, prompts)
         count = MANY_WIDTHS if len(partial.scores) > MANY_PAIRS else WIDTHS
         widths = choose_widths(sample.store.lengths, limits[1], count)
-        rows = None if model.lm_batch_size == "auto" else int(model.lm_batch_size)
-        scorer = Scorer(lm, load_causal_lm(lm, folder, mesh), mesh, widths, rows)
+        scorer = Scorer(lm, load_causal_lm(lm, folder, mesh), mesh, widths, model.rows)
 
         def tokenized(ranges) -> Iterator[Prompts]:
             for part in data.parts(ranges):

@@ -12,7 +12,6 @@ import numpy as np
 from llme_jax.data.rows import BadRows, read_lines, shown
 from llme_jax.errors import InputError
 from llme_jax.reports.blocks import (
-    Paragraph,
     Section,
     Table,
     Verdict,
@@ -20,10 +19,10 @@ from llme_jax.reports.blocks import (
     short,
     signed,
     to_markdown,
+    won_and_lost,
 )
 from llme_jax.reports.bootstrap import paired_bootstrap
 
-EXAMPLES = 5
 GROUPS = {"subject": "subjects", "task_name": "tasks"}  # fields whose values count the same each
 
 
@@ -112,7 +111,12 @@ def compare(before: Answers, after: Answers) -> list[Section]:
             )
             verdicts.append(Verdict(found.verdict, said))
     head = ["", before.name, after.name, "difference", "95% interval", ""]
-    return [Section("", [verdicts[-1], Table(head, rows)]), _examples(before, after)]
+    columns = [f"{what} of {x.name}" for x in (before, after) for what in ("first key", "answer")]
+    examples = won_and_lost(
+        *("question", "questions", after.name, after.values - before.values, columns),
+        lambda i: _example(i, before, after),
+    )
+    return [Section("", [verdicts[-1], Table(head, rows)]), examples]
 
 
 def _weights(rows: Sequence[dict], field: str | None) -> tuple[str, np.ndarray] | None:
@@ -146,27 +150,6 @@ def _question(row: dict, number: int) -> str:
     """What tells a row from others: its query_id, else its number, and its text."""
     text = row.get("query", row.get("text"))
     return json.dumps([row.get("query_id", number), row.get("task_name"), text])
-
-
-def _examples(before: Answers, after: Answers) -> Section:
-    gains = after.values - before.values
-    won, lost = int((gains > 0).sum()), int((gains < 0).sum())
-    equal = len(gains) - won - lost
-    blocks = [
-        Paragraph(f"{won} questions are better with {after.name}, {lost} worse, {equal} equal.")
-    ]
-    order = np.argsort(-gains, kind="stable")
-    for title, chosen in (
-        ("most won", [i for i in order[:EXAMPLES] if gains[i] > 0]),
-        ("most lost", [i for i in order[::-1][:EXAMPLES] if gains[i] < 0]),
-    ):
-        rows = [_example(int(i), before, after) for i in chosen]
-        if rows:
-            head = [f"question ({title})", "right"]
-            for x in (before, after):
-                head += [f"first key of {x.name}", f"answer of {x.name}"]
-            blocks.append(Table([*head, "before", "after"], rows, texts=frozenset(range(6))))
-    return Section("Questions won and lost", blocks)
 
 
 def _example(i: int, before: Answers, after: Answers) -> list[str]:

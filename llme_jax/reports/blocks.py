@@ -1,8 +1,10 @@
 """What a report is made of, and the same report as one HTML file and as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+
+import numpy as np
 
 from llme_jax.reports.bootstrap import Difference
 
@@ -41,6 +43,7 @@ COLOURS = "".join(
     for i in range(6)
 )
 SHOWN = 220  # letters of a text in a table
+EXAMPLES = 5
 
 
 def signed(value: float) -> str:
@@ -154,6 +157,35 @@ Block = Verdict | Paragraph | Table | Chart | Code
 class Section:
     title: str
     blocks: list[Block] = field(default_factory=list)
+
+
+def won_and_lost(
+    one: str,
+    many: str,
+    name: str,
+    gains: np.ndarray,
+    columns: Sequence[str],
+    example: Callable[[int], list[str]],
+) -> Section:
+    """How many queries got better with the run of that name, and those that most changed.
+
+    Args:
+        one, many: what a query is called.
+        columns: of an example's texts, behind the query and what is right.
+        example: cells of query i: the query, what is right, these texts, before and after.
+    """
+    won, lost = int((gains > 0).sum()), int((gains < 0).sum())
+    said = f"{won} {many} are better with {name}, {lost} worse, {len(gains) - won - lost} equal."
+    order = np.argsort(-gains, kind="stable")
+    blocks = [Paragraph(said)]
+    for title, chosen in (
+        ("most won", [i for i in order[:EXAMPLES] if gains[i] > 0]),
+        ("most lost", [i for i in order[::-1][:EXAMPLES] if gains[i] < 0]),
+    ):
+        if rows := [example(int(i)) for i in chosen]:
+            head = [f"{one} ({title})", "right", *columns, "before", "after"]
+            blocks.append(Table(head, rows, texts=frozenset(range(2 + len(columns)))))
+    return Section(f"{many.capitalize()} won and lost", blocks)
 
 
 def to_html(title: str, sections: Sequence[Section]) -> str:

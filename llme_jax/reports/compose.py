@@ -22,12 +22,12 @@ from llme_jax.reports.blocks import (
     signed,
     to_html,
     to_markdown,
+    won_and_lost,
 )
 from llme_jax.reports.bootstrap import LEVEL, SAMPLES, Difference, paired_bootstrap
 from llme_jax.reports.runs import Measured, Run, measure_queries, read_runs
 
 COLUMNS = 6  # metrics a table shows
-EXAMPLES = 5
 RULE = (
     f"WIN: the whole {LEVEL:.0%} interval of the difference is above 0. REGRESSION: it is below 0. "
     f"MARGINAL: 0 lies in it. The interval is a paired bootstrap over queries, {SAMPLES:,} samples."
@@ -187,23 +187,11 @@ def _table(judged, baseline: Run, metric: str, differences, problems) -> Section
 
 
 def _examples(before: Measured, after: Measured, baseline: Run, last: Run) -> Section:
-    gains = after.values - before.values
-    won, lost = int((gains > 0).sum()), int((gains < 0).sum())
-    said = (
-        f"{won} queries are better with {last.name}, {lost} worse, {len(gains) - won - lost} equal."
+    columns = [f"first of {run.name}" for run in (baseline, last)]
+    return won_and_lost(
+        *("query", "queries", last.name, after.values - before.values, columns),
+        lambda i: _example(i, before, after),
     )
-    order = np.argsort(-gains, kind="stable")
-    blocks = [Paragraph(said)]
-    for title, chosen in (
-        ("most won", [i for i in order[:EXAMPLES] if gains[i] > 0]),
-        ("most lost", [i for i in order[::-1][:EXAMPLES] if gains[i] < 0]),
-    ):
-        rows = [_example(int(i), before, after) for i in chosen]
-        if rows:
-            head = (f"query ({title})", "right", f"first of {baseline.name}",
-                    f"first of {last.name}", "before", "after")  # fmt: skip
-            blocks.append(Table(head, rows, texts=frozenset({0, 1, 2, 3})))
-    return Section("Queries won and lost", blocks)
 
 
 def _example(i: int, before: Measured, after: Measured) -> list[str]:

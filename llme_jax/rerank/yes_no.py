@@ -20,7 +20,7 @@ from llme_jax.data.widths import fine_width
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.inference.over_store import over_store, tokens_a_device
-from llme_jax.lm.batch_rows import TOKENS
+from llme_jax.lm.batch_rows import TOKENS, sharing
 from llme_jax.models.causal_lm import CausalLM, load_causal_lm, open_causal_lm
 from llme_jax.models.weights import fingerprint_files
 from llme_jax.rerank.cross_scorer import Scoring
@@ -129,7 +129,7 @@ def _score(
     """Scores of all prompts, float32[n], of which none is longer than `longest`."""
     if not len(store):
         return np.zeros(0, np.float32)
-    tokens, devices = min(tokens_a_device(mesh), TOKENS), mesh.size // mesh.shape["tensor"]
+    tokens, devices = min(tokens_a_device(mesh), TOKENS), sharing(mesh)
     return over_store(
         store,
         lambda ids, lengths, _: yes_or_no(params, ids, lengths, lm=lm, answers=answers),
