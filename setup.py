@@ -48,6 +48,7 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        "plan-tpu": ["jax[tpu]"],  # for the compiler in it, where there is no TPU
         "bm25": BM25,
         "faiss": FAISS,
         "gguf": GGUF,

@@ -26,6 +26,7 @@ from side_by_side import (
     alternate,
     device_name,
     make_parser,
+    packed,
     peak_flops,
     save_model,
     start_step,
@@ -33,7 +34,7 @@ from side_by_side import (
 )
 
 from llme_jax.config import RankConfig, RankDataConfig, RankLossConfig
-from llme_jax.data.batch import Batch, Texts, cut_texts
+from llme_jax.data.batch import Batch
 from llme_jax.data.candidates import CandidateRow, parse_candidates
 from llme_jax.data.pairs import pair_layout
 from llme_jax.devices import sharding
@@ -108,11 +109,16 @@ def rerank(args, opened, rows: list[CandidateRow]) -> dict:
     ours, other = (np.asarray(run(), np.float32) for run in runs.values())  # compiles, warms up
     tokens = scorer.tokens(rows)[0].lengths
     task = CrossTask(RankConfig(), encoder, tokenizer, layout)
-    flops = task.forward_flops(params, {"pair": tokens})
+    flops = task.forward_flops(params, {"pairs": work_of(tokens)})
     print(f"{device_name()}, jax {jax.__version__}, torch {torch.__version__}; {args.model}")
     print(f"reranking {len(pairs)} pairs, {tokens.sum()} tokens; largest difference of two scores "
           f"{np.abs(ours - other).max():.1g}")  # fmt: skip
     return report(alternate(runs, args.rounds), len(pairs), int(tokens.sum()), flops)
+
+
+def work_of(lengths: np.ndarray) -> tuple[float, float]:
+    """Tokens, and pairs of tokens that attend to each other."""
+    return float(lengths.sum()), float((lengths.astype(float) ** 2).sum())
 
 
 def open_theirs(folder: str) -> CrossEncoder:
@@ -137,7 +143,7 @@ def train(args, opened, rows: list[CandidateRow]) -> dict:
     }
     for run in runs.values():  # compiles, warms up
         run()
-    flops = 3 * task.forward_flops(params, {"pair": lengths})
+    flops = 3 * task.forward_flops(params, {"pairs": work_of(lengths)})
     print(f"training on {args.train_queries} queries x {args.group} keys, {lengths.sum()} tokens")
     seconds = alternate(runs, args.rounds)
     steps = args.steps
@@ -149,7 +155,7 @@ def our_step(task: CrossTask, params, mesh, ids, lengths, second, args):
     loss = RankLossConfig(contrastive_weight=1.0, distill_weight=0.0)
     count = args.train_queries
     batch = Batch(
-        {"pair": in_blocks(ids, lengths, second, mesh.size)},
+        {"pairs": packed({"pair": [ids, lengths, second]}, mesh.size)},
         np.zeros((count, args.group), np.float32),
         np.zeros(count, bool),
         np.zeros((len(ids), 2), np.uint32),
@@ -163,13 +169,6 @@ def our_step(task: CrossTask, params, mesh, ids, lengths, second, args):
         jax.block_until_ready(metrics)
 
     return run
-
-
-def in_blocks(ids, lengths, second, devices: int) -> Texts:
-    texts = cut_texts(ids, lengths, devices)
-    order = np.argsort(texts.place)
-    sizes = np.cumsum([len(block) for block in texts.lengths])[:-1]
-    return texts._replace(second=tuple(np.split(second[order], sizes)))
 
 
 def torch_step(folder: str, ids, lengths, second, args):

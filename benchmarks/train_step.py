@@ -4,10 +4,10 @@
     python benchmarks/train_step.py --model BAAI/bge-base-en --queries 64
 
 Both get the same weights, the same texts and the same loss (contrastive over B x N keys); torch
-gets them padded to the longest, as the reference's collator does, ours are cut into blocks of
-similar length, as in training. Both compute in the same precision (fp32 on CPU; bf16 with fp32
-weights on GPU), clip at 1.0 and apply AdamW. Runs of some steps alternate, A B A B, so that a
-drifting machine is fair to both; the table gives the medians and the ratio pair by pair.
+gets them padded to the longest, as the reference's collator does, ours are packed, as in training.
+Both compute in the same precision (fp32 on CPU; bf16 with fp32 weights on GPU), clip at 1.0 and
+apply AdamW. Runs of some steps alternate, A B A B, so that a drifting machine is fair to both; the
+table gives the medians and the ratio pair by pair.
 """
 
 import json
@@ -25,6 +25,7 @@ from side_by_side import (
     alternate,
     device_name,
     make_parser,
+    packed,
     peak_flops,
     save_model,
     start_step,
@@ -32,11 +33,10 @@ from side_by_side import (
 )
 
 from llme_jax.config import Config, EncoderConfig, LossConfig
-from llme_jax.data.batch import Batch, cut_texts, plain_texts, real_lengths
+from llme_jax.data.batch import Batch, work
 from llme_jax.devices import sharding
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.training.dual import DualTask
-from llme_jax.training.telemetry import count
 
 
 def main() -> None:
@@ -52,18 +52,18 @@ def main() -> None:
     parser.add_argument("--json", help="write the numbers here too")
     args = parser.parse_args()  # fmt: skip
 
-    batch = make_batch(args)
+    texts = make_texts(args)
     with TemporaryDirectory() as folder:
         model = save_model(args, Path(folder))
-        ours, flops = jax_step(model, batch, args)
-        theirs = torch_step(model, batch, args)
+        ours, flops = jax_step(model, texts, args)
+        theirs = torch_step(model, texts, args)
         runs = {
             "llme_jax": partial(run_block, ours, args),
             "torch": partial(run_block, theirs, args),
         }
         blocks = alternate(runs, args.blocks)
         blocks = {name: [t / args.steps for t in times] for name, times in blocks.items()}
-    report(args, batch, blocks, flops)
+    report(args, texts, blocks, flops)
 
 
 def run_block(step: "Step", args) -> None:
@@ -72,27 +72,19 @@ def run_block(step: "Step", args) -> None:
     step.wait()
 
 
-def make_batch(args) -> Batch:
+def make_texts(args) -> dict[str, list[np.ndarray]]:
     """Random tokens; text lengths spread evenly between a quarter of the width and all of it."""
     rng = np.random.default_rng(0)
-    keys = args.queries * args.group
 
     def texts(count, width):
         ids = rng.integers(1000, 30000, (count, width), dtype=np.int32)
         lengths = rng.integers(width // 4, width + 1, count, dtype=np.int32)
-        return np.where(np.arange(width) < lengths[:, None], ids, 0), lengths
+        return [np.where(np.arange(width) < lengths[:, None], ids, 0), lengths]
 
-    hashes = np.arange(2 * keys, dtype=np.uint32).reshape(keys, 2)
-    return Batch(
-        {
-            "query": plain_texts(*texts(args.queries, args.query_length)),
-            "key": plain_texts(*texts(keys, args.key_length)),
-        },
-        np.zeros((args.queries, args.group), np.float32),
-        np.zeros(args.queries, bool),
-        hashes,
-        hashes.reshape(args.queries, args.group, 2)[:, :1],
-    )
+    return {
+        "query": texts(args.queries, args.query_length),
+        "key": texts(args.queries * args.group, args.key_length),
+    }
 
 
 class Step:
@@ -108,15 +100,21 @@ class Step:
         self._run()
 
 
-def jax_step(model: str, batch: Batch, args) -> tuple[Step, float]:
+def jax_step(model: str, texts: dict, args) -> tuple[Step, float]:
     """Our step, and the model's operations in it, counted on real tokens."""
     encoder, params, _ = load_dual_encoder(EncoderConfig(query_encoder=model))
     mesh = sharding.make_mesh()
     task = DualTask(Config(), encoder, None)
     step, state = start_step(task, params, mesh)
-    cut = {name: cut_texts(*t.ids, *t.lengths, mesh.size) for name, t in batch.texts.items()}
-    ours = batch._replace(texts=cut)
-    on_mesh = sharding.batch_to_mesh(mesh, ours)
+    hashes = np.arange(2 * args.queries * args.group, dtype=np.uint32).reshape(-1, 2)
+    batch = Batch(
+        {"texts": packed(texts, mesh.size)},
+        np.zeros((args.queries, args.group), np.float32),
+        np.zeros(args.queries, bool),
+        hashes,
+        hashes.reshape(args.queries, args.group, 2)[:, :1],
+    )
+    on_mesh = sharding.batch_to_mesh(mesh, batch)
     loss = LossConfig(contrastive_weight=1.0, distill_weight=0.0)
     holder = {"state": state}
 
@@ -124,11 +122,11 @@ def jax_step(model: str, batch: Batch, args) -> tuple[Step, float]:
         holder["state"], holder["metrics"] = step(holder["state"], [on_mesh], [loss])
 
     # Operations of the model, not of the program: forward and twice that backward.
-    flops = 3 * task.forward_flops(params, real_lengths(batch))
+    flops = 3 * task.forward_flops(params, work(batch))
     return Step(run, lambda: jax.block_until_ready(holder["metrics"])), flops
 
 
-def torch_step(model: str, batch: Batch, args) -> Step:
+def torch_step(model: str, texts: dict, args) -> Step:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = transformers.AutoModel.from_pretrained(model, attn_implementation="sdpa")
     encoder.pooler = None
@@ -142,7 +140,7 @@ def torch_step(model: str, batch: Batch, args) -> Step:
             "attention_mask": torch.tensor(mask, dtype=torch.long, device=device),
         }
 
-    query, key = (inputs(*texts.ids, *texts.lengths) for texts in batch.texts.values())
+    query, key = (inputs(*of_field) for of_field in texts.values())
     target = torch.arange(args.queries, device=device) * args.group
 
     def run():
@@ -158,8 +156,9 @@ def torch_step(model: str, batch: Batch, args) -> Step:
     return Step(run, torch.cuda.synchronize if device == "cuda" else lambda: None)
 
 
-def report(args, batch: Batch, blocks: dict[str, list[float]], flops: float) -> None:
-    _, tokens, slots = count(batch, 1)
+def report(args, texts: dict, blocks: dict[str, list[float]], flops: float) -> None:
+    tokens = sum(int(lengths.sum()) for _, lengths in texts.values())
+    slots = sum(ids.size for ids, _ in texts.values())
     peak = peak_flops()
     ratios = [b / a for a, b in zip(blocks["llme_jax"], blocks["torch"], strict=True)]
     numbers = {

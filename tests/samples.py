@@ -27,22 +27,29 @@ def plan_rows(rows, dataset=None, epoch=0) -> PlannedBatch:
     return PlannedBatch(dataset, epoch, np.array(rows, np.int64))
 
 
-def in_order(texts) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, padded to the widest block, and lengths, in the order of the texts."""
-    width = max(block.shape[1] for block in texts.ids)
-    ids = np.concatenate([np.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in texts.ids])
-    return ids[texts.place], np.concatenate(texts.lengths)[texts.place]
+def in_order(texts, field: str, devices: int = 1) -> tuple[list[list[int]], list[int]]:
+    """Ids of a field's texts, in their order, and the texts' numbers in the batch."""
+
+    def of_devices(blocks):
+        return np.concatenate([x.reshape(devices, -1) for x in blocks], axis=1)
+
+    found, numbers = [], []
+    parts = texts.ids, of_devices(texts.lengths), of_devices(texts.numbers), texts.place[field]
+    for ids, lengths, of_rows, place in zip(*(x.reshape(devices, -1) for x in parts), strict=True):
+        rows = np.split(ids, np.cumsum(lengths))[:-1]
+        found += [rows[i].tolist() for i in place]
+        numbers += of_rows[place].tolist()
+    return found, numbers
 
 
-def assert_same(one, other):
-    """Two batches with the same texts and targets, however their blocks are cut."""
+def assert_same(one, other, devices: int = 1, others: int | None = None):
+    """Two batches with the same texts and targets, on so many devices."""
     assert one.texts.keys() == other.texts.keys()
     for name, texts in one.texts.items():
-        for x, y in zip(in_order(texts), in_order(other.texts[name]), strict=True):
-            width = max(x.shape[-1], y.shape[-1]) if x.ndim == 2 else 0
-            pads = [(0, 0), (0, width - x.shape[-1])], [(0, 0), (0, width - y.shape[-1])]
-            x, y = (np.pad(v, p) if width else v for v, p in zip((x, y), pads, strict=True))
-            np.testing.assert_array_equal(x, y)
+        assert texts.place.keys() == other.texts[name].place.keys()
+        for field in texts.place:
+            found = in_order(other.texts[name], field, others or devices)
+            assert in_order(texts, field, devices) == found
     for x, y in zip(one[1:], other[1:], strict=True):
         np.testing.assert_array_equal(x, y)
 
@@ -58,5 +65,5 @@ def hash_of(text: str) -> list[int]:
     return [value & 0xFFFFFFFF, value >> 32]
 
 
-def texts_of(ids, lengths, tokenizer) -> list[str]:
-    return [tokenizer.decode(row[:n]) for row, n in zip(ids, lengths, strict=True)]
+def texts_of(batch, field: str, tokenizer) -> list[str]:
+    return [tokenizer.decode(ids) for ids in in_order(batch.texts["texts"], field)[0]]

@@ -140,7 +140,7 @@ def test_two_processes_of_four_devices(data, uninterrupted, tmp_path):
 def test_what_it_takes_is_said(data, tmp_path, capsys):
     assert rank.main(command(data, tmp_path / "out", "--plan")) == 0
     said = capsys.readouterr().out
-    assert "100.0%: pairs 32x" in said and "GiB of a device" in said
+    assert "tokens of pairs in 32x" in said and "GiB of a device" in said
     assert not (tmp_path / "out").exists()
 
 

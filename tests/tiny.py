@@ -4,14 +4,17 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertTokenizerFast, LlamaConfig, PreTrainedTokenizerFast
 
-from llme_jax.data.batch import Batch, cut_texts, plain_texts
+from llme_jax.data.batch import Batch, Order, Texts, pack_texts
+from llme_jax.data.widths import usual_width
 from llme_jax.devices import sharding
 from llme_jax.models.bert import abstract_params
 from llme_jax.models.families import ENCODERS, read_config
+from llme_jax.models.packing import padded
 from llme_jax.models.weights import save_params
 
 WORDS = [f"w{i}" for i in range(200)]
@@ -118,9 +121,22 @@ def letter_tokenizer(extra_words: int = 0) -> PreTrainedTokenizerFast:
 
 
 def random_batch(
-    num_queries: int, group: int, seed: int = 0, query_length: int = 12, key_length: int = 16
+    num_queries: int,
+    group: int,
+    seed: int = 0,
+    query_length: int = 12,
+    key_length: int = 16,
+    *,
+    devices: int = 1,
+    rows: slice = slice(None),
+    **how,
 ) -> Batch:
-    """Texts of all lengths, teacher scores for three rows of four, keys that repeat."""
+    """Texts of all lengths, teacher scores for three rows of four, keys that repeat.
+
+    Args:
+        rows: the queries to keep, with their keys.
+        how: see `packed`.
+    """
     rng = np.random.default_rng(seed)
 
     def texts(count, width):
@@ -129,25 +145,49 @@ def random_batch(
         return np.where(np.arange(width) < lengths[:, None], ids, 0).astype(np.int32), lengths
 
     names = rng.integers(0, num_queries * group * 2, num_queries * group)
-    key_hash = np.stack([names, names * 7], 1).astype(np.uint32)
+    key_hash = np.stack([names, names * 7], 1).astype(np.uint32).reshape(num_queries, group, 2)
     has_scores = np.arange(num_queries) % 4 != 1
     scores = rng.normal(size=(num_queries, group)).astype(np.float32)
+    queries = [x[rows] for x in texts(num_queries, query_length)]
+    keys = texts(num_queries * group, key_length)
+    keys = [x.reshape(num_queries, group, *x.shape[1:])[rows] for x in keys]
+    keys = [x.reshape(-1, *x.shape[2:]) for x in keys]
     return Batch(
-        {
-            "query": plain_texts(*texts(num_queries, query_length)),
-            "key": plain_texts(*texts(num_queries * group, key_length)),
-        },
-        np.where(has_scores[:, None], scores, 0).astype(np.float32),
-        has_scores,
-        key_hash,
-        key_hash.reshape(num_queries, group, 2)[:, :1],
+        {"texts": packed({"query": queries, "key": keys}, devices, **how)},
+        np.where(has_scores[:, None], scores, 0).astype(np.float32)[rows],
+        has_scores[rows],
+        key_hash[rows].reshape(-1, 2),
+        key_hash[rows, :1],
     )
 
 
-def in_blocks(batch: Batch, devices: int) -> Batch:
-    """The same batch, cut into blocks as the training data does it."""
-    cut = {name: cut_texts(*t.ids, *t.lengths, devices) for name, t in batch.texts.items()}
-    return batch._replace(texts=cut)
+def packed(texts: dict[str, list[np.ndarray]], devices: int, *, blocks: bool = False) -> Texts:
+    """Right-padded texts of several fields, ids and lengths, as training data packs them.
+
+    Args:
+        blocks: cuts them into blocks of similar length, else all attend in one.
+    """
+    width = max(ids.shape[1] for ids, _ in texts.values())
+    fields = {
+        name: (
+            np.pad(ids, ((0, 0), (0, width - ids.shape[1]))).reshape(devices, -1, width),
+            lengths.reshape(devices, -1),
+        )
+        for name, (ids, lengths) in texts.items()
+    }
+    order = Order(np.concatenate([lengths for _, lengths in fields.values()], axis=1))
+    widths = [usual_width(n, width) if blocks else width for n in order.longest]
+    shape = order.shape(widths, -(-order.tokens // 16) * 16)
+    return pack_texts(fields, order.rows, shape)
+
+
+def on_padded(
+    hidden_states, config, dtype, remat, params, ids, lengths, key=None, second=None, first=False
+):
+    """A family's hidden states [B, _, D] of right-padded texts."""
+    packing = padded(lengths, ids.shape[1], second, jnp.arange(len(ids)))
+    hidden = hidden_states(config, dtype, remat, params, ids.reshape(-1), packing, key, first)
+    return hidden.reshape(len(ids), -1, hidden.shape[-1])
 
 
 def write_lines(path: Path, rows: list[dict]) -> Path:

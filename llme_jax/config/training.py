@@ -72,6 +72,12 @@ class TrainConfig(OutputConfig):
         above=0,
         may_change=True,
     )
+    topology: str | None = setting(
+        None,
+        "Devices that are not here, for --plan: it compiles for them [those that are here].",
+        choices=("v5e:2x4", "v5p:2x2x2", "v6e:2x4"),
+        may_change=True,
+    )
     max_steps: int = setting(
         -1,
         "Optimizer steps; -1: as many as --num_train_epochs makes.",

@@ -75,6 +75,8 @@ def validate_ranking(config: RankConfig) -> None:
 def _check_training(config: Config | RankConfig) -> None:
     data, loss, ev, train = config.data, config.loss, config.evaluation, config.training
     _check_cache_variable()
+    if train.topology and not train.plan:
+        raise InputError("--topology: says for which devices --plan compiles; give --plan")
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
         raise InputError("nothing to train: give --max_steps or --num_train_epochs above 0")
     if loss.contrastive_weight <= 0 and loss.distill_weight <= 0 and not data.use_train_config:

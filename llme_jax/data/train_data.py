@@ -2,15 +2,16 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int32
 from numpy import ndarray
 
 from llme_jax.config import DataConfig, DistillConfig
-from llme_jax.data.batch import Batch, Blocks, Texts, fits, places
+from llme_jax.data.batch import Batch, Order, Shape, Texts, pack_texts
 from llme_jax.data.beir import training_files
 from llme_jax.data.dataset import Dataset, check_one_recipe, make_dataset
 from llme_jax.data.instructions import check_recipes
@@ -20,13 +21,16 @@ from llme_jax.data.rows import BadRows, not_read
 from llme_jax.data.select import select_keys
 from llme_jax.data.tokens import TokenStore, fingerprint
 from llme_jax.data.train_store import TrainStore, open_store
-from llme_jax.data.widths import usual_width
+from llme_jax.data.widths import choose_sizes, usual_width
 from llme_jax.errors import InputError
 from llme_jax.files.cache import cache_dir
 
 logger = logging.getLogger(__name__)
 
-SAMPLED_BATCHES = 32  # how many of each file decide the widths of blocks
+SAMPLED_BATCHES = 32  # how many of each file decide the shapes of batches
+SIZES = 3  # how many numbers of tokens a file's batches are padded to
+
+Streams = dict[str, tuple[str, ...]]  # fields that go through a model together, by a common name
 
 
 class _Chosen(NamedTuple):
@@ -80,8 +84,10 @@ class TrainData:
         pad_id: int,
         seed: int,
         layout: PairLayout | None = None,
+        streams: Streams | None = None,
     ):
         self._datasets, self._data = datasets, data
+        self._streams = streams or {"texts": ("query", "key")}
         self._pad_id, self._seed = pad_id, seed
         self.names = [d.name for d in datasets]
         self.paths = [d.path for d in datasets]
@@ -99,7 +105,8 @@ class TrainData:
         self._limits = {"query": data.query_max_length, "key": data.key_max_length}
         if layout:
             self._limits = {"pair": layout.limit}
-        self._widths: dict[str | None, dict[str, list[int]]] = {}  # by path and name of texts
+        # Widths of blocks and numbers of tokens, ascending, by path and name of the stream.
+        self._shapes: dict[str | None, dict[str, tuple[list[int], list[int]]]] = {}
 
     def recipe(self, dataset: int | None) -> DistillConfig:
         """The losses of a batch from one dataset, or of a mixed one (None)."""
@@ -133,18 +140,21 @@ class TrainData:
                 out[i] = f"{dataset.path}:{line}"
         return out
 
-    def settle_widths(self, plan: Plan, devices: int) -> None:
-        """Chooses the widths of the blocks that batches of a file are padded to.
+    def settle_shapes(self, plan: Plan, devices: int) -> None:
+        """Chooses what the batches of a file are padded to.
 
-        They come from some batches of each file, so that nearly all batches fit: a step is
-        compiled once or twice a file, whatever the lengths of its texts.
+        It comes from some batches of each file, so that nearly all batches fit: there are a few
+        programs a file, whatever the lengths of its texts.
         """
-        longest: dict[str | None, dict[str, list[int]]] = {}
+        seen: dict[str | None, dict[str, list[Order]]] = {}
         for _, planned in plan.samples(SAMPLED_BATCHES):
-            known = longest.setdefault(self._path(planned.dataset), {})
-            for name, blocks in self._blocks(self._choose(planned), devices).items():
-                known[name] = np.maximum(known.get(name, 0), blocks.longest).tolist()
-        self._widths = {path: self._usual_widths(known) for path, known in longest.items()}
+            of_file = seen.setdefault(self._path(planned.dataset), {})
+            for name, order in self._orders(self._choose(planned), devices).items():
+                of_file.setdefault(name, []).append(order)
+        self._shapes = {
+            path: {name: self._usual_shape(name, orders) for name, orders in of_file.items()}
+            for path, of_file in seen.items()
+        }
 
     def _path(self, dataset: int | None) -> str | None:
         return None if dataset is None else self.paths[dataset]
@@ -159,16 +169,16 @@ class TrainData:
     ) -> Batch:
         """The batch of the planned rows, or only of its `positions`, those of some devices.
 
-        How texts are spread over blocks, and the widths of these, come from the whole batch, so
-        that all hosts agree on them.
+        The shapes come from the whole batch, so that all hosts agree on them.
 
         Args:
             devices: how many share the whole batch.
             max_width: gives it the shapes of one whose texts are longer than usual.
         """
         chosen = self._choose(planned)
-        blocks = self._blocks(chosen, devices)
-        widths = self._most(blocks) if max_width else self._fitting_widths(planned.dataset, blocks)
+        orders = self._orders(chosen, devices)
+        shapes = None if max_width else self._fitting_shapes(planned.dataset, orders)
+        shapes = shapes or self._most(chosen, devices)
         positives = max(int(c.num_positives().max()) for c in chosen)
         num_positives = max(self._usual_positives, _power_of_two(positives))
 
@@ -176,28 +186,51 @@ class TrainData:
         start, stop, _ = positions.indices(size)
         local = [c.of(np.arange(start, stop)) for c in chosen]
         parts = [_targets(c, num_positives) for c in local]
-        order = np.argsort(np.concatenate([c.at for c in local]))
+        at = np.argsort(np.concatenate([c.at for c in local]))
         scores, has_scores, key_hash, positive_hash = (
-            np.concatenate(field)[order] for field in zip(*parts, strict=True)
+            np.concatenate(field)[at] for field in zip(*parts, strict=True)
         )
         owned = slice(start * devices // size, stop * devices // size)
-        texts = {}
-        for name, of_texts in blocks.items():
-            whole = self._texts(chosen, name, of_texts, widths[name], owned)
-            each = len(whole.place) // size  # texts a row
-            texts[name] = whole._replace(place=whole.place[start * each : stop * each])
+        rows = slice(start, stop)
+        texts = {
+            name: self._texts(local, rows, self._streams[name], order, shapes[name], owned)
+            for name, order in orders.items()
+        }
         return Batch(texts, scores, has_scores, key_hash.reshape(-1, 2), positive_hash)
 
     def _texts(
-        self, chosen: list[_Chosen], name: str, blocks: Blocks, widths: Sequence[int], owned: slice
+        self,
+        local: list[_Chosen],
+        rows: slice,
+        fields: tuple[str, ...],
+        order: Order,
+        shape: Shape,
+        owned: slice,
     ) -> Texts:
-        """The part of every block that the `owned` devices hold, and all places."""
-        cut = blocks.cut(widths)
-        parts = [
-            _padded(chosen, name, block[owned].ravel(), width, self._pad_id) for block, width in cut
-        ]
-        ids, lengths, *second = map(tuple, zip(*parts, strict=True))
-        return Texts(ids, lengths, places([block for block, _ in cut]), *second)
+        """The texts of these fields on the `owned` devices, whose rows of the batch these are."""
+        packed = {}
+        for field in fields:
+            columns = self._padded(local, rows, field, order.longest[0])
+            columns[1] = np.maximum(columns[1], 1)
+            count = owned.stop - owned.start
+            packed[field] = [x.reshape(count, -1, *x.shape[2:]) for x in columns]
+        return pack_texts(
+            *(packed, order.rows[owned], shape), first=owned.start, devices=len(order.rows)
+        )
+
+    def _padded(
+        self, local: list[_Chosen], rows: slice, field: str, width: int
+    ) -> list[Int32[ndarray, "rows n *d"]]:
+        """Of the n texts of a field in each row, what `padded` of their store gives."""
+        columns: list[ndarray] = []
+        for c in local:
+            store, texts = c.texts(field)
+            for i, part in enumerate(store.padded(texts.ravel(), width, self._pad_id)):
+                part = part.reshape(*texts.shape, *part.shape[1:])
+                if i == len(columns):
+                    columns.append(np.empty((rows.stop - rows.start, *part.shape[1:]), np.int32))
+                columns[i][c.at - rows.start] = part
+        return columns
 
     def _choose(self, planned: PlannedBatch) -> list[_Chosen]:
         return [
@@ -205,36 +238,51 @@ class TrainData:
             for d, at, rows in self._by_dataset(planned)
         ]
 
-    def _blocks(self, chosen: list[_Chosen], devices: int) -> dict[str, Blocks]:
-        size = sum(len(c.at) for c in chosen)
-        blocks = {}
-        for name in self._limits:
-            lengths = None
-            for c in chosen:
-                store, texts = c.texts(name)
-                if lengths is None:
-                    lengths = np.empty((size, texts.shape[1]), np.int64)
-                lengths[c.at] = store.lengths_of(texts)
-            blocks[name] = Blocks(lengths, devices)
-        return blocks
+    def _orders(
+        self, chosen: list[_Chosen], devices: int, *, longest: bool = False
+    ) -> dict[str, Order]:
+        """Of every stream; as if all texts were as long as can be when `longest`."""
+        size, orders = sum(len(c.at) for c in chosen), {}
+        for name, fields in self._streams.items():
+            parts = []
+            for field in fields:
+                lengths = None
+                for c in chosen:
+                    store, texts = c.texts(field)
+                    if lengths is None:
+                        lengths = np.empty((size, texts.shape[1]), np.int64)
+                    lengths[c.at] = self._limits[field] if longest else store.lengths_of(texts)
+                parts.append(np.maximum(lengths, 1).reshape(devices, -1))
+            orders[name] = Order(np.concatenate(parts, axis=1))
+        return orders
 
-    def _usual_widths(self, longest: dict[str, list[int]]) -> dict[str, list[int]]:
-        return {
-            name: [usual_width(n, self._limits[name]) for n in lengths]
-            for name, lengths in longest.items()
-        }
+    def _usual_shape(self, name: str, orders: list[Order]) -> tuple[list[int], list[int]]:
+        """Widths of blocks, and numbers of tokens, for batches such as these."""
+        longest = np.max([order.longest for order in orders], axis=0).tolist()
+        limit = max(self._limits[field] for field in self._streams[name])
+        sizes = choose_sizes([order.tokens for order in orders], SIZES)
+        return [usual_width(n, limit) for n in longest], sizes
 
-    def _fitting_widths(
-        self, dataset: int | None, blocks: dict[str, Blocks]
-    ) -> dict[str, list[int]]:
-        longest = {name: of_texts.longest for name, of_texts in blocks.items()}
-        settled = self._widths.get(self._path(dataset)) or self._usual_widths(longest)
-        if all(fits(longest[name], settled[name]) for name in blocks):
-            return settled
-        return self._most(blocks)  # one more program serves all batches that do not fit
+    def _fitting_shapes(
+        self, dataset: int | None, orders: dict[str, Order]
+    ) -> dict[str, Shape] | None:
+        """None: there are none among those that were settled."""
+        settled = self._shapes.get(self._path(dataset))
+        if settled is None:
+            settled = {name: self._usual_shape(name, [order]) for name, order in orders.items()}
+        shapes = {}
+        for name, order in orders.items():
+            widths, sizes = settled[name]
+            size = next((n for n in sizes if order.fits(widths, n)), None)
+            if size is None:
+                return None
+            shapes[name] = order.shape(widths, size)
+        return shapes
 
-    def _most(self, blocks: dict[str, Blocks]) -> dict[str, list[int]]:
-        return {name: [self._limits[name]] * len(b.longest) for name, b in blocks.items()}
+    def _most(self, chosen: list[_Chosen], devices: int) -> dict[str, Shape]:
+        """One more program serves all batches that do not fit."""
+        orders = self._orders(chosen, devices, longest=True)
+        return {name: order.shape(order.longest, order.tokens) for name, order in orders.items()}
 
     def _by_dataset(self, planned: PlannedBatch) -> Iterator[tuple[Dataset, ndarray, ndarray]]:
         """Dataset, positions in the batch and rows of the store, for all datasets of a batch."""
@@ -257,11 +305,13 @@ def prepare(
     seed: int,
     bad_rows: BadRows,
     layout: PairLayout | None = None,
+    streams: Streams | None = None,
 ) -> TrainData:
     """Reads, validates and tokenises --train_data, or opens what an earlier run left in the cache.
 
     Args:
         layout: how each query is joined with its keys to pairs; None: they are read apart.
+        streams: which of them go through a model together; None: all.
         seed: of the sample that max_sample_num takes and of all choices of keys.
         bad_rows: gets the invalid lines of all files.
 
@@ -290,25 +340,7 @@ def prepare(
         datasets.append(make_dataset(name, path, stores[path], data, loss, sample_seed))
     if data.inbatch_same_dataset is None:
         check_one_recipe(datasets)
-    return TrainData(datasets, data, tokenizer.pad_token_id or 0, seed, layout)
-
-
-def _padded(
-    chosen: list[_Chosen], name: str, numbers: ndarray, width: int, pad_id: int
-) -> tuple[ndarray, ...]:
-    """Of the batch's texts with these numbers, what `padded` of their store gives."""
-    columns: list[ndarray] = []
-    for c in chosen:
-        store, texts = c.texts(name)
-        row, column = np.divmod(numbers, texts.shape[1])
-        mine = np.isin(row, c.at)
-        # c.at is ascending, so its entries are found by bisection.
-        picked = texts[np.searchsorted(c.at, row[mine]), column[mine]]
-        for i, part in enumerate(store.padded(picked, width, pad_id)):
-            if i == len(columns):
-                columns.append(np.empty((len(numbers), *part.shape[1:]), np.int32))
-            columns[i][mine] = part
-    return tuple(columns)
+    return TrainData(datasets, data, tokenizer.pad_token_id or 0, seed, layout, streams)
 
 
 def _targets(chosen: _Chosen, num_positives: int) -> tuple[ndarray, ...]:

@@ -1,7 +1,8 @@
 """Texts in batches of similar length and few shapes, the longest first."""
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -59,6 +60,25 @@ def choose_widths(lengths: np.ndarray, longest: int, most: int) -> list[int]:
         if at == 0:
             break
     return sorted(set(widths))
+
+
+def choose_sizes(seen: Sequence[int], most: int) -> list[int]:
+    """At most `most` sizes, ascending, that batches of so many tokens are padded to with least.
+
+    Args:
+        seen: tokens of some batches; the last size has room for larger ones.
+    """
+    seen = sorted(seen)
+    top = seen[-1] + max((seen[-1] - seen[len(seen) // 2]) // 2, seen[-1] // 16)
+    step = max(STEP, (1 << (top.bit_length() - 1)) // 64)
+
+    def padded(cuts: tuple[int, ...]) -> int:
+        """Tokens of all when each cut is a size."""
+        counts = np.diff([0, *(bisect_right(seen, cut) for cut in cuts), len(seen)])
+        return int(np.dot(counts, [*cuts, top]))
+
+    cuts = min(combinations(seen, min(most - 1, len(seen))), key=padded)
+    return sorted({-(-size // step) * step for size in [*cuts, top]})
 
 
 def fitting(widths: list[int], length: int) -> int:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax
 
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Needs(NamedTuple):
@@ -14,6 +14,7 @@ class Needs(NamedTuple):
 
     arguments: float  # and what it returns
     temporary: float  # beside these, while it runs
+    compiled: jax.stages.Compiled | None = None  # None: the compiler refused it
 
     @property
     def total(self) -> float:
@@ -26,14 +27,16 @@ def needs(lowered) -> Needs:
     A TPU's compiler refuses what does not fit; what it says that it needs then counts as temporary.
     """
     try:
-        analysis = lowered.compile().memory_analysis()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if not exhausted(error):
             raise
-        said = re.search(r"Used ([\d.]+)([KMG]?)", str(error))
+        said = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT]?)", str(error))
         return Needs(0, float(said[1]) * UNITS[said[2]] if said else math.inf)
+    analysis = compiled.memory_analysis()
     results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return Needs(analysis.argument_size_in_bytes + results, analysis.temp_size_in_bytes)
+    arguments = analysis.argument_size_in_bytes + results
+    return Needs(arguments, analysis.temp_size_in_bytes, compiled)
 
 
 def exhausted(error: BaseException) -> bool:

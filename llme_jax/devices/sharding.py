@@ -1,16 +1,18 @@
 """The mesh and the rules that place parameters and batches on it.
 
 Three axes: batches are spread over `data` and `fsdp`, parameters and optimizer state over `fsdp`,
-those of a language model also over `tensor`. XLA derives every collective from these placements;
-nothing here or elsewhere calls one by hand.
+those of a language model also over `tensor`. XLA derives the collectives from these placements,
+except in `on_each_device`, where it would choose others.
 
     to_mesh, batch_to_mesh   host arrays -> arrays on the mesh
+    gather_fsdp, pin_rows    in a traced function, where parameters travel and rows do not
     replicate                spread arrays -> whole ones on every device, by a program of its own
-    replicate_in_trace       the same inside a traced function
+    on_each_device           a traced function that sees one device's rows and whole parameters
     abstract                 arrays -> ShapeDtypeStructs on the mesh, enough to compile with
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -89,18 +91,64 @@ def _place(mesh: Mesh, rules, path, leaf) -> NamedSharding:
     raise ValueError(f"no rule places {name}")
 
 
-def replicate_in_trace(tree, shardings):
-    """Parameters that are spread over devices, whole on each while a traced function reads them.
+def on_each_device(compute: Callable, params, rows, key, shardings):
+    """compute(params, rows, key) of whole parameters, on every device with its own rows.
 
-    Left to itself XLA spreads what is computed from them the same way, and then moves the texts'
-    activations between devices at every layer, many times what the parameters are.
+    Inside, devices exchange the parameters that are spread and nothing else; in the backward pass
+    the gradients, once each, in their own type: a sum over devices, or where the parameter is
+    spread, each device's part of it.
 
     Args:
-        shardings: of the tree's leaves.
+        rows: a tree of arrays with all devices' rows; what comes out is one too.
+        key: the same for all; None for none.
+        shardings: of the parameters.
     """
-    return jax.tree.map(
-        lambda x, s: jax.lax.with_sharding_constraint(x, replicated(s.mesh)), tree, shardings
-    )
+    specs = jax.tree.map(lambda s: s.spec, shardings)
+    batch = PartitionSpec(BATCH_AXES)
+
+    mesh = jax.tree.leaves(shardings)[0].mesh
+
+    def whole(x, spec):
+        for axis, name in enumerate(spec):
+            if name is not None and mesh.shape[name] > 1:
+                x = jax.lax.all_gather(x, name, axis=axis, tiled=True)
+        return x
+
+    def local(params, rows, key):
+        return compute(jax.tree.map(whole, params, specs), rows, key)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, batch, PartitionSpec()),
+        out_specs=batch,
+        # Otherwise a replicated parameter's gradient is summed where it is used, each time again.
+        check_vma=False,
+    )(params, rows, key)
+
+
+def gather_fsdp(tree, mesh: Mesh, rules, after):
+    """Parameters that are spread over `fsdp`, whole along it inside a traced function.
+
+    Left to itself XLA may spread what is computed from them the same way, and then moves the rows
+    of a batch between devices, many times what the parameters are.
+
+    Args:
+        rules: as of `state_sharding`.
+        after: what has to be there before they are gathered, so that not all are at once.
+    """
+    tree, _ = jax.lax.optimization_barrier((tree, after))
+
+    def gather(x, sharding):
+        spec = (None if axis == "fsdp" else axis for axis in sharding.spec)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    return jax.tree.map(gather, tree, state_sharding(mesh, tree, rules))
+
+
+def pin_rows(x, mesh: Mesh):
+    """The rows of a batch stay where they are, inside a traced function."""
+    return jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def replicate(tree, sharding: NamedSharding):

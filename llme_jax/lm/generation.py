@@ -137,7 +137,8 @@ class Generator:
         top_p: float = 1.0,
         seed: int = 0,
     ):
-        self._lm, self._params, self._mesh, self._widths, self._new = lm, params, mesh, widths, new
+        self._lm, self._params, self._mesh = lm.on(mesh), params, mesh
+        self._widths, self._new = widths, new
         how = stops, np.float32(temperature), np.float32(top_p)
         self._stops, *self._draw = to_mesh(how, (replicated(mesh),) * len(how))
         self._key = jax.device_put(jax.random.key(seed), replicated(mesh))
@@ -188,7 +189,7 @@ def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int, new: int) -
         everywhere((), jax.eval_shape(lambda: jax.random.key(0)).dtype),
     )
     arguments = params, ids, lengths, numbers, *draw, number, number
-    return needs(write.lower(*arguments, lm=lm, new=new))
+    return needs(write.lower(*arguments, lm=lm.on(mesh), new=new))
 
 
 def stop_tokens(folder: Path, tokenizer, vocabulary: int, at: str | None = "\n") -> np.ndarray:

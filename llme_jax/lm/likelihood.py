@@ -89,7 +89,7 @@ class Scorer:
     """
 
     def __init__(self, lm: CausalLM, params, mesh: Mesh, widths: list[int], rows: int | None):
-        self._lm, self._params, self._mesh, self._widths = lm, params, mesh, widths
+        self._lm, self._params, self._mesh, self._widths = lm.on(mesh), params, mesh, widths
         self._rows = BatchRows(mesh, widths[-1], rows, partial(analyse, lm, params, mesh))
 
     def __call__(self, prompts: Prompts, done: Callable[[int, int], None]) -> np.ndarray:
@@ -129,5 +129,5 @@ def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int) -> Needs:
         rows: prompts a device.
     """
     batch = batch_shapes(mesh, rows, (width,), (), ())
-    settings = {"lm": lm, "slots": SLOTS, "group": SLOTS}
+    settings = {"lm": lm.on(mesh), "slots": SLOTS, "group": SLOTS}
     return needs(answer_log_likelihood.lower(params, *batch, **settings))

@@ -113,7 +113,7 @@ class OptionScorer:
         widths: list[int],
         rows: int | None,
     ):
-        self._lm, self._params, self._mesh, self._widths = lm, params, mesh, widths
+        self._lm, self._params, self._mesh, self._widths = lm.on(mesh), params, mesh, widths
         self._rows = BatchRows(mesh, widths[-1], rows, partial(analyse, lm, params, mesh))
 
     def __call__(self, questions: Questions, done: Callable[[int, int], None]) -> list[np.ndarray]:
@@ -149,7 +149,7 @@ def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int) -> Needs:
     """What a device needs for `rows` questions of this width; see `likelihood.analyse`."""
     shapes = (width,), (), (USUAL, SLOTS), (USUAL,), (USUAL,)
     batch = batch_shapes(mesh, rows, *shapes)
-    return needs(option_log_likelihood.lower(params, *batch, lm=lm, group=SLOTS))
+    return needs(option_log_likelihood.lower(params, *batch, lm=lm.on(mesh), group=SLOTS))
 
 
 def _padded(

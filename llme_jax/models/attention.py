@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from llme_jax.models.dropout import DropoutKey, dropout
+from llme_jax.models.dropout import Rows, dropout
 from llme_jax.models.platform import cudnn_can
 
 # Of causal attention:
@@ -22,32 +22,35 @@ LEAST = 64  # queries in a part
 NOT_SEEN = -1  # how far behind a key lies that a query does not see
 
 
+@jax.named_scope("attention")
 def attention(
     q: Float[Array, "B M H Dh"],
     k: Float[Array, "B L H Dh"],
     v: Float[Array, "B L H Dh"],
     lengths: Int[Array, "B"],
     *,
-    dropout_key: DropoutKey | None = None,
+    key: Array | None = None,
+    numbers: Int[Array, "B"] | None = None,
     rate: float = 0.0,
 ) -> Float[Array, "B M H Dh"]:
     """softmax(q k^T / sqrt(Dh)) v over the first `lengths` keys; the softmax is in fp32.
 
     The queries are of all L tokens or of the first M.
     Rows of padding hold finite numbers without meaning. Attention weights are dropped at `rate`
-    when `dropout_key` is given.
+    when `key` is given, and with it the texts' `numbers`.
     """
     lengths = jnp.maximum(lengths, 1)  # a text without tokens would be 0 / 0
     if rate == 0.0:
-        dropout_key = None
-    if dropout_key is None and q.shape == k.shape and cudnn_can(q):
+        key = None
+    if key is None and q.shape == k.shape and cudnn_can(q):
         return jax.nn.dot_product_attention(
             q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
             implementation="cudnn",
         )  # fmt: skip
-    return _folded(q, k, v, None, lengths, dropout_key, rate)
+    return _folded(q, k, v, None, lengths, key, numbers, rate)
 
 
+@jax.named_scope("attention")
 def biased_attention(
     q: Float[Array, "B L H Dh"],
     k: Float[Array, "B L H Dh"],
@@ -55,67 +58,69 @@ def biased_attention(
     bias: Float[Array, "B H L L"],
     lengths: Int[Array, "B"],
     *,
-    dropout_key: DropoutKey | None = None,
+    key: Array | None = None,
+    numbers: Int[Array, "B"] | None = None,
     rate: float = 0.0,
 ) -> Float[Array, "B L H Dh"]:
     """`attention` with something added to q k^T / sqrt(Dh), float32."""
     lengths = jnp.maximum(lengths, 1)
-    return _folded(q, k, v, bias, lengths, None if rate == 0.0 else dropout_key, rate)
+    return _folded(q, k, v, bias, lengths, None if rate == 0.0 else key, numbers, rate)
 
 
-def _folded(q, k, v, bias, lengths, dropout_key, rate):
+def _folded(q, k, v, bias, lengths, key, numbers, rate):
     # With the heads folded into the batch every product is one batched matrix product; on CPU this
     # takes a fifth of the time of einsum over [B, L, H, Dh].
     n, _, heads, width = q.shape
     q, k, v = (x.transpose(0, 2, 1, 3).reshape(n * heads, -1, width) for x in (q, k, v))
-    if dropout_key is not None:  # one number a text and head
-        numbers = dropout_key.texts[:, None] * heads + jnp.arange(heads)
-        dropout_key = dropout_key._replace(texts=numbers.reshape(-1))
+    rows = None
+    if key is not None:  # one number a text and head
+        rows = Rows((numbers[:, None] * heads + jnp.arange(heads)).reshape(-1))
     mask = jnp.where(jnp.arange(k.shape[1]) < lengths[:, None], 0.0, -jnp.inf)
     added = jnp.repeat(mask, heads, axis=0)[:, None]
     if bias is not None:
         added += bias.reshape(n * heads, *bias.shape[2:])
-    out = _attend(q, k, v, added, dropout_key, rate, bias is not None)
+    out = _attend(q, k, v, added, key, rows, rate, bias is not None)
     return out.reshape(n, heads, -1, width).transpose(0, 2, 1, 3)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _attend(q, k, v, bias, key, rate, learned):
+@partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _attend(q, k, v, bias, key, rows, rate, learned):
     """Attention of [B*H, L, Dh]. The backward pass is written out because the derived one makes
     two more passes over the [B*H, L, L] weights, which is what costs time here.
 
     `learned`: the bias is [B*H, L, L] and has a gradient; else it is a mask.
     """
-    return _attend_forward(q, k, v, bias, key, rate, learned)[0]
+    return _attend_forward(q, k, v, bias, key, rows, rate, learned)[0]
 
 
-def _attend_forward(q, k, v, bias, key, rate, learned):
+def _attend_forward(q, k, v, bias, key, rows, rate, learned):
     scores = dot(q, k, 2, 2) * q.shape[-1] ** -0.5 + bias
     weights = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = weights.sum(-1, keepdims=True)
     weights = weights.astype(v.dtype)
     # Dividing after the product touches Dh numbers a row instead of L.
-    out = (dot(dropout(weights, key, rate), v, 2, 1) / total).astype(v.dtype)
-    return out, (q, k, v, key, weights, total, out)
+    out = (dot(dropout(weights, key, rate, rows), v, 2, 1) / total).astype(v.dtype)
+    return out, (q, k, v, key, rows, weights, total, out)
 
 
 def _attend_backward(rate, learned, saved, g):
-    q, k, v, key, weights, total, out = saved
+    q, k, v, key, rows, weights, total, out = saved
     g = g.astype(jnp.float32) / total
     mean = (g * out).sum(-1, keepdims=True)  # sum_j weights_j dweights_j, dropout included
     g = g.astype(v.dtype)
-    d_weights = dropout(dot(g, v, 2, 2), key, rate)
+    d_weights = dropout(dot(g, v, 2, 2), key, rate, rows)
     d_bias = weights * (d_weights - mean)
     d_scores = (d_bias * q.shape[-1] ** -0.5).astype(v.dtype)
     d_q, d_k = dot(d_scores, k, 2, 1), dot(d_scores, q, 1, 1)
-    d_v = dot(dropout(weights, key, rate), g, 1, 1)
+    d_v = dot(dropout(weights, key, rate, rows), g, 1, 1)
     d_q, d_k, d_v = d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype)
-    return d_q, d_k, d_v, d_bias if learned else None, None
+    return d_q, d_k, d_v, d_bias if learned else None, None, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+@jax.named_scope("attention")
 def causal_attention(
     q: Float[Array, "B L H Dh"],
     k: Float[Array, "B L K Dh"],
@@ -179,6 +184,7 @@ def _average(scores, *values):
     return (out / total).astype(dtype)
 
 
+@jax.named_scope("attention")
 def cached_attention(
     q: Float[Array, "B M H Dh"],
     keys: Sequence[Float[Array, "B K _ Dh"]],

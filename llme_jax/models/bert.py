@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, Int
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
 from llme_jax.models.attention import attention
-from llme_jax.models.dropout import DropoutKey, dropout, fold_in
+from llme_jax.models.dropout import Rows, dropout, fold_in
 from llme_jax.models.foreign import check_type, read_json
 from llme_jax.models.layers import ACTIVATIONS, layer_norm, linear
+from llme_jax.models.packing import Packing
 
 SHARDING = FSDP_RULES
 
@@ -131,31 +132,30 @@ def hidden_states(
     dtype: str,
     remat: bool,
     params: dict,
-    ids: Int[Array, "B L"],
-    lengths: Int[Array, "B"],
-    dropout_key: DropoutKey | None = None,
-    second: Int[Array, "B"] | None = None,
+    ids: Int[Array, "T"],
+    packing: Packing,
+    dropout_key: Array | None = None,
     first: bool = False,
-) -> Float[Array, "B _ D"]:
-    """Hidden states [B, L, D] of the last layer in float32; rows of padding are without meaning.
+) -> Float[Array, "_ D"]:
+    """Hidden states [T, D] of the last layer in float32; rows of padding are without meaning.
 
     Args:
         dtype: what the layers compute in ("float32" or "bfloat16"); LayerNorm, softmax and sums
             over the residual stream stay in float32.
         remat: recompute the activations inside each layer in the backward pass.
         params: nested dict in the shape of `abstract_params(config)`.
+        packing: where the texts' tokens lie. The second text of a pair has tokens of type 1; all
+            others have type 0.
         dropout_key: drops as config.json says; None for no dropout.
-        second: where the second text of a pair begins, whose tokens have type 1; None: all have
-            type 0.
-        first: only that of the first token is wanted, [B, 1, D]: the last layer leaves out the
-            others, which is 10 in 12 of its products.
+        first: only those of the texts' first tokens are wanted, [R, D]: the last layer leaves out
+            the others, which is 10 in 12 of its products.
 
     Raises:
         InputError: the texts are longer than the model's position table.
     """
-    check_width(config, ids.shape[1])
+    check_width(config, max(packing.widths))
     model = nnx.merge(_abstract(config, dtype, remat)[0], params)
-    return model(ids, lengths, dropout_key, second, first)
+    return model(ids, packing, dropout_key, first)
 
 
 def check_width(config, width: int) -> None:
@@ -194,8 +194,8 @@ class Bert(nnx.Module):
         self.dtype = dtype
         self.remat = remat
 
-    def __call__(self, ids, lengths, key, second, first):
-        x = self.embeddings(ids, fold_in(key, 0), second).astype(self.dtype)
+    def __call__(self, ids, packing, key, first):
+        x = self.embeddings(ids, packing, fold_in(key, 0)).astype(self.dtype)
         if self.projects:
             x = self.embeddings_project(x)
         # Not .values(): the order of a merged nnx.Dict is that of strings, "10" before "2".
@@ -203,7 +203,7 @@ class Bert(nnx.Module):
         for i in range(last + 1):
             layer = partial(self.encoder.layer[str(i)], how=first and i == last)
             layer = jax.checkpoint(layer) if self.remat else layer
-            x = layer(x, lengths, fold_in(key, i + 1))
+            x = layer(x, packing, fold_in(key, i + 1))
         return x.astype(jnp.float32)
 
 
@@ -224,34 +224,32 @@ class Embeddings(nnx.Module):
         self.first_position = c.first_position
         self.rate = c.hidden_dropout_prob
 
-    def __call__(self, ids, key, second):
-        # Texts are right-padded, so positions are a slice.
-        last = self.first_position + ids.shape[1]
+    def __call__(self, ids, packing, key):
         x = self.word_embeddings(ids)
-        x += self.position_embeddings.embedding[self.first_position : last]
-        x += type_vectors(self.token_type_embeddings, second, ids.shape[1])
-        return dropout(self.LayerNorm(x), key, self.rate)
+        x += self.position_embeddings(self.first_position + packing.tokens.places)
+        x += type_vectors(self.token_type_embeddings, packing)
+        return dropout(self.LayerNorm(x), key, self.rate, packing.tokens)
 
 
-def type_vectors(types: nnx.Embed, second: Int[Array, "B"] | None, length: int):
-    """Vectors of the token types of texts of `length` tokens; [D] where all are the same."""
+def type_vectors(types: nnx.Embed, packing: Packing):
+    """Vectors of the tokens' types, [T, D]; [D] where all are the same."""
     table = types.embedding
-    if second is None or types.num_embeddings == 1:
+    if packing.in_second is None or types.num_embeddings == 1:
         return table[0]
-    return jnp.where((jnp.arange(length) >= second[:, None])[..., None], table[1], table[0])
+    return jnp.where(packing.in_second[:, None], table[1], table[0])
 
 
 class Layer(nnx.Module):
-    """Attention and feed-forward; `how` is for the attention, which may give fewer tokens back."""
+    """Attention and feed-forward; `how` is for the attention, which may give first tokens alone."""
 
     def __init__(self, c, dtype: jnp.dtype, rngs: nnx.Rngs, attention: type | None = None):
         self.attention = Attention(c, dtype, rngs, attention or SelfAttention)
         self.intermediate = Intermediate(c, dtype, rngs)
         self.output = Residual(c.intermediate_size, c, dtype, rngs)
 
-    def __call__(self, x, lengths, key, how):
-        x = self.attention(x, lengths, fold_in(key, 0), how)
-        return self.output(self.intermediate(x), x, fold_in(key, 1))
+    def __call__(self, x, packing, key, how):
+        x, rows = self.attention(x, packing, fold_in(key, 0), how)
+        return self.output(self.intermediate(x), x, fold_in(key, 1), rows)
 
 
 class Attention(nnx.Module):
@@ -259,9 +257,12 @@ class Attention(nnx.Module):
         self.self = attention(c, dtype, rngs)
         self.output = Residual(c.hidden_size, c, dtype, rngs)
 
-    def __call__(self, x, lengths, key, how):
-        attended = self.self(x, lengths, fold_in(key, 0), how)
-        return self.output(attended, x[:, : attended.shape[1]], fold_in(key, 1))
+    def __call__(self, x, packing, key, how) -> tuple[Array, Rows]:
+        """What comes out, and which rows it has."""
+        attended, rows = self.self(x, packing, fold_in(key, 0), how), packing.tokens
+        if len(attended) < len(x):
+            x, rows = packing.first(x), packing.firsts
+        return self.output(attended, x, fold_in(key, 1), rows), rows
 
 
 class SelfAttention(nnx.Module):
@@ -272,14 +273,20 @@ class SelfAttention(nnx.Module):
         self.heads = c.num_attention_heads
         self.rate = c.attention_probs_dropout_prob
 
-    def __call__(self, x, lengths, key, first):
-        n, _, width = x.shape
-        asking = x[:, :1] if first else x
-        shape = (n, -1, self.heads, width // self.heads)
-        parts = (self.query, asking), (self.key, x), (self.value, x)
-        q, k, v = (part(of).reshape(shape) for part, of in parts)
-        out = attention(q, k, v, lengths, dropout_key=key, rate=self.rate)
-        return out.reshape(asking.shape)
+    def __call__(self, x, packing, key, first):
+        if first:
+            q = [part[:, None] for part in packing.split(self.query(packing.first(x)))]
+        else:
+            q = packing.in_blocks(self.query(x))
+        k, v = packing.in_blocks(self.key(x)), packing.in_blocks(self.value(x))
+        attended = []
+        for *parts, lengths, numbers in zip(q, k, v, packing.lengths, packing.numbers, strict=True):
+            heads = (part.reshape(*part.shape[:2], self.heads, -1) for part in parts)
+            out = attention(*heads, lengths, key=key, numbers=numbers, rate=self.rate)
+            attended.append(out.reshape(parts[0].shape))
+        if first:
+            return jnp.concatenate(attended)[:, 0]
+        return packing.from_blocks(attended)
 
 
 class Intermediate(nnx.Module):
@@ -299,6 +306,6 @@ class Residual(nnx.Module):
         self.LayerNorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.rate = c.hidden_dropout_prob
 
-    def __call__(self, x, residual, key):
-        x = dropout(self.dense(x), key, self.rate).astype(jnp.float32)
+    def __call__(self, x, residual, key, rows):
+        x = dropout(self.dense(x), key, self.rate, rows).astype(jnp.float32)
         return self.LayerNorm(x + residual).astype(residual.dtype)

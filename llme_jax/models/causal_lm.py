@@ -1,6 +1,6 @@
 """Language models from a Hugging Face folder or the Hub to the devices."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -22,6 +22,11 @@ class CausalLM:
 
     config: LlamaConfig
     dtype: Literal["float32", "bfloat16"]
+    mesh: Mesh | None = None  # on which texts stay and the parameters spread over `fsdp` travel
+
+    def on(self, mesh: Mesh) -> "CausalLM":
+        """As it is best computed on these devices."""
+        return replace(self, mesh=mesh if mesh.shape["fsdp"] > 1 else None)
 
     @property
     def _family(self) -> ModuleType:
@@ -42,13 +47,13 @@ class CausalLM:
 
     def hidden(self, params: dict, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Hidden states behind the last norm of right-padded texts."""
-        return self._family.hidden_states(self.config, self.dtype, params, ids)
+        return self._family.hidden_states(self.config, self.dtype, params, ids, self.mesh)
 
     def prefill(
         self, params: dict, ids: Int[Array, "B L"], more: int
     ) -> tuple[Float[Array, "B L D"], Cache]:
         """`hidden`, and what is kept of the texts, with room for `more` tokens."""
-        return self._family.prefill(self.config, self.dtype, params, ids, more)
+        return self._family.prefill(self.config, self.dtype, params, ids, more, self.mesh)
 
     def extend(
         self,

@@ -7,7 +7,7 @@ Their parameters have the names of Hugging Face's sequence classifiers (`bert.po
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
-from llme_jax.models.dropout import DropoutKey, dropout, fold_in
+from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.families import ENCODERS, Architecture, read_config
 from llme_jax.models.layers import ACTIVATIONS
+from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import compute_dtype
 from llme_jax.models.tokenizer import CLASSES, check_vocabulary, load_tokenizer, save_tokenizer
 from llme_jax.models.weights import find_model, load_params, open_tensors, save_params
@@ -85,28 +86,42 @@ class CrossEncoder:
         ids: Int[Array, "B L"],
         lengths: Int[Array, "B"],
         second: Int[Array, "B"],
-        *,
-        dropout_key: DropoutKey | None = None,
     ) -> Float[Array, "B"]:
-        """Raw scores (logits) of right-padded pairs in float32; the higher, the more relevant.
+        """Scores of right-padded pairs, see `score_packed`.
+
+        Args:
+            lengths: tokens of each pair, special tokens included.
+            second: where the key begins.
+        """
+        packing = padded(lengths, ids.shape[1], second)
+        return self.score_packed(params, ids.reshape(-1), packing)
+
+    def score_packed(
+        self,
+        params: dict,
+        ids: Int[Array, "T"],
+        packing: Packing,
+        *,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "R"]:
+        """Raw scores (logits) of pairs in float32; the higher, the more relevant.
 
         Args:
             params: as `load_cross_encoder` gives them.
-            lengths: tokens of each pair, special tokens included.
-            second: where the key begins.
             dropout_key: drops as config.json says; None for no dropout.
         """
         head, family = self.head, ENCODERS[self.config.model_type]
         keys = [fold_in(dropout_key, site) for site in range(3)]
-        hidden = family.hidden_states(
-            *(self.config, self.dtype, self.remat, self.base(params), ids, lengths),
+        if not self.typed:
+            packing = replace(packing, in_second=None)
+        x = family.hidden_states(
+            *(self.config, self.dtype, self.remat, self.base(params), ids, packing),
             dropout_key=keys[0],
-            second=second if self.typed else None,
             first=True,
         )
-        x = dropout(hidden[:, 0], keys[1], self.rates[0])
+        x = dropout(x, keys[1], self.rates[0], packing.firsts)
         x = _ACTIVATIONS[head.activation](_linear(x, _at(params, head.dense)))
-        x = dropout(x, keys[2], self.rates[1])
+        x = dropout(x, keys[2], self.rates[1], packing.firsts)
         return _linear(x, _at(params, head.out))[:, 0]
 
 

@@ -22,9 +22,10 @@ from llme_jax.errors import InputError
 from llme_jax.models import bert
 from llme_jax.models.attention import biased_attention
 from llme_jax.models.bert import Layer, check_width, checked, type_vectors
-from llme_jax.models.dropout import DropoutKey, dropout, fold_in
+from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.foreign import read_json
 from llme_jax.models.layers import layer_norm, linear, precision
+from llme_jax.models.packing import Packing
 
 SHARDING = FSDP_RULES
 
@@ -124,17 +125,16 @@ def hidden_states(
     dtype: str,
     remat: bool,
     params: dict,
-    ids: Int[Array, "B L"],
-    lengths: Int[Array, "B"],
-    dropout_key: DropoutKey | None = None,
-    second: Int[Array, "B"] | None = None,
+    ids: Int[Array, "T"],
+    packing: Packing,
+    dropout_key: Array | None = None,
     first: bool = False,
-) -> Float[Array, "B _ D"]:
+) -> Float[Array, "_ D"]:
     """As `bert.hidden_states`, but `first` saves nothing."""
-    check_width(config, ids.shape[1])
+    check_width(config, max(packing.widths))
     model = nnx.merge(_abstract(config, dtype, remat)[0], params)
-    hidden = model(ids, lengths, dropout_key, second)
-    return hidden[:, :1] if first else hidden
+    hidden = model(ids, packing, dropout_key)
+    return packing.first(hidden) if first else hidden
 
 
 def abstract_params(config: DebertaConfig) -> dict:
@@ -157,13 +157,13 @@ class Deberta(nnx.Module):
         self.dtype = dtype
         self.remat = remat
 
-    def __call__(self, ids, lengths, key, second):
-        x = self.embeddings(ids, fold_in(key, 0), second).astype(self.dtype)
-        positions = self.encoder.positions(ids.shape[1]).astype(self.dtype)
+    def __call__(self, ids, packing, key):
+        x = self.embeddings(ids, packing, fold_in(key, 0)).astype(self.dtype)
+        positions = self.encoder.positions(max(packing.widths)).astype(self.dtype)
         for i in range(len(self.encoder.layer)):  # as strings, "10" comes before "2"
             layer = self.encoder.layer[str(i)]
             layer = jax.checkpoint(layer) if self.remat else layer
-            x = layer(x, lengths, fold_in(key, i + 1), positions)
+            x = layer(x, packing, fold_in(key, i + 1), positions)
         return x.astype(jnp.float32)
 
 
@@ -198,16 +198,16 @@ class Embeddings(nnx.Module):
         self.LayerNorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
         self.config = c
 
-    def __call__(self, ids, key, second):
-        c, length = self.config, ids.shape[1]
+    def __call__(self, ids, packing, key):
+        c = self.config
         x = self.word_embeddings(ids)
         if c.absolute:
-            x += self.position_embeddings.embedding[:length]
+            x += self.position_embeddings(packing.tokens.places)
         if c.type_vocab_size:
-            x += type_vectors(self.token_type_embeddings, second, length)
+            x += type_vectors(self.token_type_embeddings, packing)
         if c.embedding_size != c.hidden_size:
             x = self.embed_proj(x)
-        return dropout(self.LayerNorm(x), key, c.hidden_dropout_prob)
+        return dropout(self.LayerNorm(x), key, c.hidden_dropout_prob, packing.tokens)
 
 
 class SelfAttention(nnx.Module):
@@ -223,31 +223,51 @@ class SelfAttention(nnx.Module):
             setattr(self, name, linear(c.hidden_size, c.hidden_size, dtype, rngs))
         self.config = c
 
-    def __call__(self, x, lengths, key, positions):
+    def __call__(self, x, packing, key, positions):
         c = self.config
-        q, k, v = (self._heads(f"{name}_proj", x) for name in ("query", "key", "value"))
+        contents = (getattr(self, f"{n}_proj")(x) for n in ("query", "key", "value"))
+        of_positions = self._of_positions(positions)
         # The sum of so many terms is divided by the root of their number.
         terms = 1 + len(c.terms & {"c2p", "p2c"})
-        bias = self._bias(q, k, positions) / math.sqrt(q.shape[-1] * terms)
-        return biased_attention(
-            (q / math.sqrt(terms)).astype(q.dtype), k, v, bias, lengths,
-            dropout_key=key, rate=c.attention_probs_dropout_prob,
-        ).reshape(x.shape)  # fmt: skip
+        attended = []
+        for *parts, lengths, numbers in zip(
+            *map(packing.in_blocks, contents), packing.lengths, packing.numbers, strict=True
+        ):
+            q, k, v = map(self._heads, parts)
+            bias = self._bias(q, k, of_positions) / math.sqrt(q.shape[-1] * terms)
+            out = biased_attention(
+                (q / math.sqrt(terms)).astype(q.dtype), k, v, bias, lengths,
+                key=key, numbers=numbers, rate=c.attention_probs_dropout_prob,
+            )  # fmt: skip
+            attended.append(out.reshape(parts[0].shape))
+        return packing.from_blocks(attended)
 
-    def _heads(self, name: str, x):
-        return getattr(self, name)(x).reshape(*x.shape[:-1], self.config.num_attention_heads, -1)
+    def _heads(self, x):
+        return x.reshape(*x.shape[:-1], self.config.num_attention_heads, -1)
 
-    def _bias(self, q, k, positions) -> Float[Array, "B H L L"]:
-        """What depends on a position: on i - j alone, so there is no gather for each pair i, j."""
+    def _of_positions(self, positions) -> dict[str, Float[Array, "P H Dh"]]:
+        """What contents are multiplied with, by the name of the term."""
         c, prefix = self.config, "" if self.config.shared else "pos_"
+        names = {"c2p": f"{prefix}key_proj", "p2c": f"{prefix}query_proj"}
+        return {
+            term: self._heads(getattr(self, name)(positions))
+            for term, name in names.items()
+            if term in c.terms
+        }
+
+    def _bias(self, q, k, of_positions) -> Float[Array, "B H L L"]:
+        """What depends on a position: on i - j alone, so there is no gather for each pair i, j."""
         batch, length, heads, _ = q.shape
         bias = jnp.zeros((batch, heads, length, length), jnp.float32)
-        if "c2p" in c.terms:  # of query i and the distance i - j, which falls with j
-            keys = self._heads(f"{prefix}key_proj", positions[::-1])
-            bias += skewed(_products(q, keys))
-        if "p2c" in c.terms:  # of key j and the same distance, which grows with i
-            queries = self._heads(f"{prefix}query_proj", positions)
-            bias += skewed(_products(k, queries)).swapaxes(2, 3)
+        # The vectors are of the distances in the widest block; those in this one lie in the middle.
+        near = {
+            term: x[len(x) // 2 + 1 - length : len(x) // 2 + length]
+            for term, x in of_positions.items()
+        }
+        if "c2p" in near:  # of query i and the distance i - j, which falls with j
+            bias += skewed(_products(q, near["c2p"][::-1]))
+        if "p2c" in near:  # of key j and the same distance, which grows with i
+            bias += skewed(_products(k, near["p2c"])).swapaxes(2, 3)
         return bias
 
 

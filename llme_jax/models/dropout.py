@@ -11,46 +11,45 @@ from jax import lax
 AXIS = 4096
 
 
-class DropoutKey(NamedTuple):
-    """What draws the masks of a batch of texts."""
+class Rows(NamedTuple):
+    """What the rows are that something is dropped from, however they are ordered or cut."""
 
-    key: jax.Array
-    texts: jax.Array  # int32[n]: numbers the texts of the batch, however they are ordered or cut
-
-    def fold_in(self, site: int) -> "DropoutKey":
-        """The key of another place in the model."""
-        return self._replace(key=jax.random.fold_in(self.key, site))
+    texts: jax.Array  # int32[n]: each row's text, numbered through the batch
+    places: jax.Array | None = None  # int32[n]: its place in the text; None: it is all of it
 
 
-def fold_in(key: DropoutKey | None, site: int) -> DropoutKey | None:
-    return None if key is None else key.fold_in(site)
+def fold_in(key: jax.Array | None, site: int) -> jax.Array | None:
+    """The key of another place in the model."""
+    return None if key is None else jax.random.fold_in(key, site)
 
 
-def dropout(x: jax.Array, key: DropoutKey | None, rate: float) -> jax.Array:
+def dropout(x: jax.Array, key: jax.Array | None, rate: float, rows: Rows | None) -> jax.Array:
     """Zero a share `rate` of the entries and divide the others by `1 - rate`.
 
-    Nothing is dropped when `key` is None. A mask needs no more than well-mixed bits, so they come
-    from an integer hash of text and place instead of Threefry, whose bits cost more than the
-    attention they are dropped from. An entry's fate does not depend on the number of devices, the
-    padding or the cutting of a batch, and the backward pass recomputes the mask instead of storing
-    it.
+    Nothing is dropped when `key` is None; else there are `rows`. A mask needs no more than
+    well-mixed bits, so they come from an integer hash of text and place instead of Threefry, whose
+    bits cost more than the attention they are dropped from. An entry's fate does not depend on the
+    number of devices, the padding or the cutting of a batch, and the backward pass recomputes the
+    mask instead of storing it.
     """
     if key is None or rate == 0.0:
         return x
     keep = 1.0 - rate
     threshold = jnp.uint32(round(keep * 2**32) if keep < 1 - 2**-33 else 2**32 - 1)
-    return jnp.where(_random_bits(key, x.shape) < threshold, x / keep, 0)
+    return jnp.where(_random_bits(key, rows, x.shape) < threshold, x / keep, 0)
 
 
-def _random_bits(key: DropoutKey, shape: tuple[int, ...]) -> jax.Array:
-    """uint32[shape]: integer hashes of the text's number and of the place in it, hashed again."""
-    first, second = jax.random.bits(key.key, (2,), jnp.uint32)
+def _random_bits(key: jax.Array, rows: Rows, shape: tuple[int, ...]) -> jax.Array:
+    """uint32[shape]: integer hashes of the row and of the place in it, hashed again."""
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
     place = jnp.zeros((1, *shape[1:]), jnp.uint32)
     for axis in range(1, len(shape)):
         stride = AXIS ** (len(shape) - 1 - axis) % 2**32
         place += lax.broadcasted_iota(jnp.uint32, place.shape, axis) * jnp.uint32(stride)
-    text = _mix(key.texts.astype(jnp.uint32) ^ first)
-    return _mix(_mix(place ^ second) + text.reshape(-1, *(1,) * (len(shape) - 1)))
+    row = _mix(rows.texts.astype(jnp.uint32) ^ first)
+    if rows.places is not None:
+        row = _mix(row + rows.places.astype(jnp.uint32))
+    return _mix(_mix(place ^ second) + row.reshape(-1, *(1,) * (len(shape) - 1)))
 
 
 def _mix(x: jax.Array) -> jax.Array:

@@ -11,10 +11,10 @@ from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
 from llme_jax.models import sentence_transformers
-from llme_jax.models.dropout import DropoutKey
 from llme_jax.models.families import ENCODERS, Architecture, read_config
+from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import compute_dtype
-from llme_jax.models.pooling import Dense, normalize, pool
+from llme_jax.models.pooling import Dense, mean, normalize
 from llme_jax.models.space import open_space
 from llme_jax.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
 from llme_jax.models.weights import find_model, load_params, save_params
@@ -80,24 +80,39 @@ class DualEncoder:
         lengths: Int[Array, "B"],
         *,
         field: Literal["query", "key"],
-        dropout_key: DropoutKey | None = None,
     ) -> Float[Array, "B D"]:
-        """Embeddings of right-padded texts in float32, of length 1 when the metric is cos.
+        """Embeddings of right-padded texts, see `encode_packed`.
+
+        Args:
+            lengths: tokens of each text, special tokens included.
+        """
+        packing = padded(lengths, ids.shape[1])
+        return self.encode_packed(params, ids.reshape(-1), packing, field=field)
+
+    def encode_packed(
+        self,
+        params: dict,
+        ids: Int[Array, "T"],
+        packing: Packing,
+        *,
+        field: Literal["query", "key"],
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "R D"]:
+        """Embeddings of texts in float32, of length 1 when the metric is cos.
 
         Args:
             params: as `load_dual_encoder` gives them.
-            lengths: tokens of each text, special tokens included.
-            dropout_key: drops as config.json says, differently for queries and keys; None for no
-                dropout.
+            dropout_key: drops as config.json says; None for no dropout.
         """
         config = self.query_config if field == "query" else self.key_config
         weights = params["encoder" if self.tied else f"{field}_encoder"]
-        if dropout_key is not None:
-            dropout_key = dropout_key.fold_in(field == "key")
-        hidden = ENCODERS[config.model_type].hidden_states(
-            config, self.dtype, self.remat, weights, ids, lengths, dropout_key=dropout_key
+        embeddings = ENCODERS[config.model_type].hidden_states(
+            *(config, self.dtype, self.remat, weights, ids, packing),
+            dropout_key=dropout_key,
+            first=self.pooling == "cls",
         )
-        embeddings = pool(hidden, lengths, self.pooling)
+        if self.pooling == "mean":
+            embeddings = mean(embeddings, packing)
         for layer, of_layer in self.layers(params):
             embeddings = layer(of_layer, embeddings)
         return normalize(embeddings) if self.metric == "cos" else embeddings

@@ -8,8 +8,6 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
-import numpy as np
-from numpy import ndarray
 
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
@@ -43,7 +41,9 @@ def read_config(path: Path, families: dict[str, ModuleType]):
     return families[model_type].read(path)
 
 
-def forward_flops(config: Architecture, params: dict, lengths: ndarray) -> float:
+def forward_flops(
+    config: Architecture, params: dict, tokens: float | int, pairs: float | int
+) -> float:
     """Operations of the matrix products of an encoder, additions and multiplications apart.
 
     2 for each weight of a linear layer and token, 4 D for each pair of tokens of a text and layer;
@@ -51,11 +51,11 @@ def forward_flops(config: Architecture, params: dict, lengths: ndarray) -> float
 
     Args:
         params: of the encoder, arrays or ShapeDtypeStructs.
-        lengths: tokens of every text.
+        tokens: of all texts.
+        pairs: of tokens that attend to each other, the squares of the texts' lengths.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     linear = sum(x.size for path, x in leaves if "kernel" in path_name(path))
-    tokens = np.asarray(lengths, float)
     # A term has 2 D for each of the 2 L - 1 distances.
     attention = 4 * config.hidden_size * config.num_hidden_layers * (1 + len(config.terms))
-    return 2 * linear * tokens.sum() + attention * (tokens**2).sum()
+    return float(2 * linear * tokens + attention * pairs)

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from llme_jax.models.layers import ACTIVATIONS
+from llme_jax.models.packing import Packing
 
 # By the name of the class in torch.nn, in lower case.
 AFTER_DENSE = {
@@ -33,13 +34,14 @@ class Dense:
         return AFTER_DENSE[self.activation](x + params["bias"] if "bias" in params else x)
 
 
-def pool(hidden: Float[Array, "B L D"], lengths: Int[Array, "B"], method: str):
-    """The first token's vector (`cls`) or the mean over the text (`mean`), [B, D]."""
-    if method == "cls":
-        return hidden[:, 0]
-    inside = jnp.arange(hidden.shape[1]) < lengths[:, None]
-    total = jnp.where(inside[..., None], hidden, 0.0).sum(1)
-    return total / jnp.maximum(lengths, 1)[:, None]
+def mean(hidden: Float[Array, "T D"], packing: Packing) -> Float[Array, "R D"]:
+    """The mean of each text's tokens."""
+    means = []
+    for x, lengths in zip(packing.in_blocks(hidden), packing.lengths, strict=True):
+        inside = jnp.arange(x.shape[1]) < lengths[:, None]
+        total = jnp.where(inside[..., None], x, 0.0).sum(1)
+        means.append(total / jnp.maximum(lengths, 1)[:, None])
+    return jnp.concatenate(means)
 
 
 def normalize(x: Float[Array, "B D"]) -> Float[Array, "B D"]:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from jax.sharding import Mesh
-from numpy import ndarray
 
 from llme_jax.config import RankConfig
 from llme_jax.data.pairs import PairLayout
@@ -15,7 +15,7 @@ from llme_jax.models.families import forward_flops
 from llme_jax.rerank.cross_scorer import open_ranker, with_own_prompts
 from llme_jax.rerank.evaluate import RerankEvaluator
 from llme_jax.training import rank_losses
-from llme_jax.training.chunks import over_blocks
+from llme_jax.training.chunks import over_texts
 from llme_jax.training.task import Opened
 
 
@@ -41,19 +41,23 @@ class CrossTask:
 
     flag = "--ranker"
     exports = (FOLDER,)
+    streams: ClassVar = {"pairs": ("pair",)}
 
     @property
     def rules(self) -> tuple:
         return self.encoder.sharding_rules
 
-    def loss(self, params, batch, key, *, recipe, devices, chunk):
-        compute = partial(self.encoder.score, params)
-        scores = over_blocks(compute, batch.texts["pair"], key, devices=devices, chunk=chunk)
-        teacher = batch.teacher_scores
-        return rank_losses.total(scores.reshape(teacher.shape), teacher, batch.has_scores, recipe)
+    def outputs(self, params, texts, key, *, chunk):
+        compute = partial(self.encoder.score_packed, params)
+        return over_texts(compute, texts["pairs"], key, chunk=chunk)
 
-    def forward_flops(self, params: dict, lengths: dict[str, ndarray]) -> float:
-        return forward_flops(self.encoder.config, self.encoder.base(params), lengths["pair"])
+    def loss(self, outputs, batch, *, recipe, devices):
+        teacher = batch.teacher_scores
+        scores = outputs["pair"].reshape(teacher.shape)
+        return rank_losses.total(scores, teacher, batch.has_scores, recipe)
+
+    def forward_flops(self, params: dict, work: dict[str, tuple[float, float]]) -> float:
+        return forward_flops(self.encoder.config, self.encoder.base(params), *work["pairs"])
 
     def recomputing(self, on: bool) -> "CrossTask":
         return replace(self, encoder=replace(self.encoder, remat=on))

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from llme_jax.config import DistillConfig, TrainConfig
-from llme_jax.data.batch import Batch, describe_shapes, padded_lengths, real_lengths
+from llme_jax.data.batch import Batch, describe_shapes, work
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.train_data import SAMPLED_BATCHES, TrainData
-from llme_jax.devices import sharding
-from llme_jax.devices.memory import needs
+from llme_jax.devices import sharding, topology
+from llme_jax.devices.memory import Needs, needs
 from llme_jax.training.step import Step, TrainState
 from llme_jax.training.task import Params, Task
 from llme_jax.training.telemetry import count
@@ -65,7 +65,7 @@ class DryRun:
         task: as it is to be trained.
         optimizer, abstract, frozen: of the state and of frozen parameters, which need not be in
             memory.
-        plan: which rows make a batch; `data.settle_widths` has seen it.
+        plan: which rows make a batch; `data.settle_shapes` has seen it.
     """
 
     settings: TrainConfig
@@ -87,11 +87,14 @@ class DryRun:
         survey = self._survey(self.plan)
         say(self._describe(survey))
         largest = survey.largest
-        memory = self._needed(largest)
+        needed = self._needed(largest)
+        memory = needed.total
         say(f"memory             {memory / GIB:.2f} GiB of a device in the largest of these")
+        if self.settings.topology and needed.compiled:
+            say(self._estimate(largest, needed.compiled.as_text()))
         longest = self._longest(largest)
         if longest.slots > largest.slots:
-            largest, memory = longest, self._needed(longest)
+            largest, memory = longest, self._needed(longest).total
             say(
                 f"                   {memory / GIB:.2f} GiB if a batch has longer texts than these:"
             )
@@ -122,8 +125,8 @@ class DryRun:
             counts = count(batch, processes=1)
             survey.tokens += share * counts.tokens
             survey.slots += share * counts.slots
-            survey.flops += share * self.task.forward_flops(params, real_lengths(batch))
-            survey.slot_flops += share * self.task.forward_flops(params, padded_lengths(batch))
+            survey.flops += share * self.task.forward_flops(params, work(batch))
+            survey.slot_flops += share * self.task.forward_flops(params, work(batch, padding=True))
         return survey
 
     def _longest(self, program: Program) -> Program:
@@ -131,26 +134,54 @@ class DryRun:
         batch = self.data.assemble(program.planned, self.mesh.size, max_width=True)
         return replace(program, batch=batch, share=0.0)
 
-    def _needed(self, program: Program) -> float:
+    def _needed(self, program: Program) -> Needs:
         logger.info("compiling %s", describe_shapes(program.batch))
-        return self._memory(program.batch, program.recipe, self.settings)
+        return self._needs(program.batch, program.recipe, self.settings)
+
+    def _estimate(self, program: Program, text: str) -> str:
+        """What the compiler of devices that are not here thinks of a step."""
+        chip = topology.chip(self.settings.topology)
+        found = topology.estimate(text, chip)
+        seconds = sum(found.seconds.values())
+        params = self.abstract.params | self.frozen
+        flops = 3 * self.task.forward_flops(params, work(program.batch)) / self.mesh.size
+        kinds = ", ".join(f"{kind} {1e3 * s:.1f}" for kind, s in found.seconds.items())
+        exchanged = ", ".join(f"{n / 2**20:.1f} MiB {kind}" for kind, n in found.exchanged.items())
+        lines = [
+            f"time of the step   {1e3 * seconds:.1f} ms as the compiler estimates: {kinds}",
+            f"exchanged          {exchanged or 'nothing'}; that takes time which is not in it, nor "
+            "is that of gathers and sorts",
+        ]
+        if found.loops:
+            lines.append("                   there are loops, whose bodies are counted once")
+        else:
+            lines.append(
+                f"MFU                at most {flops / chip.flops / seconds:.0%} of "
+                f"{chip.flops / 1e12:.0f} TFLOP/s"
+            )
+        return "\n".join(lines)
 
     def _limit(self) -> float | None:
         """Bytes of a device, where that is known."""
         if self.settings.device_memory is not None:
             return self.settings.device_memory * GIB
+        if self.settings.topology:
+            return topology.chip(self.settings.topology).memory * GIB
         stats = self.mesh.local_devices[0].memory_stats() or {}
         return stats.get("bytes_limit")
 
     def _memory(self, batch: Batch, recipe: DistillConfig, settings: TrainConfig) -> float:
-        """Bytes of a device while a step runs, as XLA plans them."""
-        mesh = sharding.make_mesh(settings.fsdp)
+        return self._needs(batch, recipe, settings).total
+
+    def _needs(self, batch: Batch, recipe: DistillConfig, settings: TrainConfig) -> Needs:
+        """What a device needs while a step runs, as XLA plans it."""
+        mesh = sharding.make_mesh(settings.fsdp, devices=[*self.mesh.devices.flat])
         shardings = sharding.state_sharding(mesh, self.abstract, self.task.rules)
         frozen = sharding.state_sharding(mesh, self.frozen, self.task.rules)
         step = Step(
             self.task.recomputing(settings.gradient_checkpointing),
             self.optimizer,
-            devices=mesh.size,
+            mesh=mesh,
             chunk=settings.sub_batch_size,
             seed=settings.seed,
             shardings=shardings,
@@ -159,10 +190,11 @@ class DryRun:
         state = sharding.abstract(self.abstract, shardings)
         inputs = sharding.abstract(batch, sharding.batch_sharding(mesh))
         accumulating = settings.gradient_accumulation_steps > 1
-        memory = needs(step.lower(state, inputs, recipe, accumulating=accumulating)).total
+        found = needs(step.lower(state, inputs, recipe, accumulating=accumulating))
         if accumulating:  # not in that program: the optimizer's state, the gradients' sum
-            memory += _bytes(state.opt_state) + _bytes(state.params)
-        return memory
+            more = _bytes(state.opt_state) + _bytes(state.params)
+            found = found._replace(arguments=found.arguments + more)
+        return found
 
     def _fitting(
         self, largest: Program, limit: float
@@ -192,7 +224,8 @@ class DryRun:
             return flags, lambda: self._memory(largest.batch, largest.recipe, other)
 
         remat = {} if settings.gradient_checkpointing else {"gradient_checkpointing": True}
-        texts = max(len(texts.place) for texts in largest.batch.texts.values()) // devices
+        texts = max(len(x) for t in largest.batch.texts.values() for x in t.place.values())
+        texts //= devices
         chunks = [*_halves(min(texts, settings.sub_batch_size or texts))]
         spread = [n for n in range(settings.fsdp + 1, devices + 1) if devices % n == 0]
         rows = [*_halves(self.plan.batch_size // devices)]
@@ -212,7 +245,7 @@ class DryRun:
     def _smaller(self, rows: int) -> float:
         """Bytes of a device with batches of so many queries a device."""
         plan = replace(self.plan, batch_size=rows * self.mesh.size)
-        self.data.settle_widths(plan, self.mesh.size)
+        self.data.settle_shapes(plan, self.mesh.size)
         longest = self._longest(self._survey(plan).largest)
         return self._memory(longest.batch, longest.recipe, self.settings)
 

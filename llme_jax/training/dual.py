@@ -7,18 +7,15 @@ from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
-from numpy import ndarray
 
-from llme_jax.config import Config, LossConfig
-from llme_jax.data.batch import Batch
+from llme_jax.config import Config
 from llme_jax.data.instructions import instruction_of, with_model_prompts
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder, save_dual_encoder
 from llme_jax.models.families import forward_flops
 from llme_jax.models.space import encoder_prompts
 from llme_jax.retrieval.evaluate import RetrievalEvaluator
 from llme_jax.training import losses
-from llme_jax.training.chunks import over_blocks
+from llme_jax.training.chunks import over_texts
 from llme_jax.training.task import Opened
 
 
@@ -55,20 +52,39 @@ class DualTask:
         return self.encoder.sharding_rules
 
     @property
+    def streams(self) -> dict[str, tuple[str, ...]]:
+        if self.encoder.tied:
+            return {"texts": ("query", "key")}
+        return {"queries": ("query",), "keys": ("key",)}
+
+    @property
     def exports(self) -> tuple[str, ...]:
         return self.encoder.folders
 
-    def loss(self, params, batch, key, *, recipe, devices, chunk):
-        return batch_loss(
-            *(params, batch, key), encoder=self.encoder, loss=recipe, devices=devices, chunk=chunk
-        )
+    def outputs(self, params, texts, key, *, chunk):
+        out = {}
+        for name, of in texts.items():
+            compute = partial(self.encoder.encode_packed, params, field=self.streams[name][0])
+            out |= over_texts(compute, of, key, chunk=chunk)
+        return out
 
-    def forward_flops(self, params: dict, lengths: dict[str, ndarray]) -> float:
+    def loss(self, outputs, batch, *, recipe, devices):
+        """Of embeddings of all queries [B, D] and keys [M, D]."""
+        inputs = (outputs["query"], outputs["key"], *batch[1:])
+        of_batch = partial(losses.total, loss=recipe, dense_metric=self.encoder.metric)
+        if recipe.negative_cross_device or devices == 1:
+            return of_batch(*inputs)
+        per_device = [x.reshape(devices, -1, *x.shape[1:]) for x in inputs]
+        value, parts = jax.vmap(of_batch)(*per_device)
+        return value.mean(), {name: part.mean() for name, part in parts.items()}
+
+    def forward_flops(self, params: dict, work: dict[str, tuple[float, float]]) -> float:
         encoder, flops = self.encoder, 0.0
-        for field, of in lengths.items():
+        for name, of in work.items():
+            field = self.streams[name][0]
             config = encoder.query_config if field == "query" else encoder.key_config
-            name = "encoder" if encoder.tied else f"{field}_encoder"
-            flops += forward_flops(config, params[name], of)
+            part = "encoder" if encoder.tied else f"{field}_encoder"
+            flops += forward_flops(config, params[part], *of)
         return flops
 
     def recomputing(self, on: bool) -> "DualTask":
@@ -89,33 +105,6 @@ class DualTask:
             key_max_length=self.config.data.key_max_length,
             prompts=_prompts(self.config, tasks),
         )
-
-
-def batch_loss(
-    params: dict,
-    batch: Batch,
-    dropout_key: Array | None,
-    *,
-    encoder: DualEncoder,
-    loss: LossConfig,
-    devices: int,
-    chunk: int | None = None,
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Loss of one global batch, and its parts."""
-
-    def encode(field: str) -> Float[Array, "n D"]:
-        compute = partial(encoder.encode, params, field=field)
-        texts = batch.texts[field]
-        return over_blocks(compute, texts, dropout_key, devices=devices, chunk=chunk)
-
-    query, key = encode("query"), encode("key")
-    inputs = (query, key, *batch[1:])
-    of_batch = partial(losses.total, loss=loss, dense_metric=encoder.metric)
-    if loss.negative_cross_device or devices == 1:
-        return of_batch(*inputs)
-    per_device = [x.reshape(devices, -1, *x.shape[1:]) for x in inputs]
-    value, parts = jax.vmap(of_batch)(*per_device)
-    return value.mean(), {name: part.mean() for name, part in parts.items()}
 
 
 def _prompts(config: Config, tasks: list[str]) -> dict[str, str]:

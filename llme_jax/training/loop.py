@@ -18,7 +18,7 @@ from llme_jax.data.prefetch import prefetch
 from llme_jax.data.rows import BadRows
 from llme_jax.data.tokens import fingerprint
 from llme_jax.data.train_data import TrainData, prepare
-from llme_jax.devices import sharding
+from llme_jax.devices import sharding, topology
 from llme_jax.devices.runtime import lost_process
 from llme_jax.files.cache import check_cache
 from llme_jax.models.weights import fingerprint_params
@@ -58,7 +58,8 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
     check_cache(config.data.dataset_cache_dir)
     if config.data.eval_data and jax.process_index() == 0:
         check_log(config.evaluation.log_path)
-    mesh = sharding.make_mesh(settings.fsdp)
+    elsewhere = topology.devices(settings.topology) if settings.topology else None
+    mesh = sharding.make_mesh(settings.fsdp, devices=elsewhere)
     global_batch = folder.global_batch(config, mesh.size)
     check_files(config.data)
     task, params, frozen = open_task(config)
@@ -68,10 +69,11 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
         seed=settings.seed,
         bad_rows=bad_rows,
         layout=task.layout,
+        streams=task.streams,
     )
     folder.check_data(data)
     plan = data.plan(global_batch)
-    data.settle_widths(plan, mesh.size)
+    data.settle_shapes(plan, mesh.size)
     evaluator = task.evaluator(mesh)
 
     # 2. The schedule.
@@ -123,7 +125,7 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
     step_fn = Step(
         task,
         optimizer,
-        devices=mesh.size,
+        mesh=mesh,
         chunk=settings.sub_batch_size,
         seed=settings.seed,
         shardings=shardings,

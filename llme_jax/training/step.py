@@ -1,19 +1,22 @@
 """The train step: the only place where gradients are taken.
 
 One batch is a global one: every device computes on its rows, XLA gathers what the loss needs of
-all of them, so loss and gradient are the same on any number of devices.
+all of them, so loss and gradient are the same on any number of devices. The gradient is added up
+over devices once a step, in the parameters' own type.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from llme_jax.config import DistillConfig
 from llme_jax.data.batch import Batch
-from llme_jax.devices.sharding import replicate_in_trace
+from llme_jax.devices.sharding import on_each_device, replicated
 from llme_jax.training.task import Params, Task
 
 
@@ -48,11 +51,14 @@ class Step:
     gradient, one that adds it to the sum, and one that updates the state at the end.
 
     Args:
-        devices: size of the mesh; every batch axis is divisible by it.
+        mesh: the devices; every batch axis is divisible by their number.
         chunk: texts a device holds activations of at a time, None for all.
         seed: dropout of batch t is drawn from (seed, t).
         shardings: where the state lives; the new state goes to the same place.
         frozen: parameters that the loss reads and the optimizer leaves alone, on the mesh.
+
+    Attributes:
+        gradient: jitted (params, frozen, batch, its number, recipe=) -> ((loss, parts), gradient).
     """
 
     def __init__(
@@ -60,19 +66,19 @@ class Step:
         task: Task,
         optimizer: optax.GradientTransformation,
         *,
-        devices: int,
+        mesh: Mesh,
         chunk: int | None,
         seed: int,
         shardings: TrainState | None = None,
         frozen: Params | None = None,
     ):
         self._task, self._optimizer = task, optimizer
-        self._devices, self._chunk, self._seed = devices, chunk, seed
+        self._mesh, self._chunk, self._seed = mesh, chunk, seed
         self._shardings, self._frozen = shardings, frozen or {}
         self._frozen_shardings = jax.tree.map(lambda x: x.sharding, self._frozen)
         to_state = {"donate_argnums": 0, "out_shardings": shardings and (shardings, None)}
         self._single = jax.jit(self._of_one, static_argnames="recipe", **to_state)
-        self._gradient = jax.jit(self._value_and_grad, static_argnames="recipe")
+        self.gradient = jax.jit(self._value_and_grad, static_argnames="recipe")
         self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
         self._apply = jax.jit(self._of_several, **to_state)
 
@@ -84,7 +90,7 @@ class Step:
         values, all_parts, grads = [], {}, None
         first = state.step * len(batches)
         for i, (batch, recipe) in enumerate(zip(batches, recipes, strict=True)):
-            (value, parts), new = self._gradient(
+            (value, parts), new = self.gradient(
                 state.params, self._frozen, batch, first + i, recipe=recipe
             )
             grads = new if grads is None else self._add(grads, new)
@@ -96,9 +102,7 @@ class Step:
     def lower(self, state: TrainState, batch: Batch, recipe: DistillConfig, *, accumulating: bool):
         """As `jax.jit(f).lower`, the program of a step of one batch, or of one of several."""
         if accumulating:
-            return self._gradient.lower(
-                state.params, self._frozen, batch, state.step, recipe=recipe
-            )
+            return self.gradient.lower(state.params, self._frozen, batch, state.step, recipe=recipe)
         return self._single.lower(state, self._frozen, batch, recipe=recipe)
 
     def _of_one(self, state, frozen, batch, recipe):
@@ -119,15 +123,12 @@ class Step:
 
         def loss(params):
             read = params | frozen
+            spread = jax.tree.map(lambda _: replicated(self._mesh), read)
             if self._shardings is not None:
-                placed = self._shardings.params | self._frozen_shardings
-                read = replicate_in_trace(read, placed)
-            return self._task.loss(
-                *(read, batch, dropout_key),
-                recipe=recipe,
-                devices=self._devices,
-                chunk=self._chunk,
-            )
+                spread = self._shardings.params | self._frozen_shardings
+            compute = partial(self._task.outputs, chunk=self._chunk)
+            outputs = on_each_device(compute, read, batch.texts, dropout_key, spread)
+            return self._task.loss(outputs, batch, recipe=recipe, devices=self._mesh.size)
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 

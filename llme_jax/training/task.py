@@ -10,10 +10,9 @@ from typing import NamedTuple, Protocol
 
 import jax
 from jax.sharding import Mesh
-from numpy import ndarray
 
 from llme_jax.config import Config, DistillConfig, RankConfig
-from llme_jax.data.batch import Batch
+from llme_jax.data.batch import Batch, Texts
 from llme_jax.data.pairs import PairLayout
 
 Params = dict  # nested, of arrays; what is trained and what is frozen differ in their first keys
@@ -41,8 +40,9 @@ class Task(Protocol):
         tokenizer: a fast one of transformers; texts become tokens with it.
         rules: where parameters go, see `sharding.state_sharding`.
         exports: the folders of a checkpoint that users take away.
-        layout: how each query is joined with its keys, which makes `pair` the one text that a
+        layout: how each query is joined with its keys, which makes `pair` the one field that a
             batch has; None: it has `query` and `key`.
+        streams: fields that go through a model together, by what a batch calls their texts.
     """
 
     config: Config | RankConfig
@@ -51,32 +51,47 @@ class Task(Protocol):
     rules: tuple
     exports: tuple[str, ...]
     layout: PairLayout | None
+    streams: dict[str, tuple[str, ...]]
+
+    def outputs(
+        self,
+        params: Params,
+        texts: dict[str, Texts],
+        key: jax.Array | None,
+        *,
+        chunk: int | None,
+    ) -> dict[str, jax.Array]:
+        """What the model makes of a device's texts, by field, in the order of the batch's rows.
+
+        Traced on every device apart, which sees its texts and no other.
+
+        Args:
+            params: what is trained and what is frozen, together, whole.
+            key: what dropout is drawn from; None for no dropout.
+            chunk: texts of which activations are held at a time, None for all.
+        """
 
     def loss(
         self,
-        params: Params,
+        outputs: dict[str, jax.Array],
         batch: Batch,
-        key: jax.Array | None,
         *,
         recipe: DistillConfig,
         devices: int,
-        chunk: int | None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Loss of a global batch, and its parts by name; traced, once a shape and recipe.
 
         Args:
-            params: what is trained and what is frozen, together.
-            key: what dropout is drawn from; None for no dropout.
+            outputs: of all devices.
             devices: how many share the batch; each holds equal runs of neighbouring rows.
-            chunk: texts that a device holds activations of at a time, None for all.
         """
 
-    def forward_flops(self, params: Params, lengths: dict[str, ndarray]) -> float:
+    def forward_flops(self, params: Params, work: dict[str, tuple[float, float]]) -> float:
         """Operations of a forward pass, an addition and a multiplication counted apart.
 
         Args:
             params: arrays or ShapeDtypeStructs.
-            lengths: tokens of every text, by the names that a batch has for its texts.
+            work: tokens, and pairs of tokens that attend to each other, by the streams' names.
         """
 
     def recomputing(self, on: bool) -> "Task":

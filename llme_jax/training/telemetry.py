@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from llme_jax.config import DistillConfig
-from llme_jax.data.batch import Batch, describe_shapes, shapes
+from llme_jax.data.batch import Batch, describe_shapes
 from llme_jax.data.plan import PlannedBatch
 from llme_jax.data.train_data import TrainData
 from llme_jax.errors import RunError
@@ -53,8 +53,8 @@ class Throughput:
 
 def count(batch: Batch, processes: int) -> Count:
     """Counts a batch; the other processes count as much as this one."""
-    tokens = sum(int(x.sum()) for texts in batch.texts.values() for x in texts.lengths)
-    slots = sum(x.size for texts in batch.texts.values() for x in texts.ids)
+    tokens = sum(texts.tokens for texts in batch.texts.values())
+    slots = sum(len(texts.ids) for texts in batch.texts.values())
     return Count(processes * len(batch.has_scores), processes * tokens, processes * slots)
 
 
@@ -106,7 +106,7 @@ class Recorder:
         """Whether a step of these shapes and losses is new; says so."""
         new = False
         for batch, recipe in zip(item.batches, item.recipes, strict=True):
-            program = (str(shapes(batch)), recipe)
+            program = (describe_shapes(batch), recipe)
             if program not in self._compiled:
                 new = True
                 self._compiled.add(program)

@@ -10,13 +10,13 @@ def test_every_row_has_the_instruction_of_its_task(write_rows, prepared, tokeniz
     path = write_rows("t.json", rows)
     data = prepared(path, version="llm-embedder", query_max_length=64, key_max_length=64)
     batch = data.assemble(plan_rows([0, 1]))
-    queries = texts_of(*in_order(batch.texts["query"]), tokenizer)
+    queries = texts_of(batch, "query", tokenizer)
     wanted = [find_instruction("llm-embedder", t).query + "q" for t in ("qa", "tool")]
     assert queries == [tokenizer.decode(tokenizer(w)["input_ids"]) for w in wanted]
     # one text, two instructions: other tokens, the same identity
     assert batch.key_hash[0].tolist() == batch.key_hash[3].tolist() == hash_of("a")
-    ids, _ = in_order(batch.texts["key"])
-    assert ids[0].tolist() != ids[3].tolist()
+    ids, _ = in_order(batch.texts["texts"], "key")
+    assert ids[0] != ids[3]
 
 
 def test_own_texts_and_those_of_a_row_come_before_the_query(write_rows, prepared, tokenizer):
@@ -30,7 +30,7 @@ def test_own_texts_and_those_of_a_row_come_before_the_query(write_rows, prepared
     ):
         batch = prepared(path, **settings).assemble(plan_rows([0, 1]))
         for name, wanted in (("query", [*queries]), ("key", [key])):
-            texts = texts_of(*in_order(batch.texts[name]), tokenizer)[: len(wanted)]
+            texts = texts_of(batch, name, tokenizer)[: len(wanted)]
             assert texts == [tokenizer.decode(tokenizer(text)["input_ids"]) for text in wanted]
 
 

@@ -15,6 +15,10 @@ FULL = (
     "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
     "Used 21.95G of 15.48G hbm. Exceeded hbm capacity by 6.47G.\n\nTotal hbm usage >= 22.47G:"
 )
+FULL_TPU = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+    "(1.50T) exceeds available HBM (15.75G)."
+)
 
 
 class Refused:
@@ -32,11 +36,12 @@ def test_needs_of_a_program():
     found = needs(jax.jit(lambda a, b: (a @ b) @ b).lower(x, x))
     assert found.arguments == 3 * 4 * 1024**2  # the result besides
     assert 4 * 1024**2 <= found.temporary < 2 * 4 * 1024**2
-    assert found.total == sum(found)
+    assert found.total == found.arguments + found.temporary
 
 
 def test_what_a_compiler_refuses_is_known_to_need_more():
     assert needs(Refused(FULL)) == Needs(0, 21.95 * 2**30)
+    assert needs(Refused(FULL_TPU)) == Needs(0, 1.5 * 2**40)
     assert needs(Refused("RESOURCE_EXHAUSTED: too much")).total == math.inf
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         needs(Refused("INTERNAL: no memory of what happened"))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from tiny import on_padded
 
 from llme_jax.errors import InputError
 from llme_jax.models.bert import abstract_params, hidden_states
-from llme_jax.models.dropout import DropoutKey
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.weights import load_params
 
@@ -32,7 +32,8 @@ def _encode(
     return _jitted(config, dtype, remat, params, ids, lengths, key, second)
 
 
-_jitted = jax.jit(hidden_states, static_argnums=(0, 1, 2))
+_on_padded = partial(on_padded, hidden_states)
+_jitted = jax.jit(_on_padded, static_argnums=(0, 1, 2))
 
 
 def _ids(model_type, vocab=101, width=24):
@@ -158,7 +159,7 @@ def test_electra_as_it_is_published(tiny, tmp_path, kind):
 def test_recomputed_layers_give_the_same_gradient(tiny):
     config, params = _load(tiny()[0])
     ids, inside = _ids("bert")
-    key = DropoutKey(jax.random.key(0), jnp.arange(len(ids)))
+    key = jax.random.key(0)
 
     def loss(params, remat):
         hidden = _encode(config, params, ids, remat=remat, key=key)
@@ -195,7 +196,7 @@ def test_dropout_follows_config_and_key(tiny):
     folder, _ = tiny(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     config, params = _load(folder)
     ids, inside = _ids("bert")
-    key, other = (DropoutKey(jax.random.key(seed), jnp.arange(len(ids))) for seed in (0, 1))
+    key, other = (jax.random.key(seed) for seed in (0, 1))
 
     def hidden(config, key, remat=False):
         return _encode(config, params, ids, remat=remat, key=key)[inside]
@@ -264,12 +265,12 @@ def test_the_first_token_alone_is_the_first_of_all(tiny, dropped, remat):
     config, params = _load(tiny("bert")[0])
     ids, _ = _ids("bert")
     ids, lengths = jnp.asarray(ids, jnp.int32), jnp.asarray(LENGTHS)
-    key = DropoutKey(jax.random.key(0), jnp.arange(4)) if dropped else None
+    key = jax.random.key(0) if dropped else None
 
     @partial(jax.jit, static_argnames="first")
     def loss(params, first):
-        how = {"dropout_key": key, "second": jnp.asarray(SECOND), "first": first}
-        hidden = hidden_states(config, "float32", remat, params, ids, lengths, **how)
+        how = {"key": key, "second": jnp.asarray(SECOND), "first": first}
+        hidden = _on_padded(config, "float32", remat, params, ids, lengths, **how)
         return (hidden[:, 0] ** 2).sum(), hidden[:, 0]
 
     (_, want), gradient = jax.value_and_grad(loss, has_aux=True)(params, False)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from tiny import on_padded
 
 from llme_jax.errors import InputError
 from llme_jax.models.attention import biased_attention
 from llme_jax.models.deberta import abstract_params, hidden_states, skewed
-from llme_jax.models.dropout import DropoutKey, dropout
+from llme_jax.models.dropout import Rows, dropout
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.weights import load_params
 
@@ -51,7 +52,8 @@ def _batch(width=WIDTH):
     return np.where(inside, ids, 1), inside
 
 
-_jitted = jax.jit(hidden_states, static_argnums=(0, 1, 2))
+_on_padded = partial(on_padded, hidden_states)
+_jitted = jax.jit(_on_padded, static_argnums=(0, 1, 2))
 
 
 def _encode(config, params, ids, *, dtype="float32", remat=False, key=None, second=None):
@@ -130,12 +132,12 @@ def test_dropout_recomputed_layers_and_wider_padding(tiny):
     lengths = jnp.asarray(LENGTHS[1:])
     ids, inside = (x[1:, :16] for x in _batch())
     wider = np.pad(ids, ((0, 0), (0, 8)), constant_values=98)
-    key = DropoutKey(jax.random.key(0), jnp.arange(3))
+    key = jax.random.key(0)
 
     @partial(jax.jit, static_argnums=2)
     @partial(jax.grad, has_aux=True)
     def gradient(params, ids, remat):
-        hidden = hidden_states(config, "float32", remat, params, ids, lengths, key)[:, :16]
+        hidden = _on_padded(config, "float32", remat, params, ids, lengths, key)[:, :16]
         return (jnp.sin(hidden) * inside[..., None]).sum(), hidden
 
     base, hidden = gradient(params, ids, False)
@@ -216,9 +218,8 @@ def test_biased_attention_by_its_definition(rate):
     )
     bias = jnp.asarray(rng.standard_normal((batch, heads, length, length)), jnp.float32)
     lengths = jnp.array([10, 4, 1])
-    key = DropoutKey(jax.random.key(3), jnp.arange(batch))
-    by_head = key._replace(texts=jnp.arange(batch * heads))
-    mask = dropout(jnp.ones((batch * heads, length, length)), by_head, rate)
+    key, by_head = jax.random.key(3), Rows(jnp.arange(batch * heads))
+    mask = dropout(jnp.ones((batch * heads, length, length)), key, rate, by_head)
 
     def plain(q, k, v, bias):
         scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) / width**0.5 + bias
@@ -227,7 +228,9 @@ def test_biased_attention_by_its_definition(rate):
         return jnp.einsum("nhqk,nkhd->nqhd", weights, v)
 
     def ours(q, k, v, bias):
-        return biased_attention(q, k, v, bias, lengths, dropout_key=key, rate=rate)
+        return biased_attention(
+            q, k, v, bias, lengths, key=key, numbers=jnp.arange(batch), rate=rate
+        )
 
     out, backward = jax.vjp(ours, q, k, v, bias)
     want, want_backward = jax.vjp(plain, q, k, v, bias)

@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
-from llme_jax.models.dropout import DropoutKey
 from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
+from llme_jax.models.packing import padded
 from llme_jax.models.tokenizer import load_tokenizer
 
 PROMPTS = {"query": "Find the tool: ", "document": "Tool: "}
@@ -182,15 +182,13 @@ def test_equal_architectures_are_compiled_once(tiny_with_tokenizer):
     assert load_dual_encoder(_config(folder), remat=True)[0] != first[0]
 
 
-def test_queries_and_keys_drop_differently(tiny_with_tokenizer):
+def test_texts_drop_differently(tiny_with_tokenizer):
     encoder, params, _ = load_dual_encoder(_config(tiny_with_tokenizer("a")))
-    ids, lengths = jnp.full((2, 16), 9), jnp.array([16, 16])
-    key = DropoutKey(jax.random.key(0), jnp.arange(2))
-    encode = jax.jit(partial(encoder.encode, params, ids, lengths), static_argnames="field")
-    q, k = (encode(field=field, dropout_key=key) for field in ("query", "key"))
-    assert jnp.abs(q - k).max() > 1e-2 and jnp.abs(q[0] - q[1]).max() > 1e-2
-    base = [encode(field=field) for field in ("query", "key")]
-    np.testing.assert_array_equal(*base)
+    ids, packing = jnp.full(32, 9), padded(jnp.array([16, 16]), 16, numbers=jnp.arange(2))
+    encode = jax.jit(partial(encoder.encode_packed, params, ids, packing, field="key"))
+    one, other = encode(dropout_key=jax.random.key(0))
+    assert jnp.abs(one - other).max() > 1e-2
+    np.testing.assert_array_equal(*encode())
 
 
 def test_a_missing_dense_pooler_starts_the_same_every_time(tiny_with_tokenizer, caplog):

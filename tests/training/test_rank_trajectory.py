@@ -63,7 +63,7 @@ def opened(folder, loss: dict):
         setattr(config.loss, name, value)
     task, params, _ = open_cross(config)
     data = prepare(config.data, config.loss, task.tokenizer, seed=0, bad_rows=BadRows(),
-                   layout=task.layout)  # fmt: skip
+                   layout=task.layout, streams=task.streams)  # fmt: skip
     return task, params, data
 
 
@@ -72,10 +72,10 @@ def run(task, params, data, devices: int, steps: int = STEPS, fsdp: int = 1, **s
     optimizer = make_optimizer(SETTINGS, STEPS)
     mesh = sharding.make_mesh(fsdp, devices=jax.devices()[:devices])
     plan = data.plan(BATCH)
-    data.settle_widths(plan, devices)
+    data.settle_shapes(plan, devices)
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
     shardings = sharding.state_sharding(mesh, abstract, task.rules)
-    how = {"devices": devices, "chunk": None, "seed": 0, "shardings": shardings} | step
+    how = {"mesh": mesh, "chunk": None, "seed": 0, "shardings": shardings} | step
     step_fn = Step(task, optimizer, **how)
     on_mesh = sharding.to_mesh(params, shardings.params)
     state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(on_mesh)

@@ -29,24 +29,26 @@ class DotPairs:
 
     def __init__(self, config, tokenizer):
         self.config, self.tokenizer = config, tokenizer
+        self.streams = {"texts": ("query", "key")}
 
-    def loss(self, params, batch, key, *, recipe, devices, chunk):
+    def outputs(self, params, texts, key, *, chunk):
         table = jnp.concatenate([params[n]["embedding"] for n in ("words", "fixed")], axis=1)
+        ends = jnp.cumsum(jnp.concatenate(texts["texts"].lengths))
+        before = jnp.concatenate(
+            [jnp.zeros((1, 2 * WIDTH)), jnp.cumsum(table[texts["texts"].ids], 0)]
+        )
+        sums = jnp.diff(before[ends], axis=0, prepend=before[:1])
+        return {field: sums[place] for field, place in texts["texts"].place.items()}
 
-        def vectors(texts):
-            inside = [jnp.arange(i.shape[1]) < n[:, None]
-                      for i, n in zip(texts.ids, texts.lengths, strict=True)]  # fmt: skip
-            sums = [(table[i] * m[..., None]).sum(1)
-                    for i, m in zip(texts.ids, inside, strict=True)]  # fmt: skip
-            return jnp.concatenate(sums)[texts.place]
-
-        query, keys = vectors(batch.texts["query"]), vectors(batch.texts["key"])
+    def loss(self, outputs, batch, *, recipe, devices):
+        query, keys = outputs["query"], outputs["key"]
         scores = jnp.einsum("bd,bnd->bn", query, keys.reshape(len(query), -1, 2 * WIDTH))
         value = -jax.nn.log_softmax(scores)[:, 0].mean()
         return value, {"pairs": value}
 
-    def forward_flops(self, params, lengths):
-        return 4.0 * WIDTH * len(lengths["key"])
+    def forward_flops(self, params, work):
+        tokens, _ = work["texts"]
+        return 4.0 * WIDTH * tokens
 
     def recomputing(self, on):
         return self
@@ -164,5 +166,5 @@ def test_what_it_takes_is_said(data, tmp_path, capsys):
     said = capsys.readouterr().out
     words = len(load_tokenizer(data / "bert"))
     assert f"parameters         {2 * words * WIDTH:,}; with the optimizer's state" in said
-    assert re.search(r"100\.0%: queries 16x\d+ and keys \d+x\d+", said)
+    assert re.search(r"\d%: [\d,]+ tokens of texts in \d+x\d+", said)
     assert not (tmp_path / "out").exists()

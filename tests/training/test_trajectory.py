@@ -8,9 +8,11 @@ import numpy as np
 import tiny
 import torch
 import torch.nn.functional as F
+from samples import in_order
 from transformers import AutoModel
 
 from llme_jax.config import Config, EncoderConfig, LossConfig, TrainConfig
+from llme_jax.devices.sharding import make_mesh
 from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
 from llme_jax.training.dual import DualTask
 from llme_jax.training.optim import make_optimizer
@@ -20,13 +22,15 @@ CONTRASTIVE = LossConfig(contrastive_weight=1.0, distill_weight=0.0, cos_tempera
 
 
 def torch_reference_step(model, batch, recipe):
-    def embed(ids, lengths):
+    def embed(field):
+        texts, _ = in_order(batch.texts["texts"], field)
+        lengths = np.array([len(ids) for ids in texts])
+        ids = np.array([ids + [0] * (lengths.max() - len(ids)) for ids in texts])
         mask = torch.tensor(np.arange(ids.shape[1]) < lengths[:, None]).long()
         hidden = model(torch.tensor(ids).long(), attention_mask=mask).last_hidden_state
         return F.normalize(hidden[:, 0], dim=-1)
 
-    query = embed(*batch.texts["query"].ids, *batch.texts["query"].lengths)
-    key = embed(*batch.texts["key"].ids, *batch.texts["key"].lengths)
+    query, key = embed("query"), embed("key")
     scores = query @ key.T / recipe.cos_temperature
     count, group = batch.teacher_scores.shape
     target = torch.arange(count) * group
@@ -55,7 +59,8 @@ def test_thirty_steps_follow_torch(tmp_path):
     batches = [tiny.random_batch(8, 4, seed=i) for i in range(steps)]
 
     optimizer = make_optimizer(settings, steps)
-    step = Step(DualTask(Config(), encoder, tokenizer), optimizer, devices=1, chunk=None, seed=0)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    step = Step(DualTask(Config(), encoder, tokenizer), optimizer, mesh=mesh, chunk=None, seed=0)
     state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
     ours = []
     for i, batch in enumerate(batches):
