@@ -103,7 +103,8 @@ def estimate(program: str, of: Chip) -> Estimate:
     """Reads the text of an optimised TPU program."""
     cycles, exchanged, seen = Counter(), Counter(), set()
     for line in program.splitlines():
-        if match := _CYCLES.search(line):
+        # Where the compiler has no estimate it says so by a number beyond all reason.
+        if (match := _CYCLES.search(line)) and int(match[1]) < 10**12:
             cycles[_kind(line)] += int(match[1])
         if match := _COLLECTIVE.search(line):
             channel = re.search(r"channel_id=(\d+)", line)
