@@ -5,6 +5,8 @@ from typing import Literal
 
 from llme_jax.config.setting import Group, setting
 
+TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4")  # 8 chips each
+
 
 @dataclass(unsafe_hash=True)
 class DistillConfig(Group):
@@ -75,7 +77,7 @@ class TrainConfig(OutputConfig):
     topology: str | None = setting(
         None,
         "Devices that are not here, for --plan: it compiles for them [those that are here].",
-        choices=("v5e:2x4", "v5p:2x2x2", "v6e:2x4"),
+        choices=TOPOLOGIES,
         may_change=True,
     )
     max_steps: int = setting(

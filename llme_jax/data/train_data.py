@@ -211,7 +211,7 @@ class TrainData:
         packed = {}
         for field in fields:
             columns = self._padded(local, rows, field, order.longest[0])
-            columns[1] = np.maximum(columns[1], 1)
+            columns[1] = np.maximum(columns[1], 1)  # an empty text is a token of padding
             count = owned.stop - owned.start
             packed[field] = [x.reshape(count, -1, *x.shape[2:]) for x in columns]
         return pack_texts(

@@ -30,7 +30,6 @@ CHIPS = {
     "v5p": Chip(95.74, 459e12, 1.75e9, "v5p-16"),
     "v6e": Chip(31.25, 918e12, 1.75e9, "v6e-8"),
 }
-TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4")
 _CHILD = "LLME_JAX_COMPILES_FOR"
 
 

@@ -9,7 +9,8 @@ import tiny
 from small_run import write_data
 
 from llme_jax import rank, train
-from llme_jax.devices.topology import CHIPS, TOPOLOGIES, chip, estimate
+from llme_jax.config.training import TOPOLOGIES
+from llme_jax.devices.topology import CHIPS, chip, estimate
 from llme_jax.errors import InputError
 
 # Lines of an optimised program, shortened: a product, one of attention, a copy, a sum of gradients
@@ -19,6 +20,7 @@ PROGRAM = """
   %f.2 = f32[8,4]{1,0} fusion(%a), metadata={op_name="jit(f)/attention/dot_general"}, b={"estimated_cycles":"1500000"}
   %copy.3 = bf16[8,4]{0,1} copy(%f.1), metadata={op_name="jit(f)/transpose"}, b={"estimated_cycles":"750000"}
   %r.4 = (f32[1024]{0}, f32[1024]{0}) all-reduce-start(%a), channel_id=1, metadata={op_name="jit(f)/psum"}
+  %scatter.5 = f32[8] fusion(%a), metadata={op_name="jit(f)/scatter"}, b={"estimated_cycles":"9223372036854775807"}
   %r.5 = (f32[1024]{0}, f32[1024]{0}) all-reduce-start(%a), channel_id=1, metadata={op_name="jit(f)/psum"}
   %g.6 = (f32[256]{0}, bf16[8,16]{1,0}) all-gather(%a, %b), channel_id=2, metadata={op_name="jit(f)/gather"}
 """  # noqa: E501
