@@ -58,7 +58,13 @@ def run_elsewhere(topology: str, module: str, argv: list[str]) -> int | None:
             f"--topology {topology}: the compiler for TPUs is not installed: "
             "pip install 'llme_jax[plan-tpu]'"
         )
-    env = os.environ | {
+    command = [sys.executable, "-m", module, *argv]
+    return subprocess.run(command, env=os.environ | environment(topology), check=False).returncode
+
+
+def environment(topology: str) -> dict[str, str]:
+    """Of a process that compiles for these devices."""
+    return {
         _CHILD: topology,
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -66,7 +72,6 @@ def run_elsewhere(topology: str, module: str, argv: list[str]) -> int | None:
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process stops at a lock file
     }
-    return subprocess.run([sys.executable, "-m", module, *argv], env=env, check=False).returncode
 
 
 def devices(topology: str) -> list:

@@ -1,5 +1,6 @@
 """What the compiler of TPUs says, read from its programs; every program compiles for them."""
 
+import os
 import re
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from small_run import write_data
 
 from llme_jax import rank, train
 from llme_jax.config.training import TOPOLOGIES
-from llme_jax.devices.topology import CHIPS, chip, estimate
+from llme_jax.devices.topology import CHIPS, chip, environment, estimate
 from llme_jax.errors import InputError
 
 # Lines of an optimised program, shortened: a product, one of attention, a copy, a sum of gradients
@@ -79,3 +80,58 @@ def test_training_compiles(tmp_path, topology):
         # Every gradient once in fp32, and the queries' gradient; see tests/training/test_step.py.
         assert "MiB all-reduce" in done.stdout and "all-to-all" not in done.stdout
         assert not out.exists()
+
+
+# Compiles what runs on devices besides training, with tiny models on a mesh of 4 x 2.
+COMPILES = """
+import sys
+from functools import partial
+import jax, numpy as np
+from llme_jax.config import EncoderConfig
+from llme_jax.devices.sharding import abstract, batch_sharding, make_mesh, replicated
+from llme_jax.devices.topology import compiles_for, devices
+from llme_jax.lm import generation, likelihood, options
+from llme_jax.models.causal_lm import open_causal_lm, sharded_shapes
+from llme_jax.models.cross_encoder import load_cross_encoder
+from llme_jax.models.dual_encoder import load_dual_encoder
+from llme_jax.rerank import cross_scorer
+from llme_jax.retrieval import encode, exact
+
+bert, llama = sys.argv[1:]
+spread = make_mesh(2, 2, devices=devices(compiles_for()))
+lm, _, _ = open_causal_lm(llama, dtype="auto", cache_dir=None)
+assert lm.dtype == "bfloat16"
+of_lm = lm, sharded_shapes(lm, spread), spread, 2, 128
+needed = [likelihood.analyse(*of_lm), options.analyse(*of_lm), generation.analyse(*of_lm, 8)]
+
+mesh = make_mesh(devices=devices(compiles_for()))
+rows, everywhere = batch_sharding(mesh), replicated(mesh)
+integers = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32, sharding=rows)
+encoder, params, _ = load_dual_encoder(EncoderConfig(query_encoder=bert))
+how = {"encoder": encoder, "field": "key", "result": everywhere}
+texts = integers(16, 64), integers(16)
+compiled = [encode._forward.lower(abstract(params, everywhere), *texts, **how)]
+encoder, params, _ = load_cross_encoder(bert, dtype="auto", cache_dir=None, max_length=64)
+how = {"encoder": encoder, "result": everywhere}
+compiled.append(cross_scorer._forward.lower(abstract(params, everywhere), *texts, texts[1], **how))
+merge, join = exact._compiled(mesh, "cos", 64)
+best = [jax.ShapeDtypeStruct((8, 4, 10), t, sharding=rows) for t in (np.float32, np.int32)]
+queries = jax.ShapeDtypeStruct((4, 32), np.float32, sharding=everywhere)
+keys = jax.ShapeDtypeStruct((8 * 128, 32), np.float32, sharding=rows)
+bounds = jax.ShapeDtypeStruct((2,), np.int32, sharding=everywhere)
+compiled += [merge.lower(*best, queries, keys, bounds), join.lower(*best)]
+needed += [program.compile().memory_analysis() for program in compiled]
+print(len(needed), all(needed), mesh.devices.flat[0].platform)
+"""
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_what_only_reads_compiles(tmp_path, topology):
+    models = [str(tiny.save_bert(tmp_path / "bert")), str(tiny.save_llama(tmp_path / "llama"))]
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES, *models], env=os.environ | environment(topology),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-3:] == ["7", "True", "tpu"]
