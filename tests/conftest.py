@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Where libtpu is installed a command would look for the other hosts of a pod.
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pytest
