@@ -26,7 +26,6 @@ from side_by_side import (
     alternate,
     device_name,
     make_parser,
-    packed,
     peak_flops,
     save_model,
     start_step,
@@ -34,7 +33,7 @@ from side_by_side import (
 )
 
 from llme_jax.config import RankConfig, RankDataConfig, RankLossConfig
-from llme_jax.data.batch import Batch
+from llme_jax.data.batch import Batch, pack_padded, work_of
 from llme_jax.data.candidates import CandidateRow, parse_candidates
 from llme_jax.data.pairs import pair_layout
 from llme_jax.devices import sharding
@@ -116,11 +115,6 @@ def rerank(args, opened, rows: list[CandidateRow]) -> dict:
     return report(alternate(runs, args.rounds), len(pairs), int(tokens.sum()), flops)
 
 
-def work_of(lengths: np.ndarray) -> tuple[float, float]:
-    """Tokens, and pairs of tokens that attend to each other."""
-    return float(lengths.sum()), float((lengths.astype(float) ** 2).sum())
-
-
 def open_theirs(folder: str) -> CrossEncoder:
     gpu = torch.cuda.is_available()
     theirs = CrossEncoder(folder, device="cuda" if gpu else "cpu")
@@ -155,7 +149,7 @@ def our_step(task: CrossTask, params, mesh, ids, lengths, second, args):
     loss = RankLossConfig(contrastive_weight=1.0, distill_weight=0.0)
     count = args.train_queries
     batch = Batch(
-        {"pairs": packed({"pair": [ids, lengths, second]}, mesh.size)},
+        {"pairs": pack_padded({"pair": [ids, lengths, second]}, mesh.size)},
         np.zeros((count, args.group), np.float32),
         np.zeros(count, bool),
         np.zeros((len(ids), 2), np.uint32),

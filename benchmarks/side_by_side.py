@@ -7,13 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 import torch
 import transformers
 
 from llme_jax.config import TrainConfig
-from llme_jax.data.batch import Order, Texts, pack_texts
-from llme_jax.data.widths import usual_width
 from llme_jax.devices import sharding
 from llme_jax.training.optim import make_optimizer
 from llme_jax.training.step import Step, TrainState, init_state
@@ -69,22 +66,6 @@ def start_step(task, params, mesh) -> tuple[Step, TrainState]:
     shardings = sharding.state_sharding(mesh, abstract, task.rules)
     state = jax.jit(lambda p: init_state(p, optimizer), out_shardings=shardings)(params)
     return Step(task, optimizer, mesh=mesh, chunk=None, seed=0, shardings=shardings), state
-
-
-def packed(texts: dict[str, list[np.ndarray]], devices: int) -> Texts:
-    """Right-padded texts of several fields as training packs them, without room for more tokens.
-
-    Args:
-        texts: of each field ids, lengths and, of pairs, where the second text begins.
-    """
-    width = max(columns[0].shape[1] for columns in texts.values())
-    fields = {}
-    for name, (ids, *columns) in texts.items():
-        ids = np.pad(ids, ((0, 0), (0, width - ids.shape[1])))
-        fields[name] = [x.reshape(devices, -1, *x.shape[1:]) for x in (ids, *columns)]
-    order = Order(np.concatenate([columns[1] for columns in fields.values()], axis=1))
-    shape = order.shape([usual_width(n, width) for n in order.longest], -(-order.tokens // 16) * 16)
-    return pack_texts(fields, order.rows, shape)
 
 
 def torch_adamw(model: torch.nn.Module, device: str) -> torch.optim.AdamW:

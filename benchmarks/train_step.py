@@ -25,7 +25,6 @@ from side_by_side import (
     alternate,
     device_name,
     make_parser,
-    packed,
     peak_flops,
     save_model,
     start_step,
@@ -33,7 +32,7 @@ from side_by_side import (
 )
 
 from llme_jax.config import Config, EncoderConfig, LossConfig
-from llme_jax.data.batch import Batch, work
+from llme_jax.data.batch import Batch, pack_padded, work
 from llme_jax.devices import sharding
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.training.dual import DualTask
@@ -108,7 +107,7 @@ def jax_step(model: str, texts: dict, args) -> tuple[Step, float]:
     step, state = start_step(task, params, mesh)
     hashes = np.arange(2 * args.queries * args.group, dtype=np.uint32).reshape(-1, 2)
     batch = Batch(
-        {"texts": packed(texts, mesh.size)},
+        {"texts": pack_padded(texts, mesh.size)},
         np.zeros((args.queries, args.group), np.float32),
         np.zeros(args.queries, bool),
         hashes,

@@ -9,8 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertTokenizerFast, LlamaConfig, PreTrainedTokenizerFast
 
-from llme_jax.data.batch import Batch, Order, Texts, pack_texts
-from llme_jax.data.widths import usual_width
+from llme_jax.data.batch import Batch, pack_padded
 from llme_jax.devices import sharding
 from llme_jax.models.bert import abstract_params
 from llme_jax.models.families import ENCODERS, read_config
@@ -129,13 +128,13 @@ def random_batch(
     *,
     devices: int = 1,
     rows: slice = slice(None),
-    **how,
+    blocks: bool = False,
 ) -> Batch:
     """Texts of all lengths, teacher scores for three rows of four, keys that repeat.
 
     Args:
         rows: the queries to keep, with their keys.
-        how: see `packed`.
+        blocks: see `pack_padded`.
     """
     rng = np.random.default_rng(seed)
 
@@ -153,32 +152,12 @@ def random_batch(
     keys = [x.reshape(num_queries, group, *x.shape[1:])[rows] for x in keys]
     keys = [x.reshape(-1, *x.shape[2:]) for x in keys]
     return Batch(
-        {"texts": packed({"query": queries, "key": keys}, devices, **how)},
+        {"texts": pack_padded({"query": queries, "key": keys}, devices, blocks=blocks)},
         np.where(has_scores[:, None], scores, 0).astype(np.float32)[rows],
         has_scores[rows],
         key_hash[rows].reshape(-1, 2),
         key_hash[rows, :1],
     )
-
-
-def packed(texts: dict[str, list[np.ndarray]], devices: int, *, blocks: bool = False) -> Texts:
-    """Right-padded texts of several fields, ids and lengths, as training data packs them.
-
-    Args:
-        blocks: cuts them into blocks of similar length, else all attend in one.
-    """
-    width = max(ids.shape[1] for ids, _ in texts.values())
-    fields = {
-        name: (
-            np.pad(ids, ((0, 0), (0, width - ids.shape[1]))).reshape(devices, -1, width),
-            lengths.reshape(devices, -1),
-        )
-        for name, (ids, lengths) in texts.items()
-    }
-    order = Order(np.concatenate([lengths for _, lengths in fields.values()], axis=1))
-    widths = [usual_width(n, width) if blocks else width for n in order.longest]
-    shape = order.shape(widths, -(-order.tokens // 16) * 16)
-    return pack_texts(fields, order.rows, shape)
 
 
 def on_padded(

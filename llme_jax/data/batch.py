@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, UInt32
 from numpy import ndarray
 
+from llme_jax.data.widths import STEP, usual_width
+
 # A block has so many texts of a device at least, as products of few rows use hardware badly, and
 # there are so few of them, as each adds an attention to every layer of the program.
 BLOCK_ROWS = 16
@@ -85,8 +87,13 @@ def work(batch: Batch, *, padding: bool = False) -> dict[str, tuple[float, float
         if padding:
             found[name] = len(texts.ids), sum(len(n) * float(w) ** 2 for n, w in blocks)
         else:
-            found[name] = texts.tokens, sum(float((n.astype(float) ** 2).sum()) for n, _ in blocks)
+            found[name] = work_of(np.concatenate(texts.lengths))
     return found
+
+
+def work_of(lengths: Int[ndarray, "n"]) -> tuple[float, float]:
+    """Tokens of texts, and pairs of tokens that attend to each other."""
+    return float(lengths.sum()), float((lengths.astype(float) ** 2).sum())
 
 
 class Shape(NamedTuple):
@@ -167,6 +174,24 @@ def pack_texts(
         second=cut(np.take_along_axis(second[0], rows, 1)) if second else (),
         widths=shape.widths,
     )
+
+
+def pack_padded(texts: dict[str, Sequence[ndarray]], devices: int, *, blocks: bool = True) -> Texts:
+    """Right-padded texts of a whole batch, packed without room for more tokens.
+
+    Args:
+        texts: of each field, int32[n, L] ids and int32[n] lengths; of pairs also where the second
+            text begins.
+        blocks: cuts them into blocks of similar length, else all attend in one.
+    """
+    width = max(columns[0].shape[1] for columns in texts.values())
+    fields = {}
+    for name, (ids, *columns) in texts.items():
+        ids = np.pad(ids, ((0, 0), (0, width - ids.shape[1])))
+        fields[name] = [x.reshape(devices, -1, *x.shape[1:]) for x in (ids, *columns)]
+    order = Order(np.concatenate([columns[1] for columns in fields.values()], axis=1))
+    widths = [usual_width(n, width) if blocks else width for n in order.longest]
+    return pack_texts(fields, order.rows, order.shape(widths, -(-order.tokens // STEP) * STEP))
 
 
 def _numbers(

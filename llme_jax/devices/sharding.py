@@ -105,7 +105,6 @@ def on_each_device(compute: Callable, params, rows, key, shardings):
     """
     specs = jax.tree.map(lambda s: s.spec, shardings)
     batch = PartitionSpec(BATCH_AXES)
-
     mesh = jax.tree.leaves(shardings)[0].mesh
 
     def whole(x, spec):

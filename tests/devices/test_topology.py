@@ -82,10 +82,10 @@ def test_training_compiles(tmp_path, topology):
         assert not out.exists()
 
 
-# Compiles what runs on devices besides training, with tiny models on a mesh of 4 x 2.
+# Compiles what runs on devices besides training, with tiny models: language models on a mesh
+# of 2 x 2 x 2, encoders on 8 devices that share the rows.
 COMPILES = """
 import sys
-from functools import partial
 import jax, numpy as np
 from llme_jax.config import EncoderConfig
 from llme_jax.devices.sharding import abstract, batch_sharding, make_mesh, replicated
