@@ -34,25 +34,32 @@ def dropout(x: jax.Array, key: jax.Array | None, rate: float, rows: Rows | None)
     """
     if key is None or rate == 0.0:
         return x
+    of_rows, second = seeds(key, rows.texts)
+    if rows.places is not None:
+        of_rows = mix(of_rows + rows.places.astype(jnp.uint32))
+    place = jnp.zeros((1, *x.shape[1:]), jnp.uint32)
+    for axis in range(1, x.ndim):
+        stride = AXIS ** (x.ndim - 1 - axis) % 2**32
+        place += lax.broadcasted_iota(jnp.uint32, place.shape, axis) * jnp.uint32(stride)
+    kept = is_kept(mix(place ^ second), of_rows.reshape(-1, *(1,) * (x.ndim - 1)), rate)
+    return jnp.where(kept, x / (1.0 - rate), 0)
+
+
+def seeds(key: jax.Array, texts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the key makes of the texts, uint32 of their shape, and what it adds to a place in one,
+    uint32[]."""
+    first, second = jax.random.bits(key, (2,), jnp.uint32)
+    return mix(texts.astype(jnp.uint32) ^ first), second
+
+
+def is_kept(of_place: jax.Array, of_row: jax.Array, rate: float) -> jax.Array:
+    """The fate of an entry, from the hashes of its row and of the place in it."""
     keep = 1.0 - rate
     threshold = jnp.uint32(round(keep * 2**32) if keep < 1 - 2**-33 else 2**32 - 1)
-    return jnp.where(_random_bits(key, rows, x.shape) < threshold, x / keep, 0)
+    return mix(of_place + of_row) < threshold
 
 
-def _random_bits(key: jax.Array, rows: Rows, shape: tuple[int, ...]) -> jax.Array:
-    """uint32[shape]: integer hashes of the row and of the place in it, hashed again."""
-    first, second = jax.random.bits(key, (2,), jnp.uint32)
-    place = jnp.zeros((1, *shape[1:]), jnp.uint32)
-    for axis in range(1, len(shape)):
-        stride = AXIS ** (len(shape) - 1 - axis) % 2**32
-        place += lax.broadcasted_iota(jnp.uint32, place.shape, axis) * jnp.uint32(stride)
-    row = _mix(rows.texts.astype(jnp.uint32) ^ first)
-    if rows.places is not None:
-        row = _mix(row + rows.places.astype(jnp.uint32))
-    return _mix(_mix(place ^ second) + row.reshape(-1, *(1,) * (len(shape) - 1)))
-
-
-def _mix(x: jax.Array) -> jax.Array:
+def mix(x: jax.Array) -> jax.Array:
     """A bijection of uint32 that flips half of the bits (lowbias32, Wellons' hash-prospector)."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
