@@ -165,7 +165,9 @@ def on_padded(
 ):
     """A family's hidden states [B, _, D] of right-padded texts."""
     packing = padded(lengths, ids.shape[1], second, jnp.arange(len(ids)))
-    hidden = hidden_states(config, dtype, remat, params, ids.reshape(-1), packing, key, first)
+    hidden = hidden_states(
+        config, dtype, remat, "plain", params, ids.reshape(-1), packing, key, first
+    )
     return hidden.reshape(len(ids), -1, hidden.shape[-1])
 
 

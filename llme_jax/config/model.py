@@ -10,6 +10,11 @@ DTYPES = {
     "choices": ("auto", "fp32", "bf16"),
     "remedies": (("fp16", "use bf16, as fast and without loss scaling"),),
 }
+ATTENTION = {
+    "help": "What computes attention; auto: flash on TPU, cudnn on GPU (bf16, without dropout), "
+    "plain elsewhere. One that is named and cannot is an error.",
+    "choices": ("auto", "plain", "cudnn", "flash"),
+}
 DTYPE_HELP = "What products are computed in; auto: bf16 on TPU and GPU, fp32 on CPU."
 
 
@@ -70,3 +75,4 @@ class EncoderConfig(HubConfig):
         "folder says, else cos].",
     )
     dtype: str = setting("auto", DTYPE_HELP, **DTYPES)
+    attention: str = setting("auto", **ATTENTION)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from llme_jax.config.data import SOURCES_HELP, DataConfig
-from llme_jax.config.model import DTYPE_HELP, DTYPES, HubConfig, TensorConfig
+from llme_jax.config.model import ATTENTION, DTYPE_HELP, DTYPES, HubConfig, TensorConfig
 from llme_jax.config.retrieval import METRICS, MeasureConfig
 from llme_jax.config.setting import setting
 from llme_jax.config.training import DistillConfig
@@ -72,6 +72,7 @@ class RankerConfig(TensorConfig, HubConfig):
         unit="TEXT",
     )
     dtype: str = setting("auto", DTYPE_HELP, **DTYPES)
+    attention: str = setting("auto", **ATTENTION)
 
 
 @dataclass(unsafe_hash=True)

@@ -101,8 +101,10 @@ def on_each_device(compute: Callable, params, rows, key, shardings):
     Args:
         rows: a tree of arrays with all devices' rows; what comes out is one too.
         key: the same for all; None for none.
-        shardings: of the parameters.
+        shardings: of the parameters, or one for all of them.
     """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, params)
     specs = jax.tree.map(lambda s: s.spec, shardings)
     batch = PartitionSpec(BATCH_AXES)
     mesh = jax.tree.leaves(shardings)[0].mesh

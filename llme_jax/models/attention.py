@@ -6,6 +6,7 @@ pass of its own; causal and windowed attention for language models, which only r
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ def attention(
     v: Float[Array, "B L H Dh"],
     lengths: Int[Array, "B"],
     *,
+    kernel: Literal["plain", "cudnn"] = "plain",
     key: Array | None = None,
     numbers: Int[Array, "B"] | None = None,
     rate: float = 0.0,
@@ -42,7 +44,7 @@ def attention(
     lengths = jnp.maximum(lengths, 1)  # a text without tokens would be 0 / 0
     if rate == 0.0:
         key = None
-    if key is None and q.shape == k.shape and cudnn_can(q):
+    if kernel == "cudnn" and q.shape == k.shape and q.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(
             q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
             implementation="cudnn",

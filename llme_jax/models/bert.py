@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,11 @@ from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
 from llme_jax.models.attention import attention
 from llme_jax.models.dropout import Rows, dropout, fold_in
+from llme_jax.models.flash_attention import Reach, flash_attention, reach
 from llme_jax.models.foreign import check_type, read_json
-from llme_jax.models.layers import ACTIVATIONS, layer_norm, linear
+from llme_jax.models.layers import ACTIVATIONS, cast_kernels, layer_norm, linear
 from llme_jax.models.packing import Packing
+from llme_jax.models.platform import AttentionKernel, attention_kernel
 
 SHARDING = FSDP_RULES
 
@@ -131,6 +133,7 @@ def hidden_states(
     config: BertConfig,
     dtype: str,
     remat: bool,
+    attention: AttentionKernel,
     params: dict,
     ids: Int[Array, "T"],
     packing: Packing,
@@ -143,6 +146,7 @@ def hidden_states(
         dtype: what the layers compute in ("float32" or "bfloat16"); LayerNorm, softmax and sums
             over the residual stream stay in float32.
         remat: recompute the activations inside each layer in the backward pass.
+        attention: the setting --attention.
         params: nested dict in the shape of `abstract_params(config)`.
         packing: where the texts' tokens lie. The second text of a pair has tokens of type 1; all
             others have type 0.
@@ -154,8 +158,13 @@ def hidden_states(
         InputError: the texts are longer than the model's position table.
     """
     check_width(config, max(packing.widths))
-    model = nnx.merge(_abstract(config, dtype, remat)[0], params)
-    return model(ids, packing, dropout_key, first)
+    model = nnx.merge(_abstract(config, dtype, remat)[0], cast_kernels(params, dtype))
+    kernel = attention_kernel(
+        attention, model.dtype, heads=config.num_attention_heads,
+        width=config.hidden_size // config.num_attention_heads, longest=max(packing.widths),
+        drops=dropout_key is not None and config.attention_probs_dropout_prob > 0,
+    )  # fmt: skip
+    return model(ids, packing, dropout_key, kernel, first)
 
 
 def check_width(config, width: int) -> None:
@@ -194,14 +203,16 @@ class Bert(nnx.Module):
         self.dtype = dtype
         self.remat = remat
 
-    def __call__(self, ids, packing, key, first):
+    def __call__(self, ids, packing, key, kernel, first):
         x = self.embeddings(ids, packing, fold_in(key, 0)).astype(self.dtype)
         if self.projects:
             x = self.embeddings_project(x)
         # Not .values(): the order of a merged nnx.Dict is that of strings, "10" before "2".
         last = len(self.encoder.layer) - 1
+        seen = reach(*packing.spans, max(packing.widths)) if kernel == "flash" else None
         for i in range(last + 1):
-            layer = partial(self.encoder.layer[str(i)], how=first and i == last)
+            how = How(kernel, seen, first and i == last)
+            layer = partial(self.encoder.layer[str(i)], how=how)
             layer = jax.checkpoint(layer) if self.remat else layer
             x = layer(x, packing, fold_in(key, i + 1))
         return x.astype(jnp.float32)
@@ -239,6 +250,15 @@ def type_vectors(types: nnx.Embed, packing: Packing):
     return jnp.where(packing.in_second[:, None], table[1], table[0])
 
 
+class How(NamedTuple):
+    """How attention is computed: by which kernel, for flash who sees whom, and whether for the
+    texts' first tokens alone."""
+
+    kernel: str
+    reach: Reach | None
+    first: bool
+
+
 class Layer(nnx.Module):
     """Attention and feed-forward; `how` is for the attention, which may give first tokens alone."""
 
@@ -273,8 +293,14 @@ class SelfAttention(nnx.Module):
         self.heads = c.num_attention_heads
         self.rate = c.attention_probs_dropout_prob
 
-    def __call__(self, x, packing, key, first):
-        if first:
+    def __call__(self, x, packing, key, how):
+        if how.reach:
+            attended = flash_attention(
+                *(self.query(x), self.key(x), self.value(x), how.reach, self.heads),
+                key=key, numbers=packing.tokens.texts, rate=self.rate,
+            )  # fmt: skip
+            return packing.first(attended) if how.first else attended
+        if how.first:
             q = [part[:, None] for part in packing.split(self.query(packing.first(x)))]
         else:
             q = packing.in_blocks(self.query(x))
@@ -282,9 +308,12 @@ class SelfAttention(nnx.Module):
         attended = []
         for *parts, lengths, numbers in zip(q, k, v, packing.lengths, packing.numbers, strict=True):
             heads = (part.reshape(*part.shape[:2], self.heads, -1) for part in parts)
-            out = attention(*heads, lengths, key=key, numbers=numbers, rate=self.rate)
+            out = attention(
+                *(*heads, lengths), kernel="cudnn" if how.kernel == "cudnn" else "plain",
+                key=key, numbers=numbers, rate=self.rate,
+            )  # fmt: skip
             attended.append(out.reshape(parts[0].shape))
-        if first:
+        if how.first:
             return jnp.concatenate(attended)[:, 0]
         return packing.from_blocks(attended)
 

@@ -21,7 +21,7 @@ from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.families import ENCODERS, Architecture, read_config
 from llme_jax.models.layers import ACTIVATIONS
 from llme_jax.models.packing import Packing, padded
-from llme_jax.models.platform import compute_dtype
+from llme_jax.models.platform import AttentionKernel, compute_dtype
 from llme_jax.models.tokenizer import CLASSES, check_vocabulary, load_tokenizer, save_tokenizer
 from llme_jax.models.weights import find_model, load_params, open_tensors, save_params
 
@@ -66,6 +66,7 @@ class CrossEncoder:
     remat: bool
     rates: tuple[float, float]  # of the head's dropouts
     typed: bool  # do the two texts of a pair have types of their own?
+    attention: AttentionKernel = "auto"
 
     @property
     def head(self) -> Head:
@@ -115,7 +116,8 @@ class CrossEncoder:
         if not self.typed:
             packing = replace(packing, in_second=None)
         x = family.hidden_states(
-            *(self.config, self.dtype, self.remat, self.base(params), ids, packing),
+            *(self.config, self.dtype, self.remat, self.attention),
+            *(self.base(params), ids, packing),
             dropout_key=keys[0],
             first=True,
         )
@@ -139,6 +141,7 @@ def load_cross_encoder(
     cache_dir: str | None,
     max_length: int,
     remat: bool = False,
+    attention: AttentionKernel = "auto",
     seed: int = 0,
 ) -> tuple[CrossEncoder, dict, object]:
     """Reads a reranker, or an encoder that is to become one.
@@ -171,7 +174,7 @@ def load_cross_encoder(
     rates = [given.get(rate) if rate else 0.0 for rate in (head.drops_first, head.drops_last)]
     rates = [given.get("hidden_dropout_prob", 0.1) if rate is None else rate for rate in rates]
     typed = "token_type_ids" in tokenizer.model_input_names  # what others give to the model
-    encoder = CrossEncoder(config, compute_dtype(dtype), remat, tuple(rates), typed)
+    encoder = CrossEncoder(config, compute_dtype(dtype), remat, tuple(rates), typed, attention)
     return encoder, params, tokenizer
 
 

@@ -24,8 +24,9 @@ from llme_jax.models.attention import biased_attention
 from llme_jax.models.bert import Layer, check_width, checked, type_vectors
 from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.foreign import read_json
-from llme_jax.models.layers import layer_norm, linear, precision
+from llme_jax.models.layers import cast_kernels, layer_norm, linear, precision
 from llme_jax.models.packing import Packing
+from llme_jax.models.platform import attention_kernel
 
 SHARDING = FSDP_RULES
 
@@ -124,6 +125,7 @@ def hidden_states(
     config: DebertaConfig,
     dtype: str,
     remat: bool,
+    attention: str,
     params: dict,
     ids: Int[Array, "T"],
     packing: Packing,
@@ -132,7 +134,8 @@ def hidden_states(
 ) -> Float[Array, "_ D"]:
     """As `bert.hidden_states`, but `first` saves nothing."""
     check_width(config, max(packing.widths))
-    model = nnx.merge(_abstract(config, dtype, remat)[0], params)
+    attention_kernel(attention, jnp.dtype(dtype), biased=True)
+    model = nnx.merge(_abstract(config, dtype, remat)[0], cast_kernels(params, dtype))
     hidden = model(ids, packing, dropout_key)
     return packing.first(hidden) if first else hidden
 

@@ -13,7 +13,7 @@ from llme_jax.files.atomic import atomic_dir
 from llme_jax.models import sentence_transformers
 from llme_jax.models.families import ENCODERS, Architecture, read_config
 from llme_jax.models.packing import Packing, padded
-from llme_jax.models.platform import compute_dtype
+from llme_jax.models.platform import AttentionKernel, compute_dtype
 from llme_jax.models.pooling import Dense, mean, normalize
 from llme_jax.models.space import open_space
 from llme_jax.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
@@ -36,6 +36,7 @@ class DualEncoder:
     metric: Literal["cos", "ip", "l2"]
     dtype: Literal["float32", "bfloat16"]
     remat: bool
+    attention: AttentionKernel = "auto"
 
     @property
     def width(self) -> int:
@@ -107,7 +108,7 @@ class DualEncoder:
         config = self.query_config if field == "query" else self.key_config
         weights = params["encoder" if self.tied else f"{field}_encoder"]
         embeddings = ENCODERS[config.model_type].hidden_states(
-            *(config, self.dtype, self.remat, weights, ids, packing),
+            *(config, self.dtype, self.remat, self.attention, weights, ids, packing),
             dropout_key=dropout_key,
             first=self.pooling == "cls",
         )
@@ -173,6 +174,7 @@ def load_dual_encoder(
         metric=space.metric,
         dtype=compute_dtype(config.dtype),
         remat=remat,
+        attention=config.attention,
     )
     return encoder, params, tokenizers[0]
 

@@ -18,7 +18,17 @@ from llme_jax.models.dropout import Rows
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["lengths", "numbers", "in_second", "tokens", "starts", "slot", "source", "inside"],
+    data_fields=[
+        "lengths",
+        "numbers",
+        "in_second",
+        "tokens",
+        "texts",
+        "starts",
+        "slot",
+        "source",
+        "inside",
+    ],
     meta_fields=["widths"],
 )
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class Packing:
         numbers: what dropout knows each text by, an array a block.
         in_second: bool[T], the tokens of the second text of a pair; None: there is none.
         tokens: text and place of every token.
+        texts: int32[T], which text it is of; padding is of the one before it.
         starts: int32[R], the first token of every text.
         slot: where each token stands in the blocks put one below the other.
         source: the reverse, the token in each of their slots, an array a block; None: texts are
@@ -43,6 +54,7 @@ class Packing:
     numbers: tuple[Int[Array, "_"], ...]
     in_second: Bool[Array, "T"] | None
     tokens: Rows
+    texts: Int[Array, "T"]
     starts: Int[Array, "R"]
     slot: Int[Array, "T"] | None = None
     source: tuple[Int[Array, "_"], ...] | None = None
@@ -53,6 +65,14 @@ class Packing:
         """Text and place of the texts' first tokens."""
         numbers = jnp.concatenate(self.numbers)
         return Rows(numbers, jnp.zeros_like(numbers))
+
+    @property
+    def spans(self) -> tuple[Int[Array, "T"], Int[Array, "T"]]:
+        """Where each token's text begins and ends; padding is by itself."""
+        begin = self.starts[self.texts]
+        end = begin + jnp.concatenate(self.lengths)[self.texts]
+        at = jnp.arange(len(begin))
+        return jnp.where(at < end, begin, at), jnp.where(at < end, end, at + 1)
 
     def in_blocks(self, x: Shaped[Array, "T *d"]) -> list[Shaped[Array, "_ _ *d"]]:
         """The tokens of each block; what stands in its padding is of another token."""
@@ -124,6 +144,7 @@ def pack(
         tuple(numbers),
         None if second is None else place >= second[text],
         Rows(jnp.concatenate(numbers)[text], jnp.where(real, place, 0)),
+        text,
         starts,
         slot,
         source,
@@ -139,11 +160,12 @@ def padded(
 ) -> Packing:
     """Texts that are padded to one width, [B, L], as B * L tokens."""
     numbers = jnp.zeros_like(lengths) if numbers is None else numbers
-    place = jnp.broadcast_to(jnp.arange(width), (len(lengths), width)).reshape(-1)
-    rows = Rows(jnp.repeat(numbers, width), place)
-    in_second = None if second is None else place >= jnp.repeat(second, width)
+    texts = jnp.repeat(jnp.arange(len(lengths)), width)
     starts = jnp.arange(len(lengths)) * width
-    return Packing((lengths,), (width,), (numbers,), in_second, rows, starts)
+    place = jnp.arange(len(texts)) - starts[texts]
+    rows = Rows(numbers[texts], place)
+    in_second = None if second is None else place >= second[texts]
+    return Packing((lengths,), (width,), (numbers,), in_second, rows, texts, starts)
 
 
 # A token has one slot and a slot one token, so what moves them back is a gather as well; the

@@ -15,7 +15,7 @@ from llme_jax.data.instructions import instruction_of, with_model_prompts
 from llme_jax.data.pairs import PairLayout, Pairs, pair_layout
 from llme_jax.data.tokens import bare_tokens, fingerprint
 from llme_jax.data.widths import fine_width
-from llme_jax.devices.sharding import make_mesh, replicated
+from llme_jax.devices.sharding import make_mesh, on_each_device, replicated
 from llme_jax.inference.over_store import over_store, rows_a_batch
 from llme_jax.models.cross_encoder import CrossEncoder, load_cross_encoder
 from llme_jax.models.sentence_transformers import read_prompts
@@ -53,6 +53,7 @@ def open_ranker(config: RankConfig) -> tuple[CrossEncoder, dict, object, PairLay
         cache_dir=config.ranker.model_cache_dir,
         max_length=limit,
         remat=config.training.gradient_checkpointing,
+        attention=config.ranker.attention,
         seed=config.training.seed,
     )
     return encoder, params, tokenizer, pair_layout(tokenizer, limit, config.data.truncation_side)
@@ -178,6 +179,9 @@ class CrossScorer:
 
 @partial(jax.jit, static_argnames=("encoder", "result"))
 def _forward(params, ids, lengths, second, *, encoder: CrossEncoder, result: NamedSharding):
-    scores = encoder.score(params, ids, lengths, second)
+    def score(params, pairs, _):
+        return encoder.score(params, *pairs)
+
+    scores = on_each_device(score, params, (ids, lengths, second), None, result)
     # On every device, so that every process can read all of them.
     return jax.lax.with_sharding_constraint(scores, result)

@@ -11,7 +11,13 @@ from tqdm import tqdm
 
 from llme_jax.data.tokens import TokenStore
 from llme_jax.data.widths import usual_width
-from llme_jax.devices.sharding import make_mesh, replicate, replicated, to_mesh
+from llme_jax.devices.sharding import (
+    make_mesh,
+    on_each_device,
+    replicate,
+    replicated,
+    to_mesh,
+)
 from llme_jax.errors import RunError
 from llme_jax.inference.over_store import over_store, rows_a_batch
 from llme_jax.models.dual_encoder import DualEncoder
@@ -99,6 +105,9 @@ def on_every_device(params, mesh: Mesh | None):
 
 @partial(jax.jit, static_argnames=("encoder", "field", "result"))
 def _forward(params, ids, lengths, *, encoder: DualEncoder, field: str, result: NamedSharding):
-    embeddings = encoder.encode(params, ids, lengths, field=field)
+    def encode(params, texts, _):
+        return encoder.encode(params, *texts, field=field)
+
+    embeddings = on_each_device(encode, params, (ids, lengths), None, result)
     # On every device, so that every process can read all of them.
     return jax.lax.with_sharding_constraint(embeddings, result)

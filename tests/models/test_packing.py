@@ -93,7 +93,7 @@ def test_hidden_states_and_gradients_are_those_of_padded_texts(
     family = ENCODERS[model_type]
     params = load_params(folder, family.abstract_params(config))
     key = jax.random.key(0) if dropped else None
-    run = partial(family.hidden_states, config, "float32", False)
+    run = partial(family.hidden_states, config, "float32", False, "plain")
     lengths = np.concatenate(LENGTHS)
     together = padded(jnp.asarray(lengths), 16, jnp.asarray(SECOND), jnp.concatenate(NUMBERS))
 
@@ -136,7 +136,7 @@ def test_texts_see_nothing_of_each_other_nor_of_padding(tiny, packing, model_typ
     @jax.jit
     @jax.grad
     def gradient(params, start, end):
-        hidden = family.hidden_states(config, "float32", False, params, ids, packing)
+        hidden = family.hidden_states(config, "float32", False, "plain", params, ids, packing)
         of_text = (jnp.arange(SIZE) >= start) & (jnp.arange(SIZE) < end)
         return (jnp.sin(hidden) * of_text[:, None]).sum()
 
