@@ -86,6 +86,18 @@ def make_texts(args) -> dict[str, list[np.ndarray]]:
     }
 
 
+def make_batch(texts: dict, args, devices: int) -> Batch:
+    """Without teacher scores; no key repeats."""
+    hashes = np.arange(2 * args.queries * args.group, dtype=np.uint32).reshape(-1, 2)
+    return Batch(
+        {"texts": pack_padded(texts, devices)},
+        np.zeros((args.queries, args.group), np.float32),
+        np.zeros(args.queries, bool),
+        hashes,
+        hashes.reshape(args.queries, args.group, 2)[:, :1],
+    )
+
+
 class Step:
     """A step that can be called again and again, and waited for."""
 
@@ -105,14 +117,7 @@ def jax_step(model: str, texts: dict, args) -> tuple[Step, float]:
     mesh = sharding.make_mesh()
     task = DualTask(Config(), encoder, None)
     step, state = start_step(task, params, mesh)
-    hashes = np.arange(2 * args.queries * args.group, dtype=np.uint32).reshape(-1, 2)
-    batch = Batch(
-        {"texts": pack_padded(texts, mesh.size)},
-        np.zeros((args.queries, args.group), np.float32),
-        np.zeros(args.queries, bool),
-        hashes,
-        hashes.reshape(args.queries, args.group, 2)[:, :1],
-    )
+    batch = make_batch(texts, args, mesh.size)
     on_mesh = sharding.batch_to_mesh(mesh, batch)
     loss = LossConfig(contrastive_weight=1.0, distill_weight=0.0)
     holder = {"state": state}

@@ -119,11 +119,12 @@ def estimate(program: str, of: Chip) -> Estimate:
         if match := _KERNEL.search(line):
             cycles["attention"] += int(match[1]) / KERNEL_FLOPS
         if match := _COLLECTIVE.search(line):
+            # An asynchronous one stands there several times; parts of one share its channel.
             channel = re.search(r"channel_id=(\d+)", line)
-            # An asynchronous one stands there several times.
-            if channel and (match[2], channel[1]) in seen:
+            name = match[2], match[1], channel and channel[1]
+            if channel and name in seen:
                 continue
-            seen.add((match[2], channel and channel[1]))
+            seen.add(name)
             sizes = [
                 _BYTES[kind] * math.prod(int(n) for n in shape.split(",") if n)
                 for kind, shape in re.findall(rf"({'|'.join(_BYTES)})\[([\d,]*)\]", match[1])

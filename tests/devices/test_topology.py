@@ -15,7 +15,7 @@ from llme_jax.devices.topology import CHIPS, chip, environment, estimate
 from llme_jax.errors import InputError
 
 # Lines of an optimised program, shortened: a product, one of attention, a kernel, a copy, a sum of
-# gradients that is started and awaited, a gather of two arrays.
+# gradients that is started and awaited, another part of it, a gather of two arrays.
 PROGRAM = """
   %f.1 = bf16[8,4]{1,0} fusion(%a), metadata={op_name="jit(f)/dot_general"}, b={"estimated_cycles":"3000000"}
   %f.2 = f32[8,4]{1,0} fusion(%a), metadata={op_name="jit(f)/attention/dot_general"}, b={"estimated_cycles":"1500000"}
@@ -24,6 +24,7 @@ PROGRAM = """
   %r.4 = (f32[1024]{0}, f32[1024]{0}) all-reduce-start(%a), channel_id=1, metadata={op_name="jit(f)/psum"}
   %scatter.5 = f32[8] fusion(%a), metadata={op_name="jit(f)/scatter"}, b={"estimated_cycles":"9223372036854775807"}
   %r.5 = (f32[1024]{0}, f32[1024]{0}) all-reduce-start(%a), channel_id=1, metadata={op_name="jit(f)/psum"}
+  %r.6 = f32[16,8]{1,0} all-reduce(%b), channel_id=1, metadata={op_name="jit(f)/psum"}
   %g.6 = (f32[256]{0}, bf16[8,16]{1,0}) all-gather(%a, %b), channel_id=2, metadata={op_name="jit(f)/gather"}
 """  # noqa: E501
 
@@ -31,7 +32,7 @@ PROGRAM = """
 def test_a_program_is_read():
     found = estimate(PROGRAM, CHIPS["v5e"])
     assert found.seconds == {"products": 2e-3, "attention": 2e-3, "copies": 0.5e-3}
-    assert found.exchanged == {"all-reduce": 4096, "all-gather": 4 * 256 + 2 * 128}
+    assert found.exchanged == {"all-reduce": 4096 + 512, "all-gather": 4 * 256 + 2 * 128}
     assert not found.loops and estimate("  %w = (s32[]) while(%t)", CHIPS["v5e"]).loops
 
 
