@@ -40,7 +40,7 @@ from llme_jax.training.dual import DualTask
 from llme_jax.training.optim import make_optimizer
 from llme_jax.training.step import Step, init_state
 
-LENGTH, GIB = 256, 2**30
+LENGTH = 256
 # Tokens a device encodes at a time on TPU (inference/over_store.py).
 ROWS = (1 << 16) // LENGTH
 
@@ -195,19 +195,18 @@ def main() -> None:
     )
     parser.add_argument("--programs", nargs="+", default=list(PROGRAMS), choices=PROGRAMS)
     parser.add_argument("--topologies", nargs="+", default=["v5e:2x4", "v5p:2x2x2", "v6e:2x4"])
-    parser.add_argument("--attention", default="auto", help="of encoders: plain, flash")
     parser.add_argument("--json", help="write the numbers here too")
     args = parser.parse_args()
     if topology.compiles_for():
-        return _compile(args.topologies[0], args.programs[0], args.attention)
-    print("| program | devices | ms at the peak | estimate | MFU at most | exchanged | temporary |")
-    print("|---|---|---|---|---|---|---|")
+        return _compile(args.topologies[0], args.programs[0])
+    print("| program | devices | ms at the peak | estimate | MFU at most | exchanged |")
+    print("|---|---|---|---|---|---|")
     results = []
     for name in args.topologies:
         for program in args.programs:
             command = [sys.executable, __file__, "--programs", program, "--topologies", name]
             done = subprocess.run(
-                [*command, "--attention", args.attention], check=True, stdout=subprocess.PIPE,
+                command, check=True, stdout=subprocess.PIPE,
                 env=os.environ | topology.environment(name), text=True,
             )  # fmt: skip
             found = json.loads(done.stdout.splitlines()[-1])
@@ -218,7 +217,7 @@ def main() -> None:
             json.dump(results, file, indent=2)
 
 
-def _compile(name: str, program: str, attention: str) -> None:
+def _compile(name: str, program: str) -> None:
     """Prints what one program takes on one device, as JSON."""
     devices, of = topology.devices(name), topology.chip(name)
     depth, lower = PROGRAMS[program]
@@ -226,11 +225,10 @@ def _compile(name: str, program: str, attention: str) -> None:
     steps = [_measured(lower, devices, layers, of) for layers in ([2, 3] if depth > 1 else [1])]
     more = depth - 2 if depth > 1 else 0
     whole = [a + more * (b - a) for a, b in zip(steps[0], steps[-1], strict=True)]
-    ideal, seconds, exchanged, temporary = whole
+    ideal, seconds, exchanged = whole
     print(json.dumps({
         "program": program, "topology": name, "devices": len(devices), "ideal_ms": ideal * 1e3,
         "estimated_ms": seconds * 1e3, "mfu_bound": ideal / seconds, "exchanged_mib": exchanged,
-        "temporary_gib": temporary, "attention": attention,
     }))  # fmt: skip
 
 
@@ -238,16 +236,15 @@ def _measured(lower, devices, layers, of) -> tuple[float, ...]:
     lowered, operations = lower(devices, layers)
     compiled = lowered.compile()
     found = topology.estimate(compiled.as_text(), of)
-    temporary = compiled.memory_analysis().temp_size_in_bytes / GIB
     exchanged = sum(found.exchanged.values()) / 2**20
-    return operations / of.flops, sum(found.seconds.values()), exchanged, temporary
+    return operations / of.flops, sum(found.seconds.values()), exchanged
 
 
 def _line(found: dict) -> str:
     return (
         f"| {found['program']} | {found['devices']} ({found['topology']}) "
         f"| {found['ideal_ms']:.1f} | {found['estimated_ms']:.1f} | {found['mfu_bound']:.0%} "
-        f"| {found['exchanged_mib']:,.0f} MiB | {found['temporary_gib']:.2f} GiB |"
+        f"| {found['exchanged_mib']:,.0f} MiB |"
     )
 
 
