@@ -77,6 +77,4 @@ def attention_kernel(
 
 def cudnn_can(q: jax.Array) -> bool:
     """Whether cuDNN's fused attention takes queries [B, L, H, Dh]; decided while tracing."""
-    length, width = q.shape[1], q.shape[3]
-    shape_fits = length % 2 == 0 and width % 8 == 0 and width <= 128
-    return platform() == "gpu" and q.dtype == jnp.bfloat16 and shape_fits
+    return attention_kernel("auto", q.dtype, width=q.shape[3]) == "cudnn" and q.shape[1] % 2 == 0
