@@ -7,7 +7,7 @@
 # Nothing is installed; it needs what `pip install -e '.[test,cuda]'` brings and torch for CUDA. Writes
 # report/report.json and report/report.txt. A part that fails or takes longer than SECONDS_A_PART
 # [150] is named, and the others go on. PYTHON is the interpreter [python].
-set -uo pipefail
+set -euo pipefail
 out=${1:?usage: bash scripts/gpu_report.sh FOLDER}
 python=${PYTHON:-python}
 cd "$(dirname "$0")/.."
@@ -27,17 +27,17 @@ declare -A command=(
 )
 failed=0
 {
-    command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv
-    git log -1 --format="commit %h, %cs" 2> /dev/null
-} > "$out/report.txt"
+    nvidia-smi --query-gpu=name,driver_version --format=csv || echo "no nvidia-smi here"
+    git log -1 --format="commit %h, %cs" || true
+} > "$out/report.txt" 2> /dev/null
 for part in ${PARTS:-correct train train_no_dropout encode rank score search}; do
     [ -n "${command[$part]:-}" ] || { echo "error: no part $part: give some of ${!command[*]}" >&2; exit 2; }
     rm -f "$out/$part.json"
     echo "== $part: ${command[$part]}" | tee -a "$out/report.txt"
+    code=0
     # shellcheck disable=SC2086
     timeout "${SECONDS_A_PART:-150}" "$python" ${command[$part]} ${ARGUMENTS:-} --json "$out/$part.json" \
-        2> "$out/$part.err" | tee -a "$out/report.txt"
-    code=${PIPESTATUS[0]}
+        2> "$out/$part.err" | tee -a "$out/report.txt" || code=$?
     if [ "$code" != 0 ]; then
         failed=1
         echo "$part: exit $code, see $out/$part.err" | tee -a "$out/report.txt"
