@@ -37,7 +37,7 @@ def linear(
 
 
 def cast_kernels(params: dict, dtype) -> dict:
-    """Parameters whose linear maps are in the type that they compute in.
+    """Parameters whose linear maps are in the type that they compute in; embeddings do in float32.
 
     The barrier keeps the cast in a pass of its own: XLA would put it into the products, of which
     some then take 1.5 times as long by the estimate of the compiler for v5e.
@@ -46,7 +46,8 @@ def cast_kernels(params: dict, dtype) -> dict:
         return params
 
     def cast(path, x):
-        if not path_name(path).endswith("kernel"):
+        name = path_name(path)
+        if not name.endswith("kernel") or name.startswith("embeddings/"):
             return x
         return jax.lax.optimization_barrier(x.astype(dtype))
 

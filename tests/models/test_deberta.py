@@ -16,6 +16,7 @@ from llme_jax.models.attention import biased_attention
 from llme_jax.models.deberta import abstract_params, hidden_states, skewed
 from llme_jax.models.dropout import Rows, dropout
 from llme_jax.models.families import ENCODERS, read_config
+from llme_jax.models.layers import cast_kernels
 from llme_jax.models.weights import load_params
 
 WIDTH = 40  # as many as the tiny models have positions
@@ -59,6 +60,15 @@ _jitted = jax.jit(_on_padded, static_argnums=(0, 1, 2))
 def _encode(config, params, ids, *, dtype="float32", remat=False, key=None, second=None):
     ids, lengths = jnp.asarray(ids), jnp.asarray(np.minimum(LENGTHS, ids.shape[1]))
     return _jitted(config, dtype, remat, params, ids, lengths, key, second)
+
+
+def test_embeddings_are_projected_in_float32(tiny):
+    folder, _ = tiny("deberta-v2", **V3, embedding_size=24)
+    _, params = _load(folder)
+    cast = cast_kernels(params, "bfloat16")
+    assert cast["embeddings"]["embed_proj"]["kernel"].dtype == jnp.float32
+    layer = cast["encoder"]["layer"]["0"]
+    assert layer["output"]["dense"]["kernel"].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
