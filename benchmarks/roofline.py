@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -213,8 +214,7 @@ def main() -> None:
             results.append(found)
             print(_line(found), flush=True)
     if args.json:
-        with open(args.json, "w") as file:
-            json.dump(results, file, indent=2)
+        Path(args.json).write_text(json.dumps(results, indent=2) + "\n")
 
 
 def _compile(name: str, program: str) -> None:

@@ -39,12 +39,12 @@ def attention(
 
     The queries are of all L tokens or of the first M.
     Rows of padding hold finite numbers without meaning. Attention weights are dropped at `rate`
-    when `key` is given, and with it the texts' `numbers`.
+    when `key` is given, and with it the texts' `numbers`; then the path is the plain one.
     """
     lengths = jnp.maximum(lengths, 1)  # a text without tokens would be 0 / 0
     if rate == 0.0:
         key = None
-    if kernel == "cudnn" and q.shape == k.shape and q.shape[1] % 2 == 0:
+    if key is None and kernel == "cudnn" and q.shape == k.shape and q.shape[1] % 2 == 0:
         return jax.nn.dot_product_attention(
             q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
             implementation="cudnn",

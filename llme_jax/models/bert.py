@@ -309,7 +309,7 @@ class SelfAttention(nnx.Module):
         for *parts, lengths, numbers in zip(q, k, v, packing.lengths, packing.numbers, strict=True):
             heads = (part.reshape(*part.shape[:2], self.heads, -1) for part in parts)
             out = attention(
-                *(*heads, lengths), kernel="cudnn" if how.kernel == "cudnn" else "plain",
+                *(*heads, lengths), kernel=how.kernel,
                 key=key, numbers=numbers, rate=self.rate,
             )  # fmt: skip
             attended.append(out.reshape(parts[0].shape))

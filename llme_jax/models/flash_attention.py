@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from llme_jax.models.attention import dot
 from llme_jax.models.dropout import AXIS, is_kept, mix, seeds
 from llme_jax.models.platform import platform
 
@@ -241,7 +241,7 @@ def _forward_kernel(i, j, done, fresh, *refs, how):
                 for (one, _), x in zip(group, weights, strict=True)
             ]
         for (_, at), x, y in zip(group, fade, weights, strict=True):
-            sums[at] = sums[at] * x + _dot(v[at], y.astype(v.dtype), 1, 0)
+            sums[at] = sums[at] * x + dot(v[at], y.astype(v.dtype), 1, 0)
     highest[...], total[...] = jnp.concatenate(tops), jnp.concatenate(totals)
 
     @pl.when(last)
@@ -270,7 +270,7 @@ def _backward_kernel(i, j, done, fresh, *refs, how):
     unseen, of_place = _places(of_query, of_key, second)
     for group in how.groups:
         weights = [jnp.exp2(_scores(q, k, at, unseen, how) - normaliser[one]) for one, at in group]
-        d_weights = [_dot(v[at], g[at], 0, 0) for _, at in group]
+        d_weights = [dot(v[at], g[at], 0, 0) for _, at in group]
         # sum_j weights_j d_weights_j, dropout included
         mean = [
             (g[at].astype(jnp.float32) * out[at].astype(jnp.float32)).sum(0, keepdims=True)
@@ -288,9 +288,9 @@ def _backward_kernel(i, j, done, fresh, *refs, how):
             (x * (y - z)).astype(q.dtype) for x, y, z in zip(weights, d_weights, mean, strict=True)
         ]
         for (_, at), x, y in zip(group, kept, d_scores, strict=True):
-            sums_v[at] += _dot(g[at], x.astype(g.dtype), 1, 1)
-            sums_k[at] += _dot(q[at], y, 1, 1)
-            sums_q[slot, at] += _dot(k[at], y, 1, 0)
+            sums_v[at] += dot(g[at], x.astype(g.dtype), 1, 1)
+            sums_k[at] += dot(q[at], y, 1, 1)
+            sums_q[slot, at] += dot(k[at], y, 1, 0)
 
     @pl.when(last)
     def _():
@@ -330,10 +330,4 @@ def _places(of_query, of_key, second):
 
 def _scores(q, k, at, unseen, how):
     """[keys, queries] of a head, as powers of two."""
-    return _dot(k[at], q[at], 0, 0) * (how.scale * _LOG2_E) + unseen
-
-
-def _dot(a, b, axis_a: int, axis_b: int):
-    precision = "highest" if a.dtype == jnp.float32 else None
-    dims = (((axis_a,), (axis_b,)), ((), ()))
-    return lax.dot_general(a, b, dims, precision, preferred_element_type=jnp.float32)
+    return dot(k[at], q[at], 0, 0) * (how.scale * _LOG2_E) + unseen
