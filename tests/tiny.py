@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertTokenizerFast, LlamaConfig, PreTrainedTokenizerFast
 
@@ -169,6 +170,19 @@ def on_padded(
         config, dtype, remat, "plain", params, ids.reshape(-1), packing, key, first
     )
     return hidden.reshape(len(ids), -1, hidden.shape[-1])
+
+
+def gradients_as_files(gradient, names, model, folder: Path) -> tuple[dict, dict]:
+    """Ours and those of a torch model by the names that files have: transformers renames and splits
+    some tensors when it loads them, and puts them back together."""
+    for parameter in model.parameters():
+        parameter.data = parameter.new_zeros(parameter.shape) + (
+            0 if parameter.grad is None else parameter.grad
+        )
+    model.save_pretrained(folder / "gradient")
+    save_params(folder / "ours.safetensors", gradient, names)
+    ours = load_file(folder / "ours.safetensors")
+    return ours, load_file(folder / "gradient" / "model.safetensors")
 
 
 def write_lines(path: Path, rows: list[dict]) -> Path:

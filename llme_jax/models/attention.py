@@ -21,6 +21,7 @@ from llme_jax.models.platform import cudnn_can
 CHUNKS = 4  # parts of the queries, each of which sees only the keys up to its end
 LEAST = 64  # queries in a part
 NOT_SEEN = -1  # how far behind a key lies that a query does not see
+_FAR = -1e30  # the mask of a key outside a window
 
 
 @jax.named_scope("attention")
@@ -31,6 +32,7 @@ def attention(
     lengths: Int[Array, "B"],
     *,
     kernel: Literal["plain", "cudnn"] = "plain",
+    window: int | None = None,
     key: Array | None = None,
     numbers: Int[Array, "B"] | None = None,
     rate: float = 0.0,
@@ -40,36 +42,42 @@ def attention(
     The queries are of all L tokens or of the first M.
     Rows of padding hold finite numbers without meaning. Attention weights are dropped at `rate`
     when `key` is given, and with it the texts' `numbers`; then the path is the plain one.
+
+    Args:
+        window: how far from a query the keys may be that it sees; None for all.
     """
     lengths = jnp.maximum(lengths, 1)  # a text without tokens would be 0 / 0
     if rate == 0.0:
         key = None
-    if key is None and kernel == "cudnn" and q.shape == k.shape and q.shape[1] % 2 == 0:
+    if window is not None and window >= k.shape[1] - 1:
+        window = None
+    whole = q.shape == k.shape and q.shape[1] % 2 == 0 and window is None
+    if key is None and kernel == "cudnn" and whole:
         return jax.nn.dot_product_attention(
             q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
             implementation="cudnn",
         )  # fmt: skip
-    return _folded(q, k, v, None, lengths, key, numbers, rate)
+    return _folded(q, k, v, None, lengths, key, numbers, rate, window)
 
 
 @jax.named_scope("attention")
 def biased_attention(
-    q: Float[Array, "B L H Dh"],
+    q: Float[Array, "B M H Dh"],
     k: Float[Array, "B L H Dh"],
     v: Float[Array, "B L H Dh"],
-    bias: Float[Array, "B H L L"],
+    bias: Float[Array, "B H M L"],
     lengths: Int[Array, "B"],
     *,
     key: Array | None = None,
     numbers: Int[Array, "B"] | None = None,
     rate: float = 0.0,
-) -> Float[Array, "B L H Dh"]:
+) -> Float[Array, "B M H Dh"]:
     """`attention` with something added to q k^T / sqrt(Dh), float32."""
     lengths = jnp.maximum(lengths, 1)
     return _folded(q, k, v, bias, lengths, None if rate == 0.0 else key, numbers, rate)
 
 
-def _folded(q, k, v, bias, lengths, key, numbers, rate):
+def _folded(q, k, v, bias, lengths, key, numbers, rate, window=None):
     # With the heads folded into the batch every product is one batched matrix product; on CPU this
     # takes a fifth of the time of einsum over [B, L, H, Dh].
     n, _, heads, width = q.shape
@@ -79,6 +87,10 @@ def _folded(q, k, v, bias, lengths, key, numbers, rate):
         rows = Rows((numbers[:, None] * heads + jnp.arange(heads)).reshape(-1))
     mask = jnp.where(jnp.arange(k.shape[1]) < lengths[:, None], 0.0, -jnp.inf)
     added = jnp.repeat(mask, heads, axis=0)[:, None]
+    if window is not None:
+        apart = jnp.abs(jnp.arange(q.shape[1])[:, None] - jnp.arange(k.shape[1]))
+        # A row of padding may see no token of its text: finite, so that it is no 0 / 0.
+        added = jnp.where(apart <= window, added, _FAR)
     if bias is not None:
         added += bias.reshape(n * heads, *bias.shape[2:])
     out = _attend(q, k, v, added, key, rows, rate, bias is not None)
@@ -210,6 +222,16 @@ def cached_attention(
     scores = jnp.where(_seen(behind, window)[:, None, None], scores, -jnp.inf)
     out = _average(scores.reshape(*shape[:2], -1, scores.shape[-1]), *values)
     return out.reshape(batch, heads, queries, width).transpose(0, 2, 1, 3)
+
+
+def skewed(x: Float[Array, "*n L P"]) -> Float[Array, "*n L L"]:
+    """y[i, j] = x[i, L - 1 + j - i], by cutting the same numbers into rows that are one shorter."""
+    *rest, length, columns = x.shape
+    if length == 1:
+        return x
+    flat = x.reshape(*rest, length * columns)[..., length - 1 :]
+    rows = flat[..., : length * (columns - 1)].reshape(*rest, length, columns - 1)
+    return rows[..., :length]
 
 
 def dot(a, b, axis_a: int, axis_b: int):

@@ -1,54 +1,76 @@
-"""The BERT family (bert, roberta, xlm-roberta, electra) in Flax NNX.
+"""The BERT family (bert, roberta, xlm-roberta, camembert, electra, distilbert, mpnet) in Flax NNX.
 
 Attributes carry the names of the Hugging Face weights (`encoder.layer.3.attention.self.query`).
 NNX serves to write the modules down; the parameters live in a plain nested dict.
 """
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
-from llme_jax.models.attention import attention
+from llme_jax.models.attention import skewed
 from llme_jax.models.dropout import Rows, dropout, fold_in
-from llme_jax.models.flash_attention import Reach, flash_attention, reach
-from llme_jax.models.foreign import check_type, read_json
+from llme_jax.models.encoder import Architecture, attend, checked, how_to_attend
+from llme_jax.models.foreign import read_json
 from llme_jax.models.layers import ACTIVATIONS, cast_kernels, layer_norm, linear
 from llme_jax.models.packing import Packing
-from llme_jax.models.platform import AttentionKernel, attention_kernel
+from llme_jax.models.platform import AttentionKernel
 
 SHARDING = FSDP_RULES
 
 
-@dataclass(frozen=True)
-class BertConfig:
+_NAMES = {  # what stands in the files of families that have BERT's layers under other names
+    "distilbert": (
+        ("encoder.layer", "transformer.layer"),
+        ("attention.self.query", "attention.q_lin"),
+        ("attention.self.key", "attention.k_lin"),
+        ("attention.self.value", "attention.v_lin"),
+        ("attention.output.dense", "attention.out_lin"),
+        ("attention.output.LayerNorm", "sa_layer_norm"),
+        ("intermediate.dense", "ffn.lin1"),
+        ("output.dense", "ffn.lin2"),
+        ("output.LayerNorm", "output_layer_norm"),
+    ),
+    "mpnet": (
+        ("attention.self.query", "attention.attn.q"),
+        ("attention.self.key", "attention.attn.k"),
+        ("attention.self.value", "attention.attn.v"),
+        ("attention.output.dense", "attention.attn.o"),
+        ("attention.output.LayerNorm", "attention.LayerNorm"),
+    ),
+}
+_FIELDS = {  # the same of config.json
+    "distilbert": {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+    }
+}
+FARTHEST = 128  # distance from which MPNet's relative positions are all the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig(Architecture):
     """The fields of config.json that decide what is computed."""
 
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    max_position_embeddings: int
-    type_vocab_size: int
-    layer_norm_eps: float
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
     first_position: int  # row of the first token in the position table
     embedding_size: int  # of the tables; another than hidden_size is projected to it
-    source: str = field(compare=False, repr=False)  # all of config.json, for saving
-    terms: ClassVar[frozenset[str]] = frozenset()  # positions that attention scores by themselves
+    buckets: int  # of MPNet's relative positions, in which far ones share; 0 for none
 
     @classmethod
     def read(cls, path: Path) -> "BertConfig":
@@ -58,75 +80,57 @@ class BertConfig:
             InputError: the file describes a model that this module does not compute.
         """
         given = read_json(path)
-        model_type = given["model_type"]
+        family = given["model_type"]
         if given.get("position_embedding_type", "absolute") != "absolute":
             raise InputError(
                 f"{path}: position_embedding_type {given['position_embedding_type']} is not "
                 "served; give a model with absolute positions"
             )
-        counted = "roberta" in model_type  # positions go on from the pad token's
-        values = checked(path, given, [*NEEDED, *(["pad_token_id"] if counted else [])])
-        first = values.pop("pad_token_id") + 1 if counted else 0
-        width = given.get("embedding_size", 128) if model_type == "electra" else None
+        own = {name: given.get(theirs) for name, theirs in _FIELDS.get(family, {}).items()}
+        if family in ("distilbert", "mpnet"):
+            own["type_vocab_size"] = 0
+        counted = family in ("roberta", "xlm-roberta", "camembert")  # goes on from the pad token
+        values = checked(path, given | own, ["pad_token_id"] if counted else [])
+        values["source"] = json.dumps(given)
+        first = values.pop("pad_token_id") + 1 if counted else 2 if family == "mpnet" else 0
+        width = given.get("embedding_size", 128) if family == "electra" else None
         return cls(
             **values,
             first_position=first,
             embedding_size=width or values["hidden_size"],
-            source=json.dumps(given),
+            buckets=given.get("relative_attention_num_buckets", 32) if family == "mpnet" else 0,
         )
-
-    def saved(self) -> str:
-        """config.json for the float32 weights that this package saves."""
-        content = json.loads(self.source)
-        # transformers would otherwise load them in the type that the source was stored in.
-        content |= {name: "float32" for name in ("dtype", "torch_dtype") if name in content}
-        return json.dumps(content, indent=2) + "\n"
 
     @property
     def max_length(self) -> int:
-        """Tokens the longest text may have."""
         return self.max_position_embeddings - self.first_position
+
+    @property
+    def names(self):
+        return _NAMES.get(self.model_type, ())
+
+    @property
+    def attended_dropout_prob(self) -> float:  # DistilBERT drops nothing there
+        return 0.0 if self.model_type == "distilbert" else self.hidden_dropout_prob
+
+    def rows(self, length: int) -> np.ndarray:
+        """Rows of the table of relative positions for j - i = -(length - 1) ... length - 1.
+
+        Keys behind a query have the second half of the table. Of each half, near distances have a
+        row each, the others share in equal steps of the logarithm.
+        """
+        half = self.buckets // 2
+        near = half // 2
+        distance = np.arange(1 - length, length)
+        apart = np.abs(distance).astype(np.float32)
+        steps = np.log(np.maximum(apart, near) / np.float32(near)) / np.float32(
+            math.log(FARTHEST / near)
+        )
+        far = np.minimum(near + (steps * (half - near)).astype(int), half - 1)
+        return np.where(apart < near, apart.astype(int), far) + half * (distance > 0)
 
 
 read = BertConfig.read
-_DERIVED = ("first_position", "embedding_size", "source")
-# Fields that every config.json has to have, DeBERTa's too.
-NEEDED = tuple(f.name for f in fields(BertConfig) if f.name not in _DERIVED)
-# What transformers takes where old files are silent.
-UNSAID = {
-    "layer_norm_eps": 1e-12,
-    "type_vocab_size": 2,
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-}
-_TYPES = {f.name: f.type for f in fields(BertConfig)}
-
-
-def checked(path: Path, given: dict, names: Sequence[str], unsaid: dict = UNSAID) -> dict:
-    """The fields of a config.json that are needed.
-
-    Args:
-        unsaid: what fields are that the file leaves out.
-
-    Raises:
-        InputError: one is missing, or has a value that is not served.
-    """
-    given = unsaid | {name: value for name, value in given.items() if value is not None}
-    if missing := [name for name in names if name not in given]:
-        raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
-    for name in names:
-        check_type(path, name, given[name], _TYPES.get(name, int))
-    if given["hidden_act"] not in ACTIVATIONS:
-        raise InputError(
-            f"{path}: hidden_act {given['hidden_act']} is not served; give one of "
-            f"{', '.join(ACTIVATIONS)}"
-        )
-    if given["hidden_size"] % given["num_attention_heads"]:
-        raise InputError(
-            f"{path}: hidden_size {given['hidden_size']} is not a multiple of "
-            f"num_attention_heads {given['num_attention_heads']}; correct one of them"
-        )
-    return {name: given[name] for name in names}
 
 
 def hidden_states(
@@ -157,27 +161,13 @@ def hidden_states(
     Raises:
         InputError: the texts are longer than the model's position table.
     """
-    check_width(config, max(packing.widths))
-    model = nnx.merge(_abstract(config, dtype, remat)[0], cast_kernels(params, dtype))
-    kernel = attention_kernel(
-        attention, model.dtype, heads=config.num_attention_heads,
-        width=config.hidden_size // config.num_attention_heads, longest=max(packing.widths),
-        drops=dropout_key is not None and config.attention_probs_dropout_prob > 0,
+    how = how_to_attend(
+        config, attention, jnp.dtype(dtype), packing,
+        drops=dropout_key is not None, biased=config.buckets > 0,
     )  # fmt: skip
-    return model(ids, packing, dropout_key, kernel, first)
-
-
-def check_width(config, width: int) -> None:
-    """Refuses texts that are padded beyond a model's positions.
-
-    Raises:
-        InputError: they are.
-    """
-    if width > config.max_length:
-        raise InputError(
-            f"texts are padded to {width} tokens, the encoder has {config.max_length} "
-            "positions: lower --query_max_length and --key_max_length"
-        )
+    model = nnx.merge(_abstract(config, dtype, remat)[0], cast_kernels(params, dtype))
+    how[-1] = how[-1]._replace(first=first)
+    return model(ids, packing, dropout_key, how)
 
 
 def abstract_params(config: BertConfig) -> dict:
@@ -203,16 +193,14 @@ class Bert(nnx.Module):
         self.dtype = dtype
         self.remat = remat
 
-    def __call__(self, ids, packing, key, kernel, first):
+    def __call__(self, ids, packing, key, how):
         x = self.embeddings(ids, packing, fold_in(key, 0)).astype(self.dtype)
         if self.projects:
             x = self.embeddings_project(x)
+        bias = self.encoder.bias(packing.widths)
         # Not .values(): the order of a merged nnx.Dict is that of strings, "10" before "2".
-        last = len(self.encoder.layer) - 1
-        seen = reach(*packing.spans, max(packing.widths)) if kernel == "flash" else None
-        for i in range(last + 1):
-            how = How(kernel, seen, first and i == last)
-            layer = partial(self.encoder.layer[str(i)], how=how)
+        for i, how_of_layer in enumerate(how):
+            layer = partial(self.encoder.layer[str(i)], how=how_of_layer._replace(bias=bias))
             layer = jax.checkpoint(layer) if self.remat else layer
             x = layer(x, packing, fold_in(key, i + 1))
         return x.astype(jnp.float32)
@@ -221,6 +209,19 @@ class Bert(nnx.Module):
 class Encoder(nnx.Module):
     def __init__(self, c: BertConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.layer = nnx.Dict({str(i): Layer(c, dtype, rngs) for i in range(c.num_hidden_layers)})
+        if c.buckets:
+            self.relative_attention_bias = nnx.Embed(c.buckets, c.num_attention_heads, rngs=rngs)
+        self.config = c
+
+    def bias(self, widths: Sequence[int]) -> list[Float[Array, "H L L"]] | None:
+        """What MPNet adds to the scores of tokens, by how far they are apart, for each width."""
+        if not self.config.buckets:
+            return None
+        table = self.relative_attention_bias.embedding
+        return [
+            skewed(jnp.repeat(table[self.config.rows(width)].T[:, None], width, axis=1))
+            for width in widths
+        ]
 
 
 class Embeddings(nnx.Module):
@@ -230,16 +231,18 @@ class Embeddings(nnx.Module):
         width = c.embedding_size
         self.word_embeddings = nnx.Embed(c.vocab_size, width, rngs=rngs)
         self.position_embeddings = nnx.Embed(c.max_position_embeddings, width, rngs=rngs)
-        self.token_type_embeddings = nnx.Embed(c.type_vocab_size, width, rngs=rngs)
+        if c.type_vocab_size:
+            self.token_type_embeddings = nnx.Embed(c.type_vocab_size, width, rngs=rngs)
         self.LayerNorm = layer_norm(width, c.layer_norm_eps, rngs)
-        self.first_position = c.first_position
-        self.rate = c.hidden_dropout_prob
+        self.config = c
 
     def __call__(self, ids, packing, key):
+        c = self.config
         x = self.word_embeddings(ids)
-        x += self.position_embeddings(self.first_position + packing.tokens.places)
-        x += type_vectors(self.token_type_embeddings, packing)
-        return dropout(self.LayerNorm(x), key, self.rate, packing.tokens)
+        x += self.position_embeddings(c.first_position + packing.tokens.places)
+        if c.type_vocab_size:
+            x += type_vectors(self.token_type_embeddings, packing)
+        return dropout(self.LayerNorm(x), key, c.hidden_dropout_prob, packing.tokens)
 
 
 def type_vectors(types: nnx.Embed, packing: Packing):
@@ -250,22 +253,13 @@ def type_vectors(types: nnx.Embed, packing: Packing):
     return jnp.where(packing.in_second[:, None], table[1], table[0])
 
 
-class How(NamedTuple):
-    """How attention is computed: by which kernel, for flash who sees whom, and whether for the
-    texts' first tokens alone."""
-
-    kernel: str
-    reach: Reach | None
-    first: bool
-
-
 class Layer(nnx.Module):
-    """Attention and feed-forward; `how` is for the attention, which may give first tokens alone."""
+    """Attention and feed-forward; the attention may give first tokens alone."""
 
     def __init__(self, c, dtype: jnp.dtype, rngs: nnx.Rngs, attention: type | None = None):
         self.attention = Attention(c, dtype, rngs, attention or SelfAttention)
         self.intermediate = Intermediate(c, dtype, rngs)
-        self.output = Residual(c.intermediate_size, c, dtype, rngs)
+        self.output = Residual(c.intermediate_size, c, c.hidden_dropout_prob, dtype, rngs)
 
     def __call__(self, x, packing, key, how):
         x, rows = self.attention(x, packing, fold_in(key, 0), how)
@@ -275,7 +269,7 @@ class Layer(nnx.Module):
 class Attention(nnx.Module):
     def __init__(self, c, dtype: jnp.dtype, rngs: nnx.Rngs, attention: type):
         self.self = attention(c, dtype, rngs)
-        self.output = Residual(c.hidden_size, c, dtype, rngs)
+        self.output = Residual(c.hidden_size, c, c.attended_dropout_prob, dtype, rngs)
 
     def __call__(self, x, packing, key, how) -> tuple[Array, Rows]:
         """What comes out, and which rows it has."""
@@ -294,28 +288,11 @@ class SelfAttention(nnx.Module):
         self.rate = c.attention_probs_dropout_prob
 
     def __call__(self, x, packing, key, how):
-        if how.reach:
-            attended = flash_attention(
-                *(self.query(x), self.key(x), self.value(x), how.reach, self.heads),
-                key=key, numbers=packing.tokens.texts, rate=self.rate,
-            )  # fmt: skip
-            return packing.first(attended) if how.first else attended
-        if how.first:
-            q = [part[:, None] for part in packing.split(self.query(packing.first(x)))]
-        else:
-            q = packing.in_blocks(self.query(x))
-        k, v = packing.in_blocks(self.key(x)), packing.in_blocks(self.value(x))
-        attended = []
-        for *parts, lengths, numbers in zip(q, k, v, packing.lengths, packing.numbers, strict=True):
-            heads = (part.reshape(*part.shape[:2], self.heads, -1) for part in parts)
-            out = attention(
-                *(*heads, lengths), kernel=how.kernel,
-                key=key, numbers=numbers, rate=self.rate,
-            )  # fmt: skip
-            attended.append(out.reshape(parts[0].shape))
-        if how.first:
-            return jnp.concatenate(attended)[:, 0]
-        return packing.from_blocks(attended)
+        query = self.query(packing.first(x) if how.queries else x)
+        return attend(
+            *(query, self.key(x), self.value(x), packing, how, self.heads),
+            key=key, rate=self.rate,
+        )  # fmt: skip
 
 
 class Intermediate(nnx.Module):
@@ -330,10 +307,10 @@ class Intermediate(nnx.Module):
 class Residual(nnx.Module):
     """LayerNorm(residual + dropout(dense(x))): how attention and feed-forward both end."""
 
-    def __init__(self, width: int, c, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, width: int, c, rate: float, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dense = linear(width, c.hidden_size, dtype, rngs)
         self.LayerNorm = layer_norm(c.hidden_size, c.layer_norm_eps, rngs)
-        self.rate = c.hidden_dropout_prob
+        self.rate = rate
 
     def __call__(self, x, residual, key, rows):
         x = dropout(self.dense(x), key, self.rate, rows).astype(jnp.float32)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -18,10 +19,12 @@ from jaxtyping import Array, Float, Int
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
 from llme_jax.models.dropout import dropout, fold_in
-from llme_jax.models.families import ENCODERS, Architecture, read_config
+from llme_jax.models.encoder import Architecture
+from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.layers import ACTIVATIONS
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
+from llme_jax.models.pooling import mean
 from llme_jax.models.tokenizer import CLASSES, check_vocabulary, load_tokenizer, save_tokenizer
 from llme_jax.models.weights import find_model, load_params, open_tensors, save_params
 
@@ -32,24 +35,40 @@ FOLDER = "ranker"  # of a checkpoint
 
 @dataclass(frozen=True)
 class Head:
-    """The head of a family: out(drop(activation(dense(drop(first token)))))."""
+    """The head of a family: out(drop(norm(activation(dense(drop(first token))))))."""
 
     prefix: str  # what the encoder's parameters are under
     dense: tuple[str, ...]
     out: tuple[str, ...]
-    activation: Literal["tanh", "gelu"]
+    activation: Literal["tanh", "gelu", "relu"]
+    norm: tuple[str, ...] | None = None  # a LayerNorm, where there is one
     drops_first: str | None = None  # the rate's name in config.json, None for no dropout there
     drops_last: str = "classifier_dropout"  # the same; hidden_dropout_prob where it is not set
 
 
-_POOLER = {"dense": ("bert", "pooler", "dense"), "out": ("classifier",)}
 _OWN = {"dense": ("classifier", "dense"), "out": ("classifier", "out_proj")}
 _ROBERTA = Head("roberta", **_OWN, activation="tanh", drops_first="classifier_dropout")
 HEADS = {
-    "bert": Head("bert", **_POOLER, activation="tanh"),
+    **{
+        family: Head(family, (family, "pooler", "dense"), ("classifier",), activation="tanh")
+        for family in ("bert", "nomic_bert", "gte")
+    },
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
     "electra": Head("electra", **_OWN, activation="gelu", drops_first="classifier_dropout"),
+    "mpnet": Head(
+        "mpnet", **_OWN, activation="tanh",
+        drops_first="hidden_dropout_prob", drops_last="hidden_dropout_prob",
+    ),
+    "distilbert": Head(
+        "distilbert", dense=("pre_classifier",), out=("classifier",), activation="relu",
+        drops_last="seq_classif_dropout",
+    ),
+    "modernbert": Head(
+        "model", dense=("head", "dense"), out=("classifier",), activation="gelu",
+        norm=("head", "norm"),
+    ),
     "deberta-v2": Head(
         "deberta", dense=("pooler", "dense"), out=("classifier",), activation="gelu",
         drops_first="pooler_dropout", drops_last="cls_dropout",
@@ -65,6 +84,7 @@ class CrossEncoder:
     dtype: Literal["float32", "bfloat16"]
     remat: bool
     rates: tuple[float, float]  # of the head's dropouts
+    pooling: Literal["cls", "mean"]  # mean, which ModernBERT may ask for: of all tokens
     typed: bool  # do the two texts of a pair have types of their own?
     attention: AttentionKernel = "auto"
 
@@ -119,19 +139,28 @@ class CrossEncoder:
             *(self.config, self.dtype, self.remat, self.attention),
             *(self.base(params), ids, packing),
             dropout_key=keys[0],
-            first=True,
+            first=self.pooling == "cls",
         )
+        x = mean(x, packing) if self.pooling == "mean" else x
         x = dropout(x, keys[1], self.rates[0], packing.firsts)
         x = _ACTIVATIONS[head.activation](_linear(x, _at(params, head.dense)))
+        if head.norm:
+            x = _normed(x, _at(params, head.norm), self.config.layer_norm_eps)
         x = dropout(x, keys[2], self.rates[1], packing.firsts)
         return _linear(x, _at(params, head.out))[:, 0]
 
 
-_ACTIVATIONS = {"tanh": jnp.tanh, "gelu": ACTIVATIONS["gelu"]}
+_ACTIVATIONS = ACTIVATIONS | {"tanh": jnp.tanh}
 
 
 def _linear(x: Float[Array, "B D"], layer: dict) -> Float[Array, "B F"]:
-    return jnp.matmul(x, layer["kernel"], precision="highest") + layer["bias"]
+    return jnp.matmul(x, layer["kernel"], precision="highest") + layer.get("bias", 0.0)
+
+
+def _normed(x: Float[Array, "B D"], layer: dict, epsilon: float) -> Float[Array, "B D"]:
+    x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + epsilon)
+    return x * layer["scale"] + layer.get("bias", 0.0)
 
 
 def load_cross_encoder(
@@ -169,46 +198,58 @@ def load_cross_encoder(
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, config.vocab_size, name)
     head, given = HEADS[config.model_type], json.loads(config.source)
-    params = {head.prefix: load_params(folder, ENCODERS[config.model_type].abstract_params(config))}
-    _add_head(params, folder, head, config.hidden_size, given.get("initializer_range", 0.02), seed)
+    shapes = ENCODERS[config.model_type].abstract_params(config)
+    params = {head.prefix: load_params(folder, shapes, config.names)}
+    _add_head(params, folder, head, config, given, seed)
     rates = [given.get(rate) if rate else 0.0 for rate in (head.drops_first, head.drops_last)]
-    rates = [given.get("hidden_dropout_prob", 0.1) if rate is None else rate for rate in rates]
+    rates = [config.hidden_dropout_prob if rate is None else rate for rate in rates]
     typed = "token_type_ids" in tokenizer.model_input_names  # what others give to the model
-    encoder = CrossEncoder(config, compute_dtype(dtype), remat, tuple(rates), typed, attention)
+    pooling = given.get("classifier_pooling", "cls")
+    if pooling not in ("cls", "mean"):
+        raise InputError(
+            f"{folder / 'config.json'}: classifier_pooling {pooling} is not served; give cls or "
+            "mean"
+        )
+    encoder = CrossEncoder(
+        config, compute_dtype(dtype), remat, tuple(rates), pooling, typed, attention
+    )
     return encoder, params, tokenizer
 
 
-def _add_head(params: dict, folder: Path, head: Head, width: int, spread: float, seed: int) -> None:
+def _add_head(
+    params: dict, folder: Path, head: Head, config: Architecture, given: dict, seed: int
+) -> None:
     """Puts the head's parameters beside the encoder's: those of the folder, else new ones.
+
+    Args:
+        given: config.json.
 
     Raises:
         InputError: they are of another shape, or hold values that are not finite.
     """
-    tensors, new = open_tensors(folder), []
+    width, spread = config.hidden_size, given.get("initializer_range", 0.02)
     rng = np.random.default_rng(seed % 2**63)
-    for path, out in ((head.dense, width), (head.out, 1)):
-        drawn = rng.normal(0, spread, (width, out)).astype(np.float32)
-        layer = {"kernel": drawn, "bias": np.zeros(out, np.float32)}
+
+    def linear(out: int, bias: bool = True) -> dict:
+        drawn = {"kernel": rng.normal(0, spread, (width, out)).astype(np.float32)}
+        return drawn | ({"bias": np.zeros(out, np.float32)} if bias else {})
+
+    # What ModernBERT's head has besides is that of its layers.
+    layers = {head.dense: linear(width, not head.norm or given.get("classifier_bias", False))}
+    layers[head.out] = linear(1)
+    if head.norm:
+        layers[head.norm] = {"scale": np.ones(width, np.float32)}
+        if given.get("norm_bias", False):
+            layers[head.norm]["bias"] = np.zeros(width, np.float32)
+    tensors, new = open_tensors(folder), []
+    for path, drawn in layers.items():
         name = ".".join(path)
         found = [
             n for n in (name, name.removeprefix(f"{head.prefix}.")) if f"{n}.weight" in tensors
         ]
-        if found:
-            weight, bias = (tensors[f"{found[0]}.{part}"][...] for part in ("weight", "bias"))
-            if weight.shape != (out, width):
-                raise InputError(
-                    f"{folder}: {found[0]}.weight is {weight.shape}, a reranker has "
-                    f"{(out, width)}; give a model with one label, or an encoder without a head"
-                )
-            kernel = np.ascontiguousarray(weight.T, np.float32)
-            layer = {"kernel": kernel, "bias": np.asarray(bias, np.float32)}
-            if not all(np.isfinite(part).all() for part in layer.values()):
-                raise InputError(
-                    f"{folder}: there are values in {found[0]} that are not finite (NaN, "
-                    "infinity); give other weights"
-                )
-        else:
+        if not found:
             new.append(name)
+        layer = _read_layer(folder, tensors, found[0], drawn) if found else drawn
         place = params
         for step in path[:-1]:
             place = place.setdefault(step, {})
@@ -218,6 +259,26 @@ def _add_head(params: dict, folder: Path, head: Head, width: int, spread: float,
             "%s: has no %s, which starts from random (seed %d): train it before you rank with it",
             *(folder, " and no ".join(new), seed),
         )
+
+
+def _read_layer(folder: Path, tensors: dict, name: str, like: dict) -> dict:
+    layer = {}
+    for leaf, wanted in like.items():
+        tensor = f"{name}.{'bias' if leaf == 'bias' else 'weight'}"
+        value = np.asarray(tensors[tensor][...], np.float32)
+        shape = wanted.shape[::-1]  # a kernel is stored transposed
+        if value.shape != shape:
+            raise InputError(
+                f"{folder}: {tensor} is {value.shape}, a reranker has {shape}; give a model with "
+                "one label, or an encoder without a head"
+            )
+        if not np.isfinite(value).all():
+            raise InputError(
+                f"{folder}: there are values in {name} that are not finite (NaN, infinity); give "
+                "other weights"
+            )
+        layer[leaf] = np.ascontiguousarray(value.T)
+    return layer
 
 
 def save_cross_encoder(
@@ -243,7 +304,7 @@ def save_cross_encoder(
         config.pop("num_labels", None)
         text = json.dumps(config, indent=2) + "\n"
         (beside / "config.json").write_text(text, encoding="utf-8")
-        save_params(beside / "model.safetensors", params)
+        save_params(beside / "model.safetensors", params, encoder.config.names)
         save_tokenizer(tokenizer, beside, max_length=max_length)
 
 

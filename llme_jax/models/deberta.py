@@ -5,9 +5,8 @@ weights, as in bert.py, from which everything comes that is the same. Unlike the
 relative positions is not dropped from in training: all texts of a batch share it.
 """
 
-import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
-from llme_jax.models import bert
-from llme_jax.models.attention import biased_attention
-from llme_jax.models.bert import Layer, check_width, checked, type_vectors
+from llme_jax.models.attention import biased_attention, skewed
+from llme_jax.models.bert import Layer, type_vectors
 from llme_jax.models.dropout import dropout, fold_in
+from llme_jax.models.encoder import Architecture, check_width, checked
 from llme_jax.models.foreign import read_json
 from llme_jax.models.layers import cast_kernels, layer_norm, linear, precision
 from llme_jax.models.packing import Packing
@@ -31,22 +30,10 @@ from llme_jax.models.platform import attention_kernel
 SHARDING = FSDP_RULES
 
 
-@dataclass(frozen=True)
-class DebertaConfig:
+@dataclass(frozen=True, kw_only=True)
+class DebertaConfig(Architecture):
     """The fields of config.json that decide what is computed."""
 
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    max_position_embeddings: int
-    type_vocab_size: int
-    layer_norm_eps: float
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
     embedding_size: int  # of the tables; another than hidden_size is projected to it
     absolute: bool  # are absolute positions added to the words?
     terms: frozenset[str]  # of c2p (contents see positions) and p2c
@@ -54,9 +41,6 @@ class DebertaConfig:
     farthest: int  # relative position that is told from others
     shared: bool  # are positions projected as contents are?
     normed: bool  # is the table of relative positions normalised?
-    source: str = field(compare=False, repr=False)  # all of config.json, for saving
-
-    saved = bert.BertConfig.saved
 
     @classmethod
     def read(cls, path: Path) -> "DebertaConfig":
@@ -66,8 +50,7 @@ class DebertaConfig:
             InputError: the file describes a model that this module does not compute.
         """
         given = read_json(path)
-        unsaid = bert.UNSAID | {"layer_norm_eps": 1e-7, "type_vocab_size": 0}
-        values = checked(path, given, bert.NEEDED, unsaid)
+        values = checked(path, given, layer_norm_eps=1e-7, type_vocab_size=0)
         if given.get("conv_kernel_size", 0) > 0:
             raise InputError(
                 f"{path}: conv_kernel_size {given['conv_kernel_size']} is not served; give a model "
@@ -90,13 +73,7 @@ class DebertaConfig:
             farthest=farthest if farthest > 0 else values["max_position_embeddings"],
             shared=given.get("share_att_key", False),
             normed="layer_norm" in given.get("norm_rel_ebd", "none").lower(),
-            source=json.dumps(given),
         )
-
-    @property
-    def max_length(self) -> int:
-        """Tokens the longest text may have."""
-        return self.max_position_embeddings
 
     @property
     def span(self) -> int:
@@ -279,13 +256,3 @@ def _products(x: Float[Array, "B L H Dh"], positions: Float[Array, "P H Dh"]):
         "blhd,phd->bhlp", x, positions,
         precision=precision(x.dtype), preferred_element_type=jnp.float32,
     )  # fmt: skip
-
-
-def skewed(x: Float[Array, "*n L P"]) -> Float[Array, "*n L L"]:
-    """y[i, j] = x[i, L - 1 + j - i], by cutting the same numbers into rows that are one shorter."""
-    *rest, length, columns = x.shape
-    if length == 1:
-        return x
-    flat = x.reshape(*rest, length * columns)[..., length - 1 :]
-    rows = flat[..., : length * (columns - 1)].reshape(*rest, length, columns - 1)
-    return rows[..., :length]

@@ -11,7 +11,8 @@ from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
 from llme_jax.models import sentence_transformers
-from llme_jax.models.families import ENCODERS, Architecture, read_config
+from llme_jax.models.encoder import Architecture
+from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
 from llme_jax.models.pooling import Dense, mean, normalize
@@ -156,7 +157,7 @@ def load_dual_encoder(
         )
     check_vocabulary(tokenizers[0], configs[0].vocab_size, names[0])
     trees = [
-        load_params(folder, ENCODERS[c.model_type].abstract_params(c))
+        load_params(folder, ENCODERS[c.model_type].abstract_params(c), c.names)
         for folder, c in zip(folders, configs, strict=True)
     ]
     params = dict(zip(_folders(config.tie_encoders), trees, strict=True))
@@ -203,7 +204,7 @@ def save_dual_encoder(
         config = encoder.key_config if name == "key_encoder" else encoder.query_config
         with atomic_dir(Path(folder) / name, replace=True) as beside:
             (beside / "config.json").write_text(config.saved(), encoding="utf-8")
-            save_params(beside / "model.safetensors", params[name])
+            save_params(beside / "model.safetensors", params[name], config.names)
             save_tokenizer(tokenizer, beside)
             sentence_transformers.save_modules(
                 beside,

@@ -11,17 +11,24 @@ import jax
 
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
-from llme_jax.models import bert, deberta, llama
+from llme_jax.models import bert, deberta, llama, rotary_bert
+from llme_jax.models.encoder import Architecture
 from llme_jax.models.foreign import read_json
 
 ENCODERS = {
     "bert": bert,
     "roberta": bert,
     "xlm-roberta": bert,
+    "camembert": bert,
     "electra": bert,
+    "distilbert": bert,
+    "mpnet": bert,
+    "modernbert": rotary_bert,
+    "nomic_bert": rotary_bert,
+    "gte": rotary_bert,
+    "new": rotary_bert,
     "deberta-v2": deberta,
 }
-Architecture = bert.BertConfig | deberta.DebertaConfig  # what `read` of an encoder's module gives
 LANGUAGE_MODELS = {"llama": llama, "mistral": llama, "qwen2": llama, "qwen3": llama}
 
 
@@ -52,10 +59,12 @@ def forward_flops(
     Args:
         params: of the encoder, arrays or ShapeDtypeStructs.
         tokens: of all texts.
-        pairs: of tokens that attend to each other, the squares of the texts' lengths.
+        pairs: of tokens of a text, the squares of the texts' lengths; in a layer with a window,
+            as many of them as it lets see each other at most.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     linear = sum(x.size for path, x in leaves if "kernel" in path_name(path))
     # A term has 2 D for each of the 2 L - 1 distances.
-    attention = 4 * config.hidden_size * config.num_hidden_layers * (1 + len(config.terms))
-    return float(2 * linear * tokens + attention * pairs)
+    attention = 4 * config.hidden_size * (1 + len(config.terms))
+    seen = (pairs if w is None else min(pairs, tokens * (2 * w + 1)) for w in config.windows)
+    return float(2 * linear * tokens + attention * sum(seen))

@@ -46,19 +46,27 @@ class Reach(NamedTuple):
     most: int
 
 
-def reach(begin: Int[Array, "T"], end: Int[Array, "T"], longest: int) -> Reach:
+def reach(
+    begin: Int[Array, "T"], end: Int[Array, "T"], longest: int, window: int | None = None
+) -> Reach:
     """The reach of tokens whose texts go from `begin` to `end`; both ascend.
 
     Args:
         begin, end: of padding, the token itself.
         longest: tokens of a text at most.
+        window: how far to either side a token sees; None for all of its text.
     """
     size = len(begin)
     at = jnp.arange(-(-size // BLOCK) * BLOCK)
     begin = at.at[:size].set(begin)
     end = (at + 1).at[:size].set(end)
+    tokens = jnp.stack([begin, at - begin])
+    farthest = longest - 1
+    if window is not None:
+        farthest = min(farthest, window)
+        begin, end = jnp.maximum(begin, at - window), jnp.minimum(end, at + window + 1)
     blocks = len(at) // BLOCK
-    most = min(1 + 2 * -(-(longest - 1) // BLOCK), blocks)
+    most = min(1 + 2 * -(-farthest // BLOCK), blocks)
     first, last = begin[::BLOCK] // BLOCK, (end[BLOCK - 1 :: BLOCK] - 1) // BLOCK
     counts = last - first + 1
     i = jnp.repeat(jnp.arange(blocks), counts, total_repeat_length=blocks * most)
@@ -67,7 +75,7 @@ def reach(begin: Int[Array, "T"], end: Int[Array, "T"], longest: int) -> Reach:
     # A j below the first one of i + 1 will not come again.
     done = jnp.minimum(j, jnp.append(first[1:], blocks)[i])
     pairs = jnp.stack([i, j, done, i == first[j]]).astype(jnp.int32)
-    return Reach(jnp.stack([begin, at - begin]), pairs, counts.sum(), most)
+    return Reach(tokens, pairs, counts.sum(), most)
 
 
 class _How(NamedTuple):
@@ -77,6 +85,7 @@ class _How(NamedTuple):
     width: int  # of a head
     rate: float
     most: int
+    window: int | None
 
     @property
     def groups(self) -> list[list[tuple[slice, slice]]]:
@@ -100,6 +109,7 @@ def flash_attention(
     reach: Reach,
     heads: int,
     *,
+    window: int | None = None,
     key: Array | None = None,
     numbers: Int[Array, "T"] | None = None,
     rate: float = 0.0,
@@ -110,6 +120,7 @@ def flash_attention(
     Where there is no TPU it is interpreted, which is slow and meant for tests.
 
     Args:
+        window: that of `reach`.
         key: attention weights are dropped at `rate` where it is given.
         numbers: what dropout knows each token's text by.
     """
@@ -121,7 +132,7 @@ def flash_attention(
         rows = jnp.pad(numbers, (0, padding)) * heads + jnp.arange(heads)[:, None]
         of_rows, second = seeds(key, rows)
         drawn = of_rows, second[None]
-    how = _How(heads, width // heads, rate if drawn else 0.0, reach.most)
+    how = _How(heads, width // heads, rate if drawn else 0.0, reach.most, window)
     return _flash(q, k, v, reach[:-1], drawn, how)[:, :size].T
 
 
@@ -220,7 +231,7 @@ def _forward_kernel(i, j, done, fresh, *refs, how):
         highest[...] = jnp.full_like(highest, _UNSEEN)
         total[...] = jnp.zeros_like(total)
 
-    unseen, of_place = _places(of_query, of_key, second)
+    unseen, of_place = _places(of_query, of_key, second, how.window)
     tops, totals = [], []
     for group in how.groups:
         scores = [_scores(q, k, at, unseen, how) for _, at in group]
@@ -267,7 +278,7 @@ def _backward_kernel(i, j, done, fresh, *refs, how):
     def _():
         sums_q[slot] = jnp.zeros_like(sums_k)
 
-    unseen, of_place = _places(of_query, of_key, second)
+    unseen, of_place = _places(of_query, of_key, second, how.window)
     for group in how.groups:
         weights = [jnp.exp2(_scores(q, k, at, unseen, how) - normaliser[one]) for one, at in group]
         d_weights = [dot(v[at], g[at], 0, 0) for _, at in group]
@@ -318,10 +329,13 @@ def _ends(i):
     return first, last
 
 
-def _places(of_query, of_key, second):
-    """[keys, queries]: what is added to a score, so that no text sees another; of its place, what
-    dropout makes."""
-    unseen = jnp.where(of_key[:, :1] == of_query[:1], 0.0, _UNSEEN)
+def _places(of_query, of_key, second, window):
+    """[keys, queries]: what is added to a score, so that no text sees another and none beyond the
+    window; of its place, what dropout makes."""
+    seen = of_key[:, :1] == of_query[:1]
+    if window is not None:
+        seen &= jnp.abs(of_key[:, 1:] - of_query[1:]) <= window
+    unseen = jnp.where(seen, 0.0, _UNSEEN)
     if second is None:
         return unseen, None
     place = of_query[1:] * AXIS + of_key[:, 1:]

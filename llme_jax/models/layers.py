@@ -1,13 +1,8 @@
-"""Layers that the families share: linear maps with their precision, norms, rotary positions."""
-
-import math
-from dataclasses import dataclass
-from typing import Literal
+"""Layers that the families share: linear maps with their precision, norms."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import path_name
 
@@ -54,12 +49,13 @@ def cast_kernels(params: dict, dtype) -> dict:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
-def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.LayerNorm:
     """In float32."""
     # E[x^2] - E[x]^2, the fast variance, loses digits where the mean is large.
     return nnx.LayerNorm(
-        width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
-    )
+        width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, use_bias=bias,
+        rngs=rngs,
+    )  # fmt: skip
 
 
 def rms_norm(width: int, epsilon: float, param_dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
@@ -72,64 +68,3 @@ def rms_norm(width: int, epsilon: float, param_dtype: jnp.dtype, rngs: nnx.Rngs)
 def precision(dtype) -> str | None:
     """GPUs and TPUs round fp32 products to tf32 or bf16 unless told otherwise."""
     return "highest" if dtype == jnp.float32 else None
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions: the frequencies are theta^(-2i/Dh), scaled by a factor, as Llama 3's, or
-    as YaRN's (arXiv:2309.00071), which also scales cosine and sine by `attention_factor`."""
-
-    theta: float
-    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    attention_factor: float = 1.0
-
-
-def rotary(rope: Rope, width: int, positions: Int[Array, "..."]) -> tuple[Array, Array]:
-    """Cosine and sine of every position's angles, float32[..., 1, Dh / 2].
-
-    Source of the scalings: `modeling_rope_utils.py` of transformers. Long wavelengths are stretched
-    by the factor, short ones are kept, those between are blended: by how often a wave turns within
-    the original length (llama3), or by its place among all (yarn).
-    """
-    frequencies = rope.theta ** -(jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    if rope.kind == "linear":
-        frequencies = frequencies / rope.factor
-    if rope.kind == "llama3":
-        turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
-        low, high = rope.low_freq_factor, rope.high_freq_factor
-        kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-        frequencies = kept * frequencies + (1 - kept) * frequencies / rope.factor
-    if rope.kind == "yarn":
-        kept = 1 - jnp.clip(jnp.asarray(_ramp(rope, width), jnp.float32), 0.0, 1.0)
-        frequencies = kept * frequencies + (1 - kept) * frequencies / rope.factor
-    angles = positions.astype(jnp.float32)[..., None, None] * frequencies
-    return rope.attention_factor * jnp.cos(angles), rope.attention_factor * jnp.sin(angles)
-
-
-def _ramp(rope: Rope, width: int) -> list[float]:
-    """Of each frequency: 0 at `beta_fast` turns within the original length, 1 at `beta_slow`."""
-
-    def place(turns: float) -> float:
-        ratio = rope.original_max_position_embeddings / (turns * 2 * math.pi)
-        return width * math.log(ratio) / (2 * math.log(rope.theta))
-
-    low, high = place(rope.beta_fast), place(rope.beta_slow)
-    if rope.truncate:
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, width - 1)
-    high += 0.001 if low == high else 0
-    return [(i - low) / (high - low) for i in range(width // 2)]
-
-
-def rotate(x: Float[Array, "B L H Dh"], rotation: tuple[Array, Array]) -> Array:
-    """Turns the pairs (i, i + Dh / 2) of every head, in float32."""
-    cos, sin = rotation
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

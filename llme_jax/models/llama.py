@@ -4,12 +4,10 @@ As in bert.py, attributes carry the names of the Hugging Face weights and the pa
 plain nested dict. What is written goes on from the keys and values that the layers keep of a text.
 """
 
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cache, partial
-from inspect import get_annotations
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +20,8 @@ from llme_jax.devices.sharding import gather_fsdp, pin_rows
 from llme_jax.errors import InputError
 from llme_jax.models.attention import cached_attention, causal_attention
 from llme_jax.models.foreign import check_type, read_json
-from llme_jax.models.layers import (
-    ACTIVATIONS,
-    Rope,
-    linear,
-    precision,
-    rms_norm,
-    rotary,
-    rotate,
-)
+from llme_jax.models.layers import ACTIVATIONS, linear, precision, rms_norm
+from llme_jax.models.rope import Rope, read_rope, rotary, rotate
 
 # Of each layer keys and values [B, K, S, Dh]; a slot is a token's.
 Kept = list[tuple[Float[Array, "B K _ Dh"], Float[Array, "B K _ Dh"]]]
@@ -151,43 +142,13 @@ class LlamaConfig:
             **{name: values[name] for name in names},
             num_key_value_heads=values.get("num_key_value_heads", heads),
             head_dim=values.get("head_dim", values["hidden_size"] // heads),
-            rope=_rope(values, path),
+            rope=read_rope(values, path),
             qkv_bias=bias or family == "qwen2",
             output_bias=bias,
             mlp_bias=values.get("mlp_bias", False),
             qk_norm=family == "qwen3",
             windows=_windows(values, family),
         )
-
-
-def _rope(values: dict, path: Path) -> Rope:
-    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = given.get("rope_theta", values.get("rope_theta", 10_000.0))
-    kind = given.get("rope_type", given.get("type", "default"))
-    if kind == "dynamic":  # scales beyond max_position_embeddings only, which is not read here
-        kind = "default"
-    if kind not in get_args(get_annotations(Rope)["kind"]):
-        raise InputError(
-            f"{path}: rotary positions of type {kind} are not served; give a model with default, "
-            "linear, dynamic, llama3 or yarn"
-        )
-    names = {f.name for f in fields(Rope)} - {"theta", "kind"}
-    more = {name: given[name] for name in names if given.get(name) is not None}
-    if kind == "yarn":
-        more.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
-        more.setdefault("attention_factor", _yarn_attention(given))
-    return Rope(theta, kind, **more)
-
-
-def _yarn_attention(given: dict) -> float:
-    """What cosine and sine are scaled by where config.json does not say."""
-
-    def scale(weight: float) -> float:
-        factor = given["factor"]
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-    over, under = given.get("mscale"), given.get("mscale_all_dim")
-    return scale(over) / scale(under) if over and under else scale(1.0)
 
 
 def _windows(values: dict, family: str) -> tuple[int | None, ...]:

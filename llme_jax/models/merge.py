@@ -50,7 +50,8 @@ def merge_encoders(
                 f"{name}: another vocabulary than {names[0]}; give encoders of one base"
             )
         own = load_layers(read_modules(folder).dense, config.hidden_size)
-        encoder = load_params(folder, ENCODERS[config.model_type].abstract_params(config))
+        shapes = ENCODERS[config.model_type].abstract_params(config)
+        encoder = load_params(folder, shapes, config.names)
         tree = [encoder, *({"linear": params} for _, params in own)]
         tree = jax.tree.map(lambda leaf, w=weight: w * leaf.astype(np.float64), tree)
         kind = [layer for layer, _ in own], jax.tree.structure(tree)
@@ -70,6 +71,7 @@ def merge_encoders(
             dirs_exist_ok=True,
             ignore=lambda _, files: [f for f in files if f.endswith(LEFT_OUT)],
         )
-        for place, params in zip(places, merged, strict=True):
-            save_params(beside / place.relative_to(root) / "model.safetensors", params)
+        for i, (place, params) in enumerate(zip(places, merged, strict=True)):
+            file = beside / place.relative_to(root) / "model.safetensors"
+            save_params(file, params, () if i else config.names)
     return out / "encoder"

@@ -14,6 +14,12 @@ CLASSES = {  # how the names of transformers' classes begin
     "xlm-roberta": "XLMRoberta",
     "electra": "Electra",
     "deberta-v2": "DebertaV2",
+    "camembert": "Camembert",
+    "distilbert": "DistilBert",
+    "mpnet": "MPNet",
+    "modernbert": "ModernBert",
+    "nomic_bert": "NomicBert",
+    "gte": "Gte",
 }
 
 

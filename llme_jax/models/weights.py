@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +18,7 @@ from llme_jax.files.atomic import digest, digest_file
 from llme_jax.models.foreign import check_file, listed_modules, open_safetensors, read_json
 
 _logger = logging.getLogger(__name__)
+Names = Sequence[tuple[str, str]]
 # Last step of a parameter's path -> last step of the tensor's name; all steps before are the same.
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # What checkpoints hold besides the model: heads, buffers that older versions wrote, DeBERTa's table
@@ -158,11 +159,12 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     return {name: tensor.float().numpy() for name, tensor in content.items()}
 
 
-def load_params(folder: Path, shapes: dict) -> dict:
+def load_params(folder: Path, shapes: dict, names: Names = ()) -> dict:
     """Parameters in the shape of `shapes`, float32 on the host, from the weights in `folder`.
 
     Args:
         shapes: nested dict of `jax.ShapeDtypeStruct`; its paths are the tensors' names.
+        names: pairs of parts of names, ours and the files', where they are not the same.
 
     Raises:
         InputError: names every tensor that is missing, left over or of another shape.
@@ -172,9 +174,9 @@ def load_params(folder: Path, shapes: dict) -> dict:
         leaf = tensor[...]
         return np.ascontiguousarray(leaf.T if _is_kernel(path) else leaf, np.float32)
 
-    params = jax.tree_util.tree_map_with_path(read, _matched(folder, shapes))
+    params = jax.tree_util.tree_map_with_path(read, _matched(folder, shapes, names))
     finite = jax.tree.map(lambda leaf: bool(np.isfinite(leaf).all()), params)
-    _check_finite(folder, finite)
+    _check_finite(folder, finite, names)
     return params
 
 
@@ -212,7 +214,7 @@ def load_params_to(folder: Path, shapes: dict, shardings: dict) -> dict:
     return params
 
 
-def _check_finite(folder: Path, finite: dict) -> None:
+def _check_finite(folder: Path, finite: dict, names: Names = ()) -> None:
     """
     Args:
         finite: of each parameter, whether all its numbers are.
@@ -221,7 +223,7 @@ def _check_finite(folder: Path, finite: dict) -> None:
         InputError: some are not; every result of such a model is wrong or none.
     """
     leaves = jax.tree_util.tree_leaves_with_path(finite)
-    if wrong := [_tensor_name(path) for path, fine in leaves if not fine]:
+    if wrong := [_tensor_name(path, names) for path, fine in leaves if not fine]:
         more = f", as in {len(wrong) - 1} other tensors" if len(wrong) > 1 else ""
         raise InputError(
             f"{folder}: there are values in {wrong[0]}{more} that are not finite (NaN, infinity); "
@@ -234,14 +236,14 @@ def _is_kernel(path: tuple) -> bool:
     return path[-1].key == "kernel"
 
 
-def _matched(folder: Path, shapes: dict) -> dict:
+def _matched(folder: Path, shapes: dict, names: Names = ()) -> dict:
     """In the shape of `shapes`, the tensor that each parameter is read from."""
     tensors = {_modern(name): tensor for name, tensor in open_tensors(folder).items()}
     expected = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    prefix = _prefix(tensors, _tensor_name(expected[0][0]))
+    prefix = _prefix(tensors, _tensor_name(expected[0][0], names))
     problems, leaves = [], []
     for path, shape in expected:
-        name = prefix + _tensor_name(path)
+        name = prefix + _tensor_name(path, names)
         tensor = tensors.pop(name, None)
         if tensor is None:
             problems.append(f"{name} is missing")
@@ -268,13 +270,17 @@ def _matched(folder: Path, shapes: dict) -> dict:
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shapes), leaves)
 
 
-def save_params(path: Path, params: dict) -> None:
-    """Write the nested dict `params` as float32 safetensors under Hugging Face names."""
+def save_params(path: Path, params: dict, names: Names = ()) -> None:
+    """Write the nested dict `params` as float32 safetensors under Hugging Face names.
+
+    Args:
+        names: as for `load_params`.
+    """
     tensors = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         leaf = np.asarray(leaf, np.float32)
         leaf = leaf.T if _is_kernel(keys) else leaf
-        tensors[_tensor_name(keys)] = np.ascontiguousarray(leaf)
+        tensors[_tensor_name(keys, names)] = np.ascontiguousarray(leaf)
     save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
 
 
@@ -296,10 +302,13 @@ def fingerprint_files(folder: Path) -> str:
     return digest([digest_file(path) for path in bar])
 
 
-def _tensor_name(path: tuple) -> str:
+def _tensor_name(path: tuple, names: Names = ()) -> str:
     """encoder/layer/0/.../query/kernel -> encoder.layer.0.....query.weight"""
     *steps, leaf = (step.key for step in path)
-    return ".".join([*steps, _LEAVES[leaf]])
+    name = ".".join([*steps, _LEAVES[leaf]])
+    for ours, theirs in names:
+        name = name.replace(ours, theirs)
+    return name
 
 
 def _modern(name: str) -> str:

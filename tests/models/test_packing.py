@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llme_jax.models import bert, deberta
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.packing import pack, padded
 from llme_jax.models.pooling import mean
@@ -17,10 +16,19 @@ LENGTHS = [np.array([16, 13, 9], np.int32), np.array([7, 1], np.int32)]
 WIDTHS, SIZE = (16, 8), 56  # 46 tokens, 10 of padding
 NUMBERS = [np.array([3, 0, 4], np.int32), np.array([1, 2], np.int32)]
 SECOND = np.array([5, 4, 8, 2, 1], np.int32)
-DEBERTA = {
-    "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4,
-    "max_relative_positions": -1, "share_att_key": True, "norm_rel_ebd": "layer_norm",
+FAMILIES = {
+    "bert": {},
+    "mpnet": {},
+    "deberta-v2": {
+        "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4,
+        "max_relative_positions": -1, "share_att_key": True, "norm_rel_ebd": "layer_norm",
+    },
+    "modernbert": {
+        "local_attention": 8, "layer_types": ["full_attention", "sliding_attention"],
+        "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3,
+    },
 }  # fmt: skip
+WORDS = ("word_embeddings", "tok_embeddings")
 
 
 @pytest.fixture
@@ -82,16 +90,16 @@ def test_gradients_go_back_to_the_tokens_they_come_from(packing):
     assert not ours[~inside].any()
 
 
-@pytest.mark.parametrize("model_type", ["bert", "deberta-v2"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("first", [False, True])
 def test_hidden_states_and_gradients_are_those_of_padded_texts(
     tiny, ids, packing, model_type, dropped, first
 ):
-    folder, _ = tiny(model_type, **(DEBERTA if model_type == "deberta-v2" else {}))
+    folder, _ = tiny(model_type, **FAMILIES[model_type])
     config = read_config(folder / "config.json", ENCODERS)
     family = ENCODERS[model_type]
-    params = load_params(folder, family.abstract_params(config))
+    params = load_params(folder, family.abstract_params(config), config.names)
     key = jax.random.key(0) if dropped else None
     run = partial(family.hidden_states, config, "float32", False, "plain")
     lengths = np.concatenate(LENGTHS)
@@ -123,13 +131,13 @@ def test_hidden_states_and_gradients_are_those_of_padded_texts(
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
 
 
-@pytest.mark.parametrize("model_type", ["bert", "deberta-v2"])
+@pytest.mark.parametrize("model_type", FAMILIES)
 def test_texts_see_nothing_of_each_other_nor_of_padding(tiny, packing, model_type):
     """The gradient of one text's vectors with respect to every token's word vector."""
-    folder, _ = tiny(model_type, **(DEBERTA if model_type == "deberta-v2" else {}))
+    folder, _ = tiny(model_type, **FAMILIES[model_type])
     config = read_config(folder / "config.json", ENCODERS)
     family = ENCODERS[model_type]
-    params = load_params(folder, family.abstract_params(config))
+    params = load_params(folder, family.abstract_params(config), config.names)
     ids = jnp.arange(SIZE) + 5  # every token has a word vector of its own
     ends = np.cumsum(np.concatenate(LENGTHS))
 
@@ -141,10 +149,11 @@ def test_texts_see_nothing_of_each_other_nor_of_padding(tiny, packing, model_typ
         return (jnp.sin(hidden) * of_text[:, None]).sum()
 
     for start, end in zip(ends - np.concatenate(LENGTHS), ends, strict=True):
-        words = gradient(params, start, end)["embeddings"]["word_embeddings"]["embedding"]
+        tables = gradient(params, start, end)["embeddings"]
+        words = next(t["embedding"] for name, t in tables.items() if name in WORDS)
         moved = np.flatnonzero(np.abs(words).max(1) > 0)
         np.testing.assert_array_equal(moved, np.asarray(ids[start:end]))
 
 
 def test_families_are_tested():
-    assert set(ENCODERS.values()) == {bert, deberta}
+    assert {*map(ENCODERS.get, FAMILIES)} == {*ENCODERS.values()}
