@@ -5,7 +5,7 @@ from typing import Literal
 
 from llme_jax.config.setting import Group, setting
 
-POOLINGS = ("cls", "mean", "dense")
+POOLINGS = ("cls", "mean", "last_token", "dense")
 DTYPES = {
     "choices": ("auto", "fp32", "bf16"),
     "remedies": (("fp16", "use bf16, as fast and without loss scaling"),),
@@ -65,8 +65,8 @@ class EncoderConfig(HubConfig):
     tie_encoders: bool = setting(True, "Encode keys with the query encoder.")
     pooling_method: list[str] | None = setting(
         None,
-        "How token vectors become one [as the model's folder says, else cls]; with dense, an extra "
-        "layer behind it.",
+        "How token vectors become one [as the model's folder says, else cls, or last_token of a "
+        "language model]; with dense, an extra layer behind it.",
         choices=POOLINGS,
     )
     dense_metric: Literal["cos", "ip", "l2"] | None = setting(

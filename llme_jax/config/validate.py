@@ -246,8 +246,8 @@ def _check_cache_variable() -> None:
 
 def _check_encoder(encoder: EncoderConfig) -> None:
     pooling = encoder.pooling_method
-    if pooling is not None and (not pooling or {"cls", "mean"} <= {*pooling}):
+    if pooling is not None and (not pooling or len({*pooling} - {"dense"}) > 1):
         raise InputError(
-            f"--pooling_method {' '.join(pooling)}: give one of cls and mean, with dense behind it "
-            "if you want the extra layer"
+            f"--pooling_method {' '.join(pooling)}: give one of cls, mean and last_token, with "
+            "dense behind it if you want the extra layer"
         )

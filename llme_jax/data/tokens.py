@@ -102,6 +102,7 @@ class TokenWriter:
     ):
         self._tokenizer = plain_backend(tokenizer)
         self._bare = (max_length, truncation_side) if bare else None
+        self._empty = tokenizer.pad_token_id or 0
         special = self._tokenizer.num_special_tokens_to_add(False)
         if max_length <= special:
             raise InputError(
@@ -135,7 +136,8 @@ class TokenWriter:
                 self._whole.append(whole)
         else:
             for encoding in self._tokenizer.encode_batch_fast(self._texts):
-                self._add(encoding.ids)
+                # Language models' tokenizers may make nothing of an empty text.
+                self._add(encoding.ids or [self._empty])
         self._texts, self._characters = [], 0
 
     def _add(self, ids: list[int]) -> None:

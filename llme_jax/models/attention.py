@@ -141,17 +141,19 @@ def causal_attention(
     v: Float[Array, "B L K Dh"],
     *,
     window: int | None = None,
+    kernel: Literal["plain", "cudnn"] | None = None,
 ) -> Float[Array, "B L H Dh"]:
     """softmax(q k^T / sqrt(Dh)) v over the keys up to each query; the softmax is in fp32.
 
     Args:
+        kernel: None for cudnn where it can.
         k, v: head k serves the H / K query heads from k * H / K on.
         window: of those keys, the last ones that a query sees, its own included; None for all.
     """
     length = q.shape[1]
     if window is not None and window >= length:
         window = None
-    if cudnn_can(q):
+    if kernel != "plain" and cudnn_can(q):
         return jax.nn.dot_product_attention(
             q, k, v, is_causal=True, implementation="cudnn",
             local_window_size=None if window is None else (window - 1, 0),

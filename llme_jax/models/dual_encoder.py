@@ -15,7 +15,7 @@ from llme_jax.models.encoder import Architecture
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
-from llme_jax.models.pooling import Dense, mean, normalize
+from llme_jax.models.pooling import Dense, last_token, mean, normalize
 from llme_jax.models.space import open_space
 from llme_jax.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
 from llme_jax.models.weights import find_model, load_params, save_params
@@ -32,7 +32,7 @@ class DualEncoder:
     query_config: Architecture
     key_config: Architecture
     tied: bool
-    pooling: Literal["cls", "mean"]
+    pooling: Literal["cls", "mean", "last_token"]
     dense: tuple[Dense, ...]  # the layers behind it, the same for queries and keys
     metric: Literal["cos", "ip", "l2"]
     dtype: Literal["float32", "bfloat16"]
@@ -113,8 +113,9 @@ class DualEncoder:
             dropout_key=dropout_key,
             first=self.pooling == "cls",
         )
-        if self.pooling == "mean":
-            embeddings = mean(embeddings, packing)
+        if self.pooling != "cls":
+            pool = {"mean": mean, "last_token": last_token}[self.pooling]
+            embeddings = pool(embeddings, packing)
         for layer, of_layer in self.layers(params):
             embeddings = layer(of_layer, embeddings)
         return normalize(embeddings) if self.metric == "cos" else embeddings
@@ -156,14 +157,17 @@ def load_dual_encoder(
             f"{names[-1]}: another vocabulary than {names[0]}; give two encoders of one tokenizer"
         )
     check_vocabulary(tokenizers[0], configs[0].vocab_size, names[0])
+    if tokenizers[0].pad_token is None:  # without one, others refuse to read several texts at once
+        tokenizers[0].pad_token = tokenizers[0].eos_token
     trees = [
         load_params(folder, ENCODERS[c.model_type].abstract_params(c), c.names)
         for folder, c in zip(folders, configs, strict=True)
     ]
     params = dict(zip(_folders(config.tie_encoders), trees, strict=True))
     space = open_space(
-        config, dict(zip(names, folders, strict=True)), configs[0].hidden_size, new_dense=new_dense
-    )
+        config, dict(zip(names, folders, strict=True)), configs[0].hidden_size,
+        causal=any(c.causal for c in configs), new_dense=new_dense,
+    )  # fmt: skip
     if space.layers:
         params["dense_pooler"] = {str(i): of_layer for i, (_, of_layer) in enumerate(space.layers)}
     encoder = DualEncoder(

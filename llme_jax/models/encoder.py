@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from llme_jax.errors import InputError
-from llme_jax.models.attention import attention, biased_attention
+from llme_jax.models.attention import attention, biased_attention, causal_attention
 from llme_jax.models.flash_attention import Reach, flash_attention, reach
 from llme_jax.models.foreign import check_type
 from llme_jax.models.layers import ACTIVATIONS
@@ -58,13 +58,22 @@ class Architecture:
         return self.max_position_embeddings
 
     @property
+    def head_width(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def causal(self) -> bool:
+        """Whether tokens see those before them alone."""
+        return False
+
+    @property
     def attended_dropout_prob(self) -> float:
         """Of what attention puts out."""
         return self.hidden_dropout_prob
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """How far to either side each layer's tokens see; None for all of their text."""
+        """How far from themselves each layer's tokens see; None for all of their text."""
         return (None,) * self.num_hidden_layers
 
 
@@ -125,13 +134,15 @@ class How(NamedTuple):
 
     Attributes:
         kernel: by what.
+        causal: whether tokens see those before them alone.
         reach: for flash, who sees whom.
-        window: how far to either side a token sees; None for all of its text.
+        window: how far from itself a token sees; None for all of its text.
         bias: what is added to the scores of a text's tokens, for each block of texts.
         first: whether for the texts' first tokens alone.
     """
 
     kernel: str
+    causal: bool
     reach: Reach | None = None
     window: int | None = None
     bias: Sequence[Float[Array, "H L L"]] | None = None
@@ -167,21 +178,21 @@ def how_to_attend(
     check_width(config, longest)
     kernel = attention_kernel(
         setting, dtype, heads=config.num_attention_heads,
-        width=config.hidden_size // config.num_attention_heads, longest=longest,
-        drops=drops and config.attention_probs_dropout_prob > 0, biased=biased,
+        width=config.head_width, longest=longest, biased=biased, causal=config.causal,
+        drops=drops and config.attention_probs_dropout_prob > 0,
     )  # fmt: skip
     # A window that reaches over the longest text is none.
     windows = [w if w is not None and w < longest - 1 else None for w in config.windows]
     reaches = dict.fromkeys(windows)
     if kernel == "flash":
         reaches = {w: reach(*packing.spans, longest, w) for w in reaches}
-    return [How(kernel, reaches[w], w) for w in windows]
+    return [How(kernel, config.causal, reaches[w], w) for w in windows]
 
 
 def attend(
     q: Float[Array, "_ D"],
-    k: Float[Array, "T D"],
-    v: Float[Array, "T D"],
+    k: Float[Array, "T E"],
+    v: Float[Array, "T E"],
     packing: Packing,
     how: How,
     heads: int,
@@ -193,6 +204,7 @@ def attend(
 
     Args:
         q: of all tokens; where `how.queries` says so, of the texts' first ones.
+        k, v: of fewer heads, each of which serves several of the queries', where E is less than D.
         key: attention weights are dropped at `rate` where it is given.
     """
     if how.reach:
@@ -201,6 +213,7 @@ def attend(
             key=key, numbers=packing.tokens.texts, rate=rate,
         )  # fmt: skip
         return packing.first(attended) if how.first else attended
+    width = q.shape[-1] // heads
     q = [x[:, None] for x in packing.split(q)] if how.first else packing.in_blocks(q)
     k, v = packing.in_blocks(k), packing.in_blocks(v)
     biases = how.bias or [None] * len(q)
@@ -208,9 +221,13 @@ def attend(
     for *parts, bias, lengths, numbers in zip(
         q, k, v, biases, packing.lengths, packing.numbers, strict=True
     ):
-        split = (part.reshape(*part.shape[:2], heads, -1) for part in parts)
+        split = [part.reshape(*part.shape[:2], -1, width) for part in parts]
         drawn = {"key": key, "numbers": numbers, "rate": rate}
-        if bias is None:
+        if how.causal:
+            window = None if how.window is None else how.window + 1  # its own key included
+            out = causal_attention(*split, window=window, kernel=how.kernel)
+        elif bias is None:
+            split[1:] = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in split[1:])
             out = attention(*split, lengths, kernel=how.kernel, window=how.window, **drawn)
         else:
             bias = bias[:, : parts[0].shape[1]]

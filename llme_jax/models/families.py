@@ -11,7 +11,7 @@ import jax
 
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
-from llme_jax.models import bert, deberta, llama, rotary_bert
+from llme_jax.models import bert, deberta, llama, llama_encoder, rotary_bert
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.foreign import read_json
 
@@ -27,6 +27,7 @@ ENCODERS = {
     "nomic_bert": rotary_bert,
     "gte": rotary_bert,
     "new": rotary_bert,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), llama_encoder),
     "deberta-v2": deberta,
 }
 LANGUAGE_MODELS = {"llama": llama, "mistral": llama, "qwen2": llama, "qwen3": llama}
@@ -65,6 +66,9 @@ def forward_flops(
     leaves = jax.tree_util.tree_leaves_with_path(params)
     linear = sum(x.size for path, x in leaves if "kernel" in path_name(path))
     # A term has 2 D for each of the 2 L - 1 distances.
-    attention = 4 * config.hidden_size * (1 + len(config.terms))
-    seen = (pairs if w is None else min(pairs, tokens * (2 * w + 1)) for w in config.windows)
+    attention = 4 * config.num_attention_heads * config.head_width * (1 + len(config.terms))
+    if config.causal:
+        pairs = (pairs + tokens) / 2
+    sides = 1 if config.causal else 2
+    seen = (pairs if w is None else min(pairs, tokens * (sides * w + 1)) for w in config.windows)
     return float(2 * linear * tokens + attention * sum(seen))

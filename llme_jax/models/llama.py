@@ -181,7 +181,7 @@ def hidden_states(
         dtype: what is computed in, "float32" or "bfloat16".
         mesh: where parameters are spread over `fsdp` and are gathered, a layer at a time.
     """
-    return _model(config, dtype, params)(ids, jnp.arange(ids.shape[1]), mesh=mesh)[0]
+    return merged(config, dtype, params)(ids, jnp.arange(ids.shape[1]), mesh=mesh)[0]
 
 
 def prefill(
@@ -193,7 +193,7 @@ def prefill(
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "B L D"], Cache]:
     """`hidden_states`, and the keys and values of the texts, with room for `more` tokens."""
-    hidden, kept = _model(config, dtype, params)(ids, jnp.arange(ids.shape[1]), mesh=mesh)
+    hidden, kept = merged(config, dtype, params)(ids, jnp.arange(ids.shape[1]), mesh=mesh)
     text = [tuple(x.swapaxes(1, 2) for x in layer) for layer in kept]
     room = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], more, x.shape[3]), x.dtype), text)
     return hidden, Cache(text, room)
@@ -218,7 +218,7 @@ def extend(
         behind: how many tokens each slot's, of text and of more, lies behind each of them, see
             `cached_attention`.
     """
-    hidden, more = _model(config, dtype, params)(ids, positions, Past(cache, at, behind))
+    hidden, more = merged(config, dtype, params)(ids, positions, Past(cache, at, behind))
     return hidden, cache._replace(more=more)
 
 
@@ -242,7 +242,8 @@ def _abstract(config: LlamaConfig, dtype: str) -> tuple[nnx.GraphDef, nnx.State]
     return nnx.split(nnx.eval_shape(lambda: Model(config, jnp.dtype(dtype), nnx.Rngs(0))))
 
 
-def _model(config: LlamaConfig, dtype: str, params: dict) -> "Decoder":
+def merged(config: LlamaConfig, dtype: str, params: dict) -> "Decoder":
+    """The model with its parameters in place."""
     return nnx.merge(_abstract(config, dtype)[0], params).model
 
 
@@ -312,15 +313,20 @@ class Attention(nnx.Module):
         self.head_dim, self.window, self.qk_norm = c.head_dim, window, c.qk_norm
         self.dtype = dtype
 
-    def __call__(self, x, rotation, past):
-        batch, length, _ = x.shape
+    def project(self, x, rotation):
+        """Queries, keys and values by heads, of tokens in any arrangement."""
         q, k, v = (
-            part(x).reshape(batch, length, -1, self.head_dim)
+            part(x).reshape(*x.shape[:-1], -1, self.head_dim)
             for part in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = (rotate(a, rotation).astype(self.dtype) for a in (q, k))
+        return q, k, v
+
+    def __call__(self, x, rotation, past):
+        batch, length, _ = x.shape
+        q, k, v = self.project(x, rotation)
         if past is None:
             out = causal_attention(q, k, v, window=self.window)
         else:

@@ -32,6 +32,7 @@ def attention_kernel(
     longest: int = 1,
     drops: bool = False,
     biased: bool = False,
+    causal: bool = False,
 ) -> Literal["plain", "cudnn", "flash"]:
     """What computes an encoder's attention; decided while tracing.
 
@@ -41,6 +42,7 @@ def attention_kernel(
         longest: tokens of a text at most.
         drops: whether attention weights are dropped.
         biased: whether something is added to the scores of every pair of tokens.
+        causal: whether tokens see those before them alone.
 
     Raises:
         InputError: the setting names one that cannot.
@@ -56,6 +58,7 @@ def attention_kernel(
             "it needs a TPU": here == "gpu" or (here == "cpu" and setting == "auto"),
             f"its heads are multiples of 16 wide, these {width}": width % 16,
             f"texts of {longest} tokens are too long for it": sums > 6 << 20,
+            "it looks both ways, and this model's tokens see those before them alone": causal,
         },
         "cudnn": bias
         | {

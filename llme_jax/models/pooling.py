@@ -44,6 +44,11 @@ def mean(hidden: Float[Array, "T D"], packing: Packing) -> Float[Array, "R D"]:
     return jnp.concatenate(means)
 
 
+def last_token(hidden: Float[Array, "T D"], packing: Packing) -> Float[Array, "R D"]:
+    """Of every text the last token."""
+    return hidden[packing.starts + jnp.concatenate(packing.lengths) - 1]
+
+
 def normalize(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """x / max(|x|, 1e-12) along the last axis, as `torch.nn.functional.normalize`."""
     # The maximum is taken inside the root: the gradient of a root at 0 is not finite.

@@ -16,7 +16,11 @@ from llme_jax.models.pooling import AFTER_DENSE, Dense
 from llme_jax.models.weights import load_params, read_torch, save_params
 
 _SIMILARITY = {"cos": "cosine", "ip": "dot", "l2": "euclidean"}
-_POOLING = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+_POOLING = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "last_token": "pooling_mode_lasttoken",
+}
 _TORCH = {
     "identity": "torch.nn.modules.linear.Identity",
     **{
@@ -79,7 +83,8 @@ def _pooling(folder: Path, of_kind: dict[str, Path]) -> str | None:
     settings = read_json(path)
     if "pooling_mode" in settings:  # sentence-transformers 6
         mode = settings["pooling_mode"]
-        return "+".join(map(str, mode)) if isinstance(mode, list) else str(mode)
+        modes = map(str, mode) if isinstance(mode, list) else [str(mode)]
+        return "+".join("last_token" if name == "lasttoken" else name for name in modes)
     names = {key: name for name, key in _POOLING.items()}
     chosen = [names.get(key, key) for key, value in settings.items() if value is True]
     return "+".join(name for name in chosen if name != "include_prompt")

@@ -84,8 +84,8 @@ def test_mistakes_are_one_sentence(line, message):
     ("line", "message"),
     [
         ("--metrics mrr map", "--metrics map: choose from mrr, recall, ndcg, nq"),
-        ("--pooling_method max", "--pooling_method max: choose from cls, mean, dense"),
-        ("--pooling_method cls mean", "give one of cls and mean"),
+        ("--pooling_method max", "--pooling_method max: choose from cls, mean, last_token, dense"),
+        ("--pooling_method cls mean", "give one of cls, mean and last_token"),
         ("--dtype fp16", "--dtype fp16: use bf16"),
         ("--train_group_size 0", "--train_group_size 0: give 1 or more"),
         (f"--seed {2**63}", f"--seed {2**63}: give {-(2**63)} to {2**63 - 1}"),

@@ -113,6 +113,47 @@ def test_others_open_what_is_saved(minilm, texts, tmp_path, pooling, metric, sim
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
+@pytest.mark.parametrize(
+    "family, pooling, changes",
+    [
+        ("camembert", "mean", {}),
+        ("distilbert", "mean", {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 80}),
+        ("mpnet", "mean", {}),
+        ("modernbert", "cls", {"local_attention": 4, "num_hidden_layers": 3}),
+        ("nomic_bert", "mean", {}),
+        ("gte", "cls", {}),
+        ("llama", "mean", {"num_key_value_heads": 2}),
+        ("qwen3", "mean", {"num_key_value_heads": 4, "is_causal": False}),
+        ("qwen3", "last_token", {"num_key_value_heads": 2, "head_dim": 16}),
+    ],
+)
+def test_sentence_transformers_opens_every_family(
+    tiny_with_tokenizer, tmp_path, family, pooling, changes
+):
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 2)
+    changes |= {"model_type": family, "pad_token_id": 1, "max_position_embeddings": 44} | special
+    folder = tiny_with_tokenizer("base", **changes)
+    encoder, params, tokenizer = load_dual_encoder(_config(folder, pooling_method=[pooling]))
+    params = _changed(params)
+    _save(tmp_path, encoder, params, tokenizer)
+    model = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
+    ours = _encode(encoder, params, tokenizer, TINY_TEXTS, field="query", max_length=40)
+    assert _cosine(ours, model.encode(TINY_TEXTS)).min() > 0.99999
+    assert _cosine(ours[:1], ours[1:]).max() < 0.99
+    again, loaded, _ = load_dual_encoder(
+        EncoderConfig(query_encoder=str(tmp_path / "encoder"), dtype="fp32")
+    )
+    assert again == encoder
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+def test_the_first_token_of_a_causal_model_is_refused(tiny_with_tokenizer):
+    folder = tiny_with_tokenizer("base", model_type="llama")
+    with pytest.raises(InputError, match="sees no other, give last_token or mean"):
+        load_dual_encoder(_config(folder, pooling_method=["cls"]))
+    assert load_dual_encoder(_config(folder, pooling_method=None))[0].pooling == "last_token"
+
+
 def test_transformers_reads_every_weight(minilm, tmp_path):
     encoder, params, tokenizer = load_dual_encoder(_config(minilm))
     _save(tmp_path, encoder, params, tokenizer)

@@ -1,0 +1,112 @@
+"""Language models of the Llama family that read texts for their vectors.
+
+They compute what llama.py has, over packed texts, with weights in fp32 and a backward pass. Tokens
+see those before them, or, where config.json says `"is_causal": false` as transformers reads it, all
+of their text.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from llme_jax.devices.sharding import FSDP_RULES
+from llme_jax.models import llama
+from llme_jax.models.encoder import Architecture, How, attend, how_to_attend
+from llme_jax.models.foreign import check_type, read_json
+from llme_jax.models.layers import cast_kernels
+from llme_jax.models.llama import LlamaConfig
+from llme_jax.models.packing import Packing
+from llme_jax.models.platform import AttentionKernel
+from llme_jax.models.rope import rotary
+
+SHARDING = FSDP_RULES
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaEncoderConfig(Architecture):
+    """The fields of config.json that decide what is computed."""
+
+    model: LlamaConfig
+    is_causal: bool
+
+    @classmethod
+    def read(cls, path: Path) -> "LlamaEncoderConfig":
+        """Read config.json.
+
+        Raises:
+            InputError: the file describes a model that this module does not compute.
+        """
+        given, model = read_json(path), LlamaConfig.read(path)
+        causal = given.get("is_causal", True)
+        check_type(path, "is_causal", causal, bool)
+        shared = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "hidden_act")
+        shared += ("num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+        return cls(
+            **{name: getattr(model, name) for name in shared},
+            type_vocab_size=0,
+            layer_norm_eps=model.rms_norm_eps,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            source=json.dumps(given),
+            # Whether there is a head for words decides nothing here.
+            model=replace(model, tie_word_embeddings=True),
+            is_causal=causal,
+        )
+
+    @property
+    def head_width(self) -> int:
+        return self.model.head_dim
+
+    @property
+    def causal(self) -> bool:
+        return self.is_causal
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return tuple(None if w is None else w - 1 for w in self.model.windows)
+
+
+read = LlamaEncoderConfig.read
+
+
+def hidden_states(
+    config: LlamaEncoderConfig,
+    dtype: str,
+    remat: bool,
+    attention: AttentionKernel,
+    params: dict,
+    ids: Int[Array, "T"],
+    packing: Packing,
+    dropout_key: Array | None = None,
+    first: bool = False,
+) -> Float[Array, "_ D"]:
+    """As `bert.hidden_states`, but nothing is dropped and `first` saves nothing."""
+    how = how_to_attend(config, attention, jnp.dtype(dtype), packing, drops=False)
+    model = llama.merged(config.model, dtype, {"model": cast_kernels(params, dtype)})
+    # Not by the module, which would first round the whole table.
+    x = params["embed_tokens"]["embedding"][ids]
+    rotation = rotary(config.model.rope, config.head_width, packing.tokens.places)
+    for i, of_layer in enumerate(how):  # as strings, "10" comes before "2"
+        layer = partial(_layer, model.layers[str(i)], packing=packing, how=of_layer)
+        x = (jax.checkpoint(layer) if remat else layer)(x, rotation)
+    x = model.norm(x).astype(jnp.float32)
+    return packing.first(x) if first else x
+
+
+def _layer(layer: llama.Layer, x, rotation, *, packing: Packing, how: How):
+    q, k, v = layer.self_attn.project(layer.input_layernorm(x), rotation)
+    heads = q.shape[1]
+    q, k, v = (part.reshape(len(x), -1) for part in (q, k, v))
+    attended = attend(q, k, v, packing, how, heads, key=None, rate=0.0)
+    x = x + layer.self_attn.o_proj(attended)
+    return x + layer.mlp(layer.post_attention_layernorm(x))
+
+
+def abstract_params(config: LlamaEncoderConfig) -> dict:
+    """Nested dict of `jax.ShapeDtypeStruct`: every parameter of the model, float32."""
+    return llama.abstract_params(config.model, "float32")["model"]
