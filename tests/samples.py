@@ -67,3 +67,31 @@ def hash_of(text: str) -> list[int]:
 
 def texts_of(batch, field: str, tokenizer) -> list[str]:
     return [tokenizer.decode(ids) for ids in in_order(batch.texts["texts"], field)[0]]
+
+
+def torch_loss(model, batch, recipe, pooling: str = "cls"):
+    """The losses as a plain torch loop has them: of cosines, without masks."""
+    import torch  # here only: some tests run where there is none
+    import torch.nn.functional as F
+
+    def embed(field):
+        texts, _ = in_order(batch.texts["texts"], field)
+        lengths = np.array([len(ids) for ids in texts])
+        ids = np.array([ids + [0] * (lengths.max() - len(ids)) for ids in texts])
+        mask = torch.tensor(np.arange(ids.shape[1]) < lengths[:, None]).long()
+        hidden = model(torch.tensor(ids).long(), attention_mask=mask).last_hidden_state
+        at = np.zeros_like(lengths) if pooling == "cls" else lengths - 1
+        return F.normalize(hidden[torch.arange(len(at)), torch.tensor(at)], dim=-1)
+
+    query, key = embed("query"), embed("key")
+    scores = query @ key.T / recipe.cos_temperature
+    count, group = batch.teacher_scores.shape
+    target = torch.arange(count) * group
+    contrastive = F.cross_entropy(scores, target)
+    if recipe.distill_weight == 0:
+        return contrastive
+    own = scores.gather(1, target[:, None] + torch.arange(group))
+    teacher = F.softmax(torch.tensor(batch.teacher_scores), -1)
+    rows = torch.tensor(batch.has_scores)
+    kl = F.kl_div(F.log_softmax(own, -1)[rows], teacher[rows], reduction="batchmean")
+    return recipe.contrastive_weight * contrastive + recipe.distill_weight * kl

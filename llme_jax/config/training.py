@@ -119,6 +119,18 @@ class TrainConfig(OutputConfig):
         least=1,
         may_change=True,
     )
+    lora_rank: int | None = setting(
+        None,
+        "Train adapters of this rank beside frozen weights (LoRA) [all weights are trained].",
+        least=1,
+    )
+    lora_alpha: float = setting(16.0, "Adapters count alpha / rank times.", above=0)
+    lora_target: list[str] | None = setting(
+        None,
+        "Modules that get an adapter, by the ends of their names, as q_proj v_proj [all linear "
+        "maps].",
+        unit="MODULE",
+    )
     learning_rate: float = setting(5e-6, "Peak learning rate.", above=0)
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = setting(
         "linear", "Learning rate after the warm-up."

@@ -27,7 +27,8 @@ BATCH_AXES = ("data", "fsdp")
 # over what; every parameter has to match one. Linear kernels are [in, out]: spreading the output
 # axis keeps the gathered slices contiguous. Vectors are too small to be worth a gather.
 FSDP_RULES = (
-    (r"(embedding|kernel)$", (None, "fsdp")),
+    (r"(embedding|kernel|lora_b)$", (None, "fsdp")),
+    (r"lora_a$", ("fsdp", None)),
     (r"(bias|scale)$", (None,)),
 )
 

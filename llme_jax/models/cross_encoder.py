@@ -22,6 +22,7 @@ from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.layers import ACTIVATIONS
+from llme_jax.models.lora import Lora, adapted, merged
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
 from llme_jax.models.pooling import mean
@@ -87,6 +88,7 @@ class CrossEncoder:
     pooling: Literal["cls", "mean"]  # mean, which ModernBERT may ask for: of all tokens
     typed: bool  # do the two texts of a pair have types of their own?
     attention: AttentionKernel = "auto"
+    lora: Lora | None = None  # where params has adapters, of `lora`, and the encoder, of `base`
 
     @property
     def head(self) -> Head:
@@ -99,6 +101,8 @@ class CrossEncoder:
 
     def base(self, params: dict) -> dict:
         """The encoder's parameters."""
+        if self.lora:
+            return adapted(params["base"], params["lora"], self.lora)
         return {k: v for k, v in params[self.head.prefix].items() if k != "pooler"}
 
     def score(
@@ -292,6 +296,11 @@ def save_cross_encoder(
         params: as `load_cross_encoder` gives them, of numpy or of fully addressable jax arrays.
         max_length: tokens of the longest pair.
     """
+    if encoder.lora:
+        base = merged(params["base"], params["lora"], encoder.lora)
+        prefix = encoder.head.prefix
+        heads = {k: v for k, v in params.items() if k not in ("base", "lora")}
+        params = heads | {prefix: base | heads.get(prefix, {})}
     with atomic_dir(Path(folder) / FOLDER, replace=True) as beside:
         config = json.loads(encoder.config.saved())
         config |= {

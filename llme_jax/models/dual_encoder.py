@@ -1,6 +1,7 @@
 """The encoder pair that is trained: queries and keys to vectors of one space."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from llme_jax.files.atomic import atomic_dir
 from llme_jax.models import sentence_transformers
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.families import ENCODERS, read_config
+from llme_jax.models.lora import Lora, adapted, merged, save_adapters
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
 from llme_jax.models.pooling import Dense, last_token, mean, normalize
@@ -38,6 +40,7 @@ class DualEncoder:
     dtype: Literal["float32", "bfloat16"]
     remat: bool
     attention: AttentionKernel = "auto"
+    lora: Lora | None = None  # where params has adapters, of `lora`
 
     @property
     def width(self) -> int:
@@ -48,6 +51,15 @@ class DualEncoder:
     def folders(self) -> tuple[str, ...]:
         """What each encoder's parameters, and the folder that it is saved in, are called."""
         return _folders(self.tied)
+
+    @property
+    def adapter_folders(self) -> tuple[str, ...]:
+        """Folders of adapters alone, in the order of `folders`; none of families whose files have
+        several of transformers' modules in one tensor, for which peft has no names."""
+        config = self.query_config
+        if not self.lora or config.model_type in ("nomic_bert", "gte"):
+            return ()
+        return tuple(name.replace("encoder", "adapter") for name in self.folders)
 
     @property
     def sharding_rules(self) -> tuple:
@@ -107,7 +119,10 @@ class DualEncoder:
             dropout_key: drops as config.json says; None for no dropout.
         """
         config = self.query_config if field == "query" else self.key_config
-        weights = params["encoder" if self.tied else f"{field}_encoder"]
+        name = "encoder" if self.tied else f"{field}_encoder"
+        weights = params[name]
+        if self.lora:
+            weights = adapted(weights, params["lora"][name], self.lora)
         embeddings = ENCODERS[config.model_type].hidden_states(
             *(config, self.dtype, self.remat, self.attention, weights, ids, packing),
             dropout_key=dropout_key,
@@ -193,19 +208,26 @@ def save_dual_encoder(
     query_max_length: int,
     key_max_length: int,
     prompts: dict[str, str],
+    bases: Sequence[str] = (),
 ) -> None:
     """Write `{folder}/encoder`, or `query_encoder` and `key_encoder` when they are not tied.
 
     Each is a folder that transformers and sentence-transformers open as it is. It is written
-    beside and renamed, so that it is there completely or not at all.
+    beside and renamed, so that it is there completely or not at all. Adapters are merged into
+    the encoder, and are in `{folder}/adapter`, or `query_adapter` and `key_adapter`, as peft has
+    them.
 
     Args:
         params: as `load_dual_encoder` gives them, of numpy or of fully addressable jax arrays.
         prompts: the texts put in front, by the names that sentence-transformers gives them:
             `query`, `document`, and others of your own.
+        bases: the models that adapters are for, in the order of `encoder.folders`.
     """
     for name in encoder.folders:
         config = encoder.key_config if name == "key_encoder" else encoder.query_config
+        if encoder.lora:
+            weights = merged(params[name], params["lora"][name], encoder.lora)
+            params = params | {name: weights}
         with atomic_dir(Path(folder) / name, replace=True) as beside:
             (beside / "config.json").write_text(config.saved(), encoding="utf-8")
             save_params(beside / "model.safetensors", params[name], config.names)
@@ -220,6 +242,11 @@ def save_dual_encoder(
                 max_length=max(query_max_length, key_max_length),
                 prompts=prompts,
             )
+
+    for name, source, base in zip(encoder.adapter_folders, encoder.folders, bases, strict=False):
+        with atomic_dir(Path(folder) / name, replace=True) as beside:
+            config = encoder.key_config if source == "key_encoder" else encoder.query_config
+            save_adapters(beside, params["lora"][source], config.names, encoder.lora, base)
 
 
 def _folders(tied: bool) -> tuple[str, ...]:

@@ -1,5 +1,8 @@
 """Layers that the families share: linear maps with their precision, norms."""
 
+from dataclasses import dataclass
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -24,11 +27,42 @@ def linear(
     *,
     bias: bool = True,
     param_dtype: jnp.dtype = jnp.float32,
-) -> nnx.Linear:
-    return nnx.Linear(
+) -> "Linear":
+    return Linear(
         into, out, use_bias=bias, dtype=dtype, param_dtype=param_dtype, precision=precision(dtype),
         rngs=rngs,
     )  # fmt: skip
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["kernel", "lora_a", "lora_b"],
+    meta_fields=["scale"],
+)
+@dataclass(frozen=True)
+class LowRank:
+    """A kernel [in, out] and its adapter [in, r], [r, out]: kernel + scale A B, see lora.py."""
+
+    kernel: jax.Array
+    lora_a: jax.Array
+    lora_b: jax.Array
+    scale: float
+
+
+class Linear(nnx.Linear):
+    """A linear map whose kernel may have an adapter beside it."""
+
+    def __call__(self, x):
+        kernel = self.kernel.get_value()
+        if not isinstance(kernel, LowRank):
+            return super().__call__(x)
+        x = x.astype(self.dtype)
+        out = self._product(x, kernel.kernel)
+        out += kernel.scale * self._product(self._product(x, kernel.lora_a), kernel.lora_b)
+        return out if self.bias is None else out + self.bias.get_value().astype(self.dtype)
+
+    def _product(self, x, kernel):
+        return jnp.matmul(x, kernel.astype(self.dtype), precision=self.precision)
 
 
 def cast_kernels(params: dict, dtype) -> dict:

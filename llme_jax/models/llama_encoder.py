@@ -89,7 +89,7 @@ def hidden_states(
     how = how_to_attend(config, attention, jnp.dtype(dtype), packing, drops=False)
     model = llama.merged(config.model, dtype, {"model": cast_kernels(params, dtype)})
     # Not by the module, which would first round the whole table.
-    x = params["embed_tokens"]["embedding"][ids]
+    x = params["embed_tokens"]["embedding"][ids].astype(jnp.float32)
     rotation = rotary(config.model.rope, config.head_width, packing.tokens.places)
     for i, of_layer in enumerate(how):  # as strings, "10" comes before "2"
         layer = partial(_layer, model.layers[str(i)], packing=packing, how=of_layer)

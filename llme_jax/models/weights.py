@@ -223,7 +223,7 @@ def _check_finite(folder: Path, finite: dict, names: Names = ()) -> None:
         InputError: some are not; every result of such a model is wrong or none.
     """
     leaves = jax.tree_util.tree_leaves_with_path(finite)
-    if wrong := [_tensor_name(path, names) for path, fine in leaves if not fine]:
+    if wrong := [tensor_name(path, names) for path, fine in leaves if not fine]:
         more = f", as in {len(wrong) - 1} other tensors" if len(wrong) > 1 else ""
         raise InputError(
             f"{folder}: there are values in {wrong[0]}{more} that are not finite (NaN, infinity); "
@@ -240,10 +240,10 @@ def _matched(folder: Path, shapes: dict, names: Names = ()) -> dict:
     """In the shape of `shapes`, the tensor that each parameter is read from."""
     tensors = {_modern(name): tensor for name, tensor in open_tensors(folder).items()}
     expected = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    prefix = _prefix(tensors, _tensor_name(expected[0][0], names))
+    prefix = _prefix(tensors, tensor_name(expected[0][0], names))
     problems, leaves = [], []
     for path, shape in expected:
-        name = prefix + _tensor_name(path, names)
+        name = prefix + tensor_name(path, names)
         tensor = tensors.pop(name, None)
         if tensor is None:
             problems.append(f"{name} is missing")
@@ -280,7 +280,7 @@ def save_params(path: Path, params: dict, names: Names = ()) -> None:
     for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         leaf = np.asarray(leaf, np.float32)
         leaf = leaf.T if _is_kernel(keys) else leaf
-        tensors[_tensor_name(keys, names)] = np.ascontiguousarray(leaf)
+        tensors[tensor_name(keys, names)] = np.ascontiguousarray(leaf)
     save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
 
 
@@ -302,7 +302,7 @@ def fingerprint_files(folder: Path) -> str:
     return digest([digest_file(path) for path in bar])
 
 
-def _tensor_name(path: tuple, names: Names = ()) -> str:
+def tensor_name(path: tuple, names: Names = ()) -> str:
     """encoder/layer/0/.../query/kernel -> encoder.layer.0.....query.weight"""
     *steps, leaf = (step.key for step in path)
     name = ".".join([*steps, _LEAVES[leaf]])

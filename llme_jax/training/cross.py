@@ -12,6 +12,7 @@ from llme_jax.config import RankConfig
 from llme_jax.data.pairs import PairLayout
 from llme_jax.models.cross_encoder import FOLDER, CrossEncoder, save_cross_encoder
 from llme_jax.models.families import forward_flops
+from llme_jax.models.lora import Lora, frozen, new_adapters
 from llme_jax.rerank.cross_scorer import open_ranker, with_own_prompts
 from llme_jax.rerank.evaluate import RerankEvaluator
 from llme_jax.training import rank_losses
@@ -27,7 +28,17 @@ def open_cross(config: RankConfig) -> Opened:
     """
     encoder, params, tokenizer, layout = open_ranker(config)
     config = with_own_prompts(config)
-    return Opened(CrossTask(config, encoder, tokenizer, layout), params, {})
+    trained, read_only = params, {}
+    if lora := Lora.of(config.training):
+        names, prefix = encoder.config.names, encoder.head.prefix
+        base = encoder.base(params)
+        trained = {"lora": new_adapters(base, names, lora, config.training.seed)}
+        trained |= {name: of for name, of in params.items() if name != prefix}
+        if head := {name: of for name, of in params[prefix].items() if name not in base}:
+            trained[prefix] = head
+        read_only = {"base": frozen(base, encoder.dtype)}
+        encoder = replace(encoder, lora=lora)
+    return Opened(CrossTask(config, encoder, tokenizer, layout), trained, read_only)
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,10 @@ class CrossTask:
     @property
     def rules(self) -> tuple:
         return self.encoder.sharding_rules
+
+    @property
+    def passes(self) -> int:
+        return 2 if self.encoder.lora else 3
 
     def outputs(self, params, texts, key, *, chunk):
         compute = partial(self.encoder.score_packed, params)

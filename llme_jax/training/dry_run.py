@@ -144,7 +144,9 @@ class DryRun:
         found = topology.estimate(text, chip)
         seconds = sum(found.seconds.values())
         params = self.abstract.params | self.frozen
-        flops = 3 * self.task.forward_flops(params, work(program.batch)) / self.mesh.size
+        flops = (
+            self.task.passes * self.task.forward_flops(params, work(program.batch)) / self.mesh.size
+        )
         kinds = ", ".join(f"{kind} {1e3 * s:.1f}" for kind, s in found.seconds.items())
         exchanged = ", ".join(f"{n / 2**20:.1f} MiB {kind}" for kind, n in found.exchanged.items())
         lines = [
@@ -251,7 +253,7 @@ class DryRun:
 
     def _describe(self, survey: Survey) -> str:
         again = self.settings.gradient_checkpointing or self.settings.sub_batch_size is not None
-        passes = 4 if again else 3  # forward, twice that backward, forward once more
+        passes = self.task.passes + (1 if again else 0)  # forward once more
         per_step = passes * self.settings.gradient_accumulation_steps / 1e12
         held = self.abstract, self.frozen
         parameters = sum(x.size for x in jax.tree.leaves((self.abstract.params, self.frozen)))

@@ -12,6 +12,7 @@ from llme_jax.config import Config
 from llme_jax.data.instructions import instruction_of, with_model_prompts
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder, save_dual_encoder
 from llme_jax.models.families import forward_flops
+from llme_jax.models.lora import Lora, frozen, new_adapters
 from llme_jax.models.space import encoder_prompts
 from llme_jax.retrieval.evaluate import RetrievalEvaluator
 from llme_jax.training import losses
@@ -33,7 +34,18 @@ def open_dual(config: Config) -> Opened:
     config = replace(
         config, data=with_model_prompts(config.data, config.encoder.query_encoder, prompts)
     )
-    return Opened(DualTask(config, encoder, tokenizer), params, {})
+    trained, read_only = params, {}
+    if lora := Lora.of(config.training):
+        encoder = replace(encoder, lora=lora)
+        configs = encoder.query_config, encoder.key_config
+        adapters = {
+            name: new_adapters(params[name], of.names, lora, config.training.seed)
+            for name, of in zip(encoder.folders, configs, strict=False)
+        }
+        read_only = {name: frozen(params[name], encoder.dtype) for name in encoder.folders}
+        trained = {"lora": adapters}
+        trained |= {name: of for name, of in params.items() if name not in read_only}
+    return Opened(DualTask(config, encoder, tokenizer), trained, read_only)
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,11 @@ class DualTask:
 
     @property
     def exports(self) -> tuple[str, ...]:
-        return self.encoder.folders
+        return self.encoder.folders + self.encoder.adapter_folders
+
+    @property
+    def passes(self) -> int:
+        return 2 if self.encoder.lora else 3
 
     def outputs(self, params, texts, key, *, chunk):
         out = {}
@@ -104,6 +120,7 @@ class DualTask:
             query_max_length=self.config.data.query_max_length,
             key_max_length=self.config.data.key_max_length,
             prompts=_prompts(self.config, tasks),
+            bases=(self.config.encoder.query_encoder, self.config.encoder.key_encoder),
         )
 
 

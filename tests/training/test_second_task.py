@@ -25,7 +25,7 @@ WIDTH, STEPS = 8, 12
 
 
 class DotPairs:
-    flag, rules, exports, layout = "--words", FSDP_RULES, ("words",), None
+    flag, rules, exports, layout, passes = "--words", FSDP_RULES, ("words",), None, 3
 
     def __init__(self, config, tokenizer):
         self.config, self.tokenizer = config, tokenizer

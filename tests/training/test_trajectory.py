@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 import torch
-import torch.nn.functional as F
-from samples import in_order
+from samples import torch_loss
 from transformers import AutoModel
 
 from llme_jax.config import Config, EncoderConfig, LossConfig, TrainConfig
@@ -19,29 +18,6 @@ from llme_jax.training.optim import make_optimizer
 from llme_jax.training.step import Step, init_state
 
 CONTRASTIVE = LossConfig(contrastive_weight=1.0, distill_weight=0.0, cos_temperature=0.1)
-
-
-def torch_reference_step(model, batch, recipe):
-    def embed(field):
-        texts, _ = in_order(batch.texts["texts"], field)
-        lengths = np.array([len(ids) for ids in texts])
-        ids = np.array([ids + [0] * (lengths.max() - len(ids)) for ids in texts])
-        mask = torch.tensor(np.arange(ids.shape[1]) < lengths[:, None]).long()
-        hidden = model(torch.tensor(ids).long(), attention_mask=mask).last_hidden_state
-        return F.normalize(hidden[:, 0], dim=-1)
-
-    query, key = embed("query"), embed("key")
-    scores = query @ key.T / recipe.cos_temperature
-    count, group = batch.teacher_scores.shape
-    target = torch.arange(count) * group
-    contrastive = F.cross_entropy(scores, target)
-    if recipe.distill_weight == 0:
-        return contrastive
-    own = scores.gather(1, target[:, None] + torch.arange(group))
-    teacher = F.softmax(torch.tensor(batch.teacher_scores), -1)
-    rows = torch.tensor(batch.has_scores)
-    kl = F.kl_div(F.log_softmax(own, -1)[rows], teacher[rows], reduction="batchmean")
-    return recipe.contrastive_weight * contrastive + recipe.distill_weight * kl
 
 
 def test_thirty_steps_follow_torch(tmp_path):
@@ -81,7 +57,7 @@ def test_thirty_steps_follow_torch(tmp_path):
     )
     theirs = []
     for i, batch in enumerate(batches):
-        loss = torch_reference_step(model, batch, recipes[i % 2])
+        loss = torch_loss(model, batch, recipes[i % 2])
         adamw.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,0 +1,159 @@
+"""LoRA (arXiv:2106.09685): frozen linear maps and the small ones that are trained beside them.
+
+An adapter of a kernel W [in, out] is `lora_a` [in, r] and `lora_b` [r, out]: the map becomes
+W + (alpha / r) A B. Adapters lie in a tree of their own, with the paths of their kernels.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from llme_jax.config import TrainConfig
+from llme_jax.devices.sharding import path_name
+from llme_jax.errors import InputError
+from llme_jax.models.layers import LowRank
+from llme_jax.models.weights import Names, tensor_name
+
+# Tables of words, which are as large as a third of a small model.
+_WORDS = ("word_embeddings/embedding", "tok_embeddings/embedding", "embed_tokens/embedding")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """
+    Attributes:
+        target: modules that get an adapter, as the ends of their names in the model's files; None
+            for all linear maps.
+    """
+
+    rank: int
+    alpha: float
+    target: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Lora | None":
+        """What the settings ask for."""
+        target = config.lora_target and tuple(config.lora_target)
+        return cls(config.lora_rank, config.lora_alpha, target) if config.lora_rank else None
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+def new_adapters(params: dict, names: Names, lora: Lora, seed: int) -> dict:
+    """Adapters that change nothing yet: B is 0, A drawn as peft draws it.
+
+    Args:
+        params: of the encoder.
+        names: as in `load_params`.
+
+    Raises:
+        InputError: a target is the name of no linear map.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    kernels = {
+        tensor_name(path, names).removesuffix(".weight"): (path, leaf)
+        for path, leaf in leaves
+        if path[-1].key == "kernel"
+    }
+    ends = {name.rpartition(".")[2] for name in kernels}
+    for target in lora.target or ():
+        if not any(_ends(name, target) for name in kernels):
+            raise InputError(
+                f"--lora_target {target}: the model has no such linear map; give names as "
+                f"{', '.join(sorted(ends))}, or leave the flag out for all of them"
+            )
+    rng = np.random.default_rng(seed % 2**63)
+    adapters = {}
+    for name, (path, kernel) in kernels.items():
+        if lora.target is not None and not any(_ends(name, target) for target in lora.target):
+            continue
+        into, out = kernel.shape
+        if lora.rank > min(into, out):
+            raise InputError(
+                f"--lora_rank {lora.rank}: {name} is {into} x {out}; give {min(into, out)} or less"
+            )
+        place = adapters
+        for step in path:
+            place = place.setdefault(step.key, {})
+        bound = into**-0.5
+        place["lora_a"] = rng.uniform(-bound, bound, (into, lora.rank)).astype(np.float32)
+        place["lora_b"] = np.zeros((lora.rank, out), np.float32)
+    return adapters
+
+
+def _ends(name: str, target: str) -> bool:
+    return f".{name}".endswith(f".{target}")
+
+
+def frozen(params: dict, dtype: str) -> dict:
+    """Parameters that are only read, in the type that products are computed in; norms in fp32."""
+
+    def cast(path, leaf):
+        name = path_name(path)
+        return leaf.astype(dtype) if name.endswith(("kernel", *_WORDS)) else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def adapted(params: dict, adapters: dict, lora: Lora) -> dict:
+    """Parameters whose kernels have their adapters beside them."""
+    return _with(params, adapters, partial(LowRank, scale=lora.scale))
+
+
+def merged(params: dict, adapters: dict, lora: Lora) -> dict:
+    """Parameters of numpy as if all had been trained, float32."""
+
+    def kernel(kernel, lora_a, lora_b):
+        return np.asarray(kernel, np.float32) + lora.scale * (lora_a @ lora_b)
+
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), params)
+    return _with(params, adapters, kernel)
+
+
+def _with(params: dict, adapters: dict, make: Callable) -> dict:
+    params = dict(params)
+    for step, below in adapters.items():
+        if step == "kernel":
+            params[step] = make(params[step], **below)
+        else:
+            params[step] = _with(params[step], below, make)
+    return params
+
+
+def save_adapters(folder: Path, adapters: dict, names: Names, lora: Lora, base: str) -> None:
+    """Writes the adapters as peft does, for the model `base`.
+
+    Args:
+        folder: is there.
+        names: as in `load_params`.
+    """
+    tensors, targets = {}, []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(adapters):
+        name = tensor_name(path[:-1], names).removesuffix(".weight")
+        which = path[-1].key
+        if which == "lora_a":
+            targets.append(name)
+        leaf = np.ascontiguousarray(np.asarray(leaf, np.float32).T)
+        tensors[f"base_model.model.{name}.{which[:-1]}{which[-1].upper()}.weight"] = leaf
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(targets),
+        "inference_mode": True,
+    }
+    text = json.dumps(config, indent=2) + "\n"
+    (folder / "adapter_config.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,194 @@
+"""Adapters: thirty steps against peft, what is trained, folders that others open, devices."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import torch
+import transformers
+from commands import finish, start
+from peft import PeftModel
+from safetensors.numpy import load_file
+from samples import torch_loss
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from small_run import STEPS, arguments, write_data
+
+from llme_jax import train
+from llme_jax.config import Config, DataConfig, EncoderConfig, LossConfig, TrainConfig
+from llme_jax.devices.sharding import make_mesh
+from llme_jax.errors import InputError
+from llme_jax.models.families import ENCODERS, read_config
+from llme_jax.models.lora import Lora, new_adapters
+from llme_jax.training.dual import open_dual
+from llme_jax.training.optim import make_optimizer
+from llme_jax.training.step import Step, init_state
+
+LOSS = LossConfig(
+    contrastive_weight=1.0, distill_weight=0.0, cos_temperature=0.1, mask_false_negatives=False
+)
+SHORT = DataConfig(query_max_length=16, key_max_length=16)
+
+
+def _llama(folder):
+    """Word tokens, and a model that reads them."""
+    folder.mkdir()
+    vocabulary = tiny.save_word_tokenizer(folder, tiny.WORDS)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=64, max_position_embeddings=64,
+        initializer_range=0.2, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.LlamaModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "make, pooling, target",
+    [(tiny.save_bert, "cls", None), (_llama, "last_token", ["q_proj", "v_proj"])],
+)
+def test_thirty_steps_follow_peft(tmp_path, make, pooling, target):
+    folder, steps = make(tmp_path / "base"), 30
+    settings = TrainConfig(
+        learning_rate=1e-2, warmup_ratio=0.0, lr_scheduler_type="constant",
+        lora_rank=4, lora_alpha=6.0, lora_target=target,
+    )  # fmt: skip
+    encoder_config = EncoderConfig(
+        query_encoder=str(folder), dtype="fp32", pooling_method=[pooling], dense_metric="cos"
+    )
+    task, params, frozen = open_dual(
+        Config(data=SHORT, encoder=encoder_config, loss=LOSS, training=settings)
+    )
+    optimizer = make_optimizer(settings, steps)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    frozen = jax.tree.map(jnp.asarray, frozen)
+    step = Step(task, optimizer, mesh=mesh, chunk=None, seed=0, frozen=frozen)
+    state = init_state(jax.tree.map(jnp.asarray, params), optimizer)
+    assert {*jax.tree.leaves(jax.tree.map(lambda x: x.dtype, params))} == {np.dtype("float32")}
+    task.exporter(jax.tree.map(np.asarray, params | frozen), [""])(tmp_path / "start")
+
+    base = transformers.AutoModel.from_pretrained(folder)
+    model = PeftModel.from_pretrained(base, tmp_path / "start/adapter", is_trainable=True).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == sum(x.size for x in jax.tree.leaves(params))
+    adamw = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.01)
+    for i in range(steps):
+        batch = tiny.random_batch(8, 4, seed=i)
+        state, metrics = step(state, [batch], [LOSS])
+        loss = torch_loss(model, batch, LOSS, pooling)
+        adamw.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        adamw.step()
+        found, wanted = (float(metrics.loss), float(metrics.grad_norm)), (float(loss), float(norm))
+        # 30 steps of AdamW, which divides by the root of squares: rounding grows to 1e-5
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, err_msg=str(i))
+
+    task.exporter(jax.tree.map(np.asarray, state.params | frozen), [""])(tmp_path / "end")
+    model.save_pretrained(tmp_path / "theirs")
+    ours, theirs = (
+        load_file(tmp_path / name / "adapter_model.safetensors")
+        for name in ("end/adapter", "theirs")
+    )
+    assert ours.keys() == theirs.keys()
+    start = load_file(tmp_path / "start/adapter/adapter_model.safetensors")
+    for name in ours:
+        assert np.abs(ours[name] - theirs[name]).max() < 1e-4, name
+        assert np.abs(ours[name] - start[name]).max() > 0.05, name
+
+    # The merged folder is the base with its adapters.
+    texts = ["w1 w2 w3", "w4", "w5 w6 w7 w8"]
+    both = SentenceTransformer(str(tmp_path / "end/encoder"), device="cpu")
+    apart = SentenceTransformer(str(tmp_path / "end/encoder"), device="cpu")
+    whole = transformers.AutoModel.from_pretrained(folder)
+    apart[0].model = PeftModel.from_pretrained(whole, tmp_path / "end/adapter").eval()
+    np.testing.assert_allclose(both.encode(texts), apart.encode(texts), atol=1e-5)
+
+
+def test_targets_are_ends_of_names(tmp_path):
+    folder = tiny.save_bert(tmp_path / "bert")
+    config = read_config(folder / "config.json", ENCODERS)
+    shapes = ENCODERS["bert"].abstract_params(config)
+
+    def adapters(*target):
+        return new_adapters(shapes, config.names, Lora(2, 4.0, target or None), seed=0)
+
+    of_layer = adapters("query", "attention.output.dense")["encoder"]["layer"]["0"]
+    assert of_layer.keys() == {"attention"}
+    assert of_layer["attention"].keys() == {"self", "output"}
+    assert of_layer["attention"]["self"].keys() == {"query"}
+    assert len(jax.tree.leaves(adapters())) == 2 * 2 * 6  # A and B, 2 layers, 6 linear maps
+    with pytest.raises(InputError, match=r"--lora_target wqkv: .* give names as dense, key, query"):
+        adapters("wqkv")
+    with pytest.raises(InputError, match=r"--lora_rank 33: .* is 32 x 32; give 32 or less"):
+        new_adapters(shapes, config.names, Lora(33, 4.0), seed=0)
+
+
+LORA = ["--lora_rank", "2", "--learning_rate", "0.02", "--save_steps", "4"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    """A run on one device, with what it said."""
+    argv = arguments(data, data / "out", *LORA, "--per_device_train_batch_size", "8")
+    return data / "out", finish(start(argv, devices=1))
+
+
+def _adapter(out, step=STEPS):
+    return load_file(out / f"checkpoint-{step}/adapter/adapter_model.safetensors")
+
+
+def test_a_run_goes_on_with_other_devices(data, run, tmp_path):
+    """Killed halfway, continued on 4 devices with fsdp and GradCache: the same adapters."""
+    out, _ = run
+    argv = arguments(data, tmp_path / "out", *LORA, "--per_device_train_batch_size", "2")
+    finish(start([*argv, "--early_exit_steps", "4"], devices=4))
+    finish(start([*argv, "--fsdp", "2", "--sub_batch_size", "3"], devices=4))
+    ours, want = _adapter(tmp_path / "out"), _adapter(out)
+    assert ours.keys() == want.keys()
+    for name in want:
+        # At a rate of 0.02 the steps move a number by up to 0.1, rounding by under 1e-4.
+        np.testing.assert_allclose(ours[name], want[name], atol=1e-4, err_msg=name)
+
+
+def test_only_adapters_are_trained_and_kept(data, run, capsys):
+    out, _ = run
+    base = load_file(data / "bert/model.safetensors")
+    merged = load_file(out / f"checkpoint-{STEPS}/encoder/model.safetensors")
+    changed = {n for n in merged if not np.array_equal(merged[n], base[n])}
+    linear = {n for n in base if n.endswith(("query.weight", "key.weight", "value.weight"))}
+    linear |= {n for n in base if n.endswith("dense.weight")}
+    assert changed == linear
+    config = json.loads((out / f"checkpoint-{STEPS}/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(data / "bert") and config["r"] == 2
+    train.main(arguments(data, data / "planned", *LORA, "--plan"))
+    assert "parameters" in capsys.readouterr().out
+
+
+def test_a_run_is_not_continued_with_another_rank(data, run):
+    out, _ = run
+    argv = arguments(data, out, *LORA[2:], "--lora_rank", "4", "--per_device_train_batch_size", "8")
+    assert "lora_rank" in finish(start(argv, devices=1), code=2)
+
+
+def test_a_reranker_of_adapters(data, tmp_path):
+    argv = arguments(data, tmp_path / "out", *LORA, "--max_steps", "4")
+    place = argv.index("--query_encoder")
+    argv[place : place + 2] = ["--ranker", str(data / "bert")]
+    finish(start(argv, devices=2, command="rank"))
+    folder = tmp_path / "out/checkpoint-4/ranker"
+    scores = CrossEncoder(str(folder), device="cpu").predict([("w1 w2", "w3"), ("w1", "w4 w5")])
+    assert np.isfinite(scores).all() and scores[0] != scores[1]
+    base = load_file(data / "bert/model.safetensors")
+    merged = load_file(folder / "model.safetensors")
+    prefix = "bert."
+    same = [n for n in base if np.array_equal(base[n], merged[prefix + n])]
+    assert len(base) - len(same) == 6  # the linear maps of one layer
