@@ -39,7 +39,7 @@ LONG = (
     "test_train.py", "test_step.py", "test_dry_run.py", "test_storage.py", "test_guide.py",
     "test_docs.py", "test_pipeline.py", "test_rank_train.py", "test_multitask.py", "test_rank.py",
     "test_score.py", "test_sigterm.py", "test_second_task.py", "test_rank_trajectory.py",
-    "test_accidents.py", "test_folders.py", "test_asking.py", "test_llama.py",
+    "test_accidents.py", "test_folders.py", "test_asking.py", "test_llama.py", "test_api.py",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ each is also a flag (`--max_steps 2000`). A group never holds a value that its d
 import ctypes
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cache
 from inspect import get_annotations
@@ -108,7 +108,7 @@ class Group:
         """
         declared = self.__dataclass_fields__.get(name)
         if declared is None:
-            raise SettingError(_unknown(f"the group {self.title}", name, fields(self)))
+            raise SettingError(unknown(f"the group {self.title}", name, _names(self)))
         check(declared, value)
         super().__setattr__(name, value)
 
@@ -123,7 +123,7 @@ class Groups:
         """
         declared = self.__dataclass_fields__.get(name)
         if declared is None:
-            raise SettingError(_unknown(type(self).__name__, name, fields(self)))
+            raise SettingError(unknown(type(self).__name__, name, _names(self)))
         if not isinstance(value, declared.type):
             raise SettingError(f"{name} is {value!r}: give a {declared.type.__name__}")
         super().__setattr__(name, value)
@@ -234,9 +234,14 @@ def _limits(rules: Setting) -> str:
     return ", ".join(parts)
 
 
-def _unknown(place: str, name: str, known: tuple[Field, ...]) -> str:
-    close = difflib.get_close_matches(name, [f.name for f in known], n=1)
-    hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(f.name for f in known)}"
+def _names(settings: Group | Groups) -> list[str]:
+    return [f.name for f in fields(settings)]
+
+
+def unknown(place: str, name: str, known: Collection[str]) -> str:
+    """What an error says of a setting that is none of those known."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(known)}"
     return f"{place} has no {name}: {hint}"
 
 

@@ -29,7 +29,7 @@ def validate(config: Config) -> None:
     Raises:
         InputError: names the setting, its value and the remedy.
     """
-    _check_encoder(config.encoder)
+    check_encoder(config.encoder)
     _check_training(config)
     if config.data.eval_data and not config.data.corpus:
         raise InputError("--eval_data needs --corpus, the passages that are searched")
@@ -103,7 +103,7 @@ def validate_retrieval(config: RetrieveConfig) -> None:
     for flag in ("eval_data", "corpus"):
         if getattr(data, flag) is None:
             raise InputError(f"--{flag} is missing: give a JSON-lines file")
-    _check_encoder(encoder)
+    check_encoder(encoder)
     _check_cache_variable()
     _check_retrieval(retrieval)
     for name in ("rerank_max_score", "rerank_margin"):
@@ -136,7 +136,7 @@ def validate_scoring(config: ScoreConfig) -> None:
     if scoring.eval_data is None:
         raise InputError("--eval_data is missing: give a JSON-lines file")
     _check_cache_variable()
-    _check_batch_size(lm)
+    check_batch_size(lm)
 
 
 def validate_evaluation(config: EvaluateConfig) -> None:
@@ -165,9 +165,9 @@ def validate_evaluation(config: EvaluateConfig) -> None:
         _check_chunks(settings, method)
     if method == "oracle" and settings.key_num != 1:
         raise InputError(f"--key_num {settings.key_num}: --retrieval_method oracle finds 1")
-    _check_encoder(encoder)
+    check_encoder(encoder)
     _check_cache_variable()
-    _check_batch_size(lm)
+    check_batch_size(lm)
     _check_retrieval(retrieval)
 
 
@@ -205,7 +205,12 @@ def _check_chunks(settings: TaskConfig, method: str) -> None:
             )
 
 
-def _check_batch_size(lm: ReaderConfig) -> None:
+def check_batch_size(lm: ReaderConfig) -> None:
+    """Refuses what is neither a number nor auto.
+
+    Raises:
+        InputError: names the value.
+    """
     if lm.lm_batch_size != "auto" and not (
         lm.lm_batch_size.isdecimal() and int(lm.lm_batch_size) > 0
     ):
@@ -244,7 +249,12 @@ def _check_cache_variable() -> None:
         )
 
 
-def _check_encoder(encoder: EncoderConfig) -> None:
+def check_encoder(encoder: EncoderConfig) -> None:
+    """Refuses ways of pooling that exclude each other.
+
+    Raises:
+        InputError: names them.
+    """
     pooling = encoder.pooling_method
     if pooling is not None and (not pooling or len({*pooling} - {"dense"}) > 1):
         raise InputError(

@@ -100,20 +100,13 @@ class TokenWriter:
         truncation_side: str,
         bare: bool = False,
     ):
-        self._tokenizer = plain_backend(tokenizer)
+        self._tokenizer = cutting_backend(tokenizer, max_length, truncation_side)
         self._bare = (max_length, truncation_side) if bare else None
         self._empty = tokenizer.pad_token_id or 0
-        special = self._tokenizer.num_special_tokens_to_add(False)
-        if max_length <= special:
-            raise InputError(
-                f"a maximum length of {max_length} tokens leaves no room for text beside the "
-                f"tokenizer's {special} special tokens: give {special + 1} or more"
-            )
         folder.mkdir(exist_ok=True)
         if bare:
+            self._tokenizer.no_truncation()
             self._whole = ArrayWriter(folder / "whole.npy", np.int32)
-        else:
-            self._tokenizer.enable_truncation(max_length, direction=truncation_side)
         largest = max(self._tokenizer.get_vocab().values())
         self._values = ArrayWriter(
             folder / "values.npy", np.uint16 if largest < 2**16 else np.uint32
@@ -187,15 +180,27 @@ def tokenize(
     return TokenStore(kept(folder, build))
 
 
+def whole_tokens(texts: Sequence[str], backend, empty: int) -> TokenStore:
+    """A store in memory of texts with the ids that `TokenWriter` gives them.
+
+    Args:
+        backend: as `cutting_backend` makes it.
+        empty: the token of a text without any.
+    """
+    chunks = (texts[i : i + CHUNK_TEXTS] for i in range(0, len(texts), CHUNK_TEXTS))
+    encodings = (encoding for chunk in chunks for encoding in backend.encode_batch_fast(chunk))
+    return TokenStore.of([np.array(e.ids or [empty], np.uint32) for e in encodings])
+
+
 def bare_tokens(
-    texts: Sequence[str], tokenizer, max_length: int, side: str, desc: str | None = None
+    texts: Sequence[str], backend, max_length: int, side: str, desc: str | None = None
 ) -> TokenStore:
     """A store in memory of texts without special tokens, cut to `max_length` at `side`.
 
     Args:
+        backend: as `plain_backend` makes it.
         desc: what a progress bar says; None for no bar.
     """
-    backend = plain_backend(tokenizer)
     kept, whole = [], []
     chunks = range(0, len(texts), CHUNK_TEXTS)
     for start in tqdm(chunks, desc=desc, unit=f" x {CHUNK_TEXTS} texts", disable=desc is None):
@@ -218,6 +223,23 @@ def _bare_ids(
 def fingerprint(tokenizer) -> str:
     """A name for what a tokenizer does to texts, the same on every machine."""
     return blake2b(plain_backend(tokenizer).to_str().encode(), digest_size=16).hexdigest()
+
+
+def cutting_backend(tokenizer, max_length: int, side: str):
+    """A copy of the Rust tokenizer inside that cuts texts, special tokens included, at `side`.
+
+    Raises:
+        InputError: `max_length` leaves no room for text.
+    """
+    backend = plain_backend(tokenizer)
+    special = backend.num_special_tokens_to_add(False)
+    if max_length <= special:
+        raise InputError(
+            f"a maximum length of {max_length} tokens leaves no room for text beside the "
+            f"tokenizer's {special} special tokens: give {special + 1} or more"
+        )
+    backend.enable_truncation(max_length, direction=side)
+    return backend
 
 
 def plain_backend(tokenizer):

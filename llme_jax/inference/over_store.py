@@ -40,7 +40,8 @@ def over_store(
 ) -> np.ndarray:
     """What a function gives for every text, float32[n, ...] in the store's order.
 
-    Batch t is on the devices while the host fetches batch t - 1.
+    Batch t is on the devices while the host fetches batch t - 1. Fewer texts than a batch has
+    get the next power of two of rows: calls of all sizes share few programs, small ones are fast.
 
     Args:
         launch: (ids [B, L], lengths [B], of pairs where the second text begins [B], which texts
@@ -50,6 +51,8 @@ def over_store(
         done: is told texts and tokens of each batch as it is finished.
     """
     lengths = store.lengths
+    devices = mesh.size // mesh.shape["tensor"]  # that share the rows
+    enough = devices << (-(-len(store) // devices) - 1).bit_length()
     results, pending = None, deque()
 
     def fetch():
@@ -61,7 +64,7 @@ def over_store(
         results[texts] = result[: len(texts)]
         done(len(texts), int(lengths[texts].sum()))
 
-    for texts, filled, columns in batches_by_length(lengths, width, rows):
+    for texts, filled, columns in batches_by_length(lengths, width, lambda w: min(rows(w), enough)):
         batch = store.padded(filled, columns, pad_id)
         on_mesh = to_mesh(batch, (batch_sharding(mesh),) * len(batch))
         pending.append((texts, launch(*on_mesh, filled)))

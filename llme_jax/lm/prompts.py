@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +40,7 @@ class Pair(NamedTuple):
     row: ScoringRow
     key: int  # index of the candidate
     answer: int  # index of the answer
-    line: int  # where the row is in its file, for messages
+    place: str  # where the row is, for messages: train.json:3
 
 
 class Prompts(NamedTuple):
@@ -69,11 +68,11 @@ class PromptMaker:
         self._key_max_length, self._limit = key_max_length, context_max_length
         self._end = end_of_text(self._tokenizer)
 
-    def __call__(self, pairs: Sequence[Pair], path: Path) -> Prompts:
+    def __call__(self, pairs: Sequence[Pair]) -> Prompts:
         """
         Raises:
             InputError: an answer leaves no room for anything else, or nothing is before it; names
-                its line in `path`.
+                its place.
         """
         ids, lengths = [], []
         for start in range(0, len(pairs), CHUNK):
@@ -81,12 +80,12 @@ class PromptMaker:
             for pair, (tokens, length) in zip(chunk, self._tokenize(chunk), strict=True):
                 if length >= self._limit:
                     raise InputError(
-                        f"{path}:{pair.line}: the answer has {length} tokens; give a "
+                        f"{pair.place}: the answer has {length} tokens; give a "
                         f"--context_max_length above {length}, or shorten the answer"
                     )
                 if len(tokens) < 2:
                     raise InputError(
-                        f"{path}:{pair.line}: key, query and answer are one token in all: give "
+                        f"{pair.place}: key, query and answer are one token in all: give "
                         "the model something to read before the answer"
                     )
                 ids.append(np.array(tokens, np.uint32))

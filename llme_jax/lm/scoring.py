@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.config import ScoreConfig
+from llme_jax.config import LMConfig, ScoreConfig
 from llme_jax.data.rows import SCORES_OF, parse_scoring_row
 from llme_jax.data.scoring import ScoringData, check_eval_data
 from llme_jax.data.sources import is_made, local_file
@@ -24,7 +24,7 @@ from llme_jax.inference.partial_results import PartialResults, decimals, parts_f
 from llme_jax.lm.likelihood import Scorer
 from llme_jax.lm.prompts import TEMPLATES, Pair, PromptMaker, Prompts
 from llme_jax.lm.teacher_report import report_on
-from llme_jax.models.causal_lm import load_causal_lm, open_causal_lm
+from llme_jax.models.causal_lm import CausalLM, load_causal_lm, open_causal_lm
 from llme_jax.models.weights import fingerprint_files
 
 logger = logging.getLogger(__name__)
@@ -62,14 +62,7 @@ def score(config: ScoreConfig) -> int:
     check_eval_data(path)
     # Each process scores its share with its own devices: nothing waits for another host.
     mesh = make_mesh(model.fsdp, model.tensor, devices=jax.local_devices())
-    lm, folder, tokenizer = open_causal_lm(
-        model.model_name_or_path, dtype=model.lm_dtype, cache_dir=model.model_cache_dir
-    )
-    if model.context_max_length > lm.max_length:
-        raise InputError(
-            f"--context_max_length {model.context_max_length}: {model.model_name_or_path} reads "
-            f"{lm.max_length} tokens, give {lm.max_length} or less"
-        )
+    lm, folder, tokenizer = open_lm(model)
     data = ScoringData(path, lambda record, _: parse_scoring_row(record, TEMPLATES))
     out = result_path(beside, path, "scored", settings.save_name)
     most = 1 if settings.answer_reduction == "first" else None
@@ -93,7 +86,7 @@ def score(config: ScoreConfig) -> int:
 
         def tokenized(ranges) -> Iterator[Prompts]:
             for part in data.parts(ranges):
-                yield prompts(_pairs(part, most), path)
+                yield prompts(_pairs(part, most, path))
 
         partial.fill(missing, tokenized, scorer)
     if jax.process_index() != 0:
@@ -106,10 +99,27 @@ def score(config: ScoreConfig) -> int:
     return report_on(out)
 
 
-def _pairs(part: list, most: int | None) -> list[Pair]:
+def open_lm(model: LMConfig) -> tuple[CausalLM, Path, object]:
+    """The language model that `model` names, see `open_causal_lm`.
+
+    Raises:
+        InputError: it cannot be found or served, or reads shorter prompts.
+    """
+    opened = open_causal_lm(
+        model.model_name_or_path, dtype=model.lm_dtype, cache_dir=model.model_cache_dir
+    )
+    if model.context_max_length > (readable := opened[0].max_length):
+        raise InputError(
+            f"--context_max_length {model.context_max_length}: {model.model_name_or_path} reads "
+            f"{readable} tokens, give {readable} or less"
+        )
+    return opened
+
+
+def _pairs(part: list, most: int | None, path: Path) -> list[Pair]:
     """Every candidate of the rows with every answer, or with the first `most` of them."""
     return [
-        Pair(row, key, answer, line)
+        Pair(row, key, answer, f"{path}:{line}")
         for line, row in part
         for key, answer in product(range(len(row.keys)), range(len(row.answers[:most])))
     ]
@@ -119,8 +129,8 @@ def _sample(data: ScoringData, most: int | None, prompts: PromptMaker) -> Prompt
     """About SAMPLE prompts from all over the file, the same in every run."""
     step = -(-len(data) // SAMPLE)
     rows = [(row, row + 1) for row in range(0, len(data), step)]
-    pairs = [pair for part in data.parts(rows) for pair in _pairs(part, most)]
-    return prompts(pairs[:: max(1, len(pairs) // SAMPLE)], data.path)
+    pairs = [pair for part in data.parts(rows) for pair in _pairs(part, most, data.path)]
+    return prompts(pairs[:: max(1, len(pairs) // SAMPLE)])
 
 
 def _parts_folder(out: Path, data, folder: Path, lm, tokenizer, config: ScoreConfig) -> Path:

@@ -13,7 +13,7 @@ from llme_jax.config import RankConfig, RankDataConfig
 from llme_jax.data.candidates import CandidateRow
 from llme_jax.data.instructions import instruction_of, with_model_prompts
 from llme_jax.data.pairs import PairLayout, Pairs, pair_layout
-from llme_jax.data.tokens import bare_tokens, fingerprint
+from llme_jax.data.tokens import bare_tokens, fingerprint, plain_backend
 from llme_jax.data.widths import fine_width
 from llme_jax.devices.sharding import make_mesh, on_each_device, replicated
 from llme_jax.inference.over_store import over_store, rows_a_batch
@@ -114,7 +114,8 @@ class CrossScorer:
         mesh: Mesh,
         rows: int,
     ):
-        self._data, self._encoder, self._tokenizer = data, encoder, tokenizer
+        self._data, self._encoder = data, encoder
+        self._tokenizer, self._pad_id = plain_backend(tokenizer), tokenizer.pad_token_id or 0
         self._layout, self._mesh, self._rows = layout, mesh, rows
 
     def tokens(self, rows: Sequence[CandidateRow], desc: str | None = None) -> tuple[Pairs, int]:
@@ -166,7 +167,7 @@ class CrossScorer:
             pairs,
             lambda ids, lengths, second, _: forward(ids, lengths, second),
             mesh=mesh,
-            pad_id=self._tokenizer.pad_token_id or 0,
+            pad_id=self._pad_id,
             width=lambda length: fine_width(length, longest),
             rows=lambda width: rows_a_batch(mesh, width, at_once),
             done=done,

@@ -21,7 +21,7 @@ from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable, result_path
 from llme_jax.inference.partial_results import PartialResults, parts_folder
 from llme_jax.lm.teacher_report import show_report
-from llme_jax.rerank.cross_scorer import open_cross_scorer, with_own_prompts
+from llme_jax.rerank.cross_scorer import Scoring, open_cross_scorer, with_own_prompts
 from llme_jax.rerank.evaluate import open_candidates
 from llme_jax.rerank.outputs import Files, write_all
 from llme_jax.rerank.yes_no import open_yes_no
@@ -46,10 +46,7 @@ def rerank(config: RankConfig) -> int:
     settings, output_dir = config.evaluation, Path(config.training.output_dir)
     _check_outputs(config)
     check_files(config.data)
-    if config.ranker.ranker_method == "cross-encoder":
-        config = with_own_prompts(config)
-    opening = {"cross-encoder": open_cross_scorer, "yes-no": open_yes_no}
-    scorer = opening[config.ranker.ranker_method](config)  # its errors come before a large file
+    config, scorer = open_ranking(config)  # its errors come before a large file
     found, describe, corpus = _found(config)
     rows = open_candidates(config, found)
     if settings.load_result and not rows.candidates.any():
@@ -79,6 +76,18 @@ def rerank(config: RankConfig) -> int:
     if jax.process_index() == 0:
         _write(config, rows, partial, result, corpus)
     return 0
+
+
+def open_ranking(config: RankConfig) -> tuple[RankConfig, Scoring]:
+    """The model that scores, and the settings with its own prompts where they are asked for.
+
+    Raises:
+        InputError: see `open_cross_scorer` and `open_yes_no`.
+    """
+    if config.ranker.ranker_method == "yes-no":
+        return config, open_yes_no(config)
+    config = with_own_prompts(config)
+    return config, open_cross_scorer(config)
 
 
 def _write(

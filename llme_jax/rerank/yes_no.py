@@ -99,7 +99,7 @@ class Prompts:
             ) from error
         if filled.count(HERE) != 1:
             raise InputError(f"{name}: its chat template does not say what the user says once")
-        self._tokenizer, self._max_length = tokenizer, max_length
+        self._tokenizer, self._max_length = plain_backend(tokenizer), max_length
         self._instruction = instruction
         self._ends = tuple(_ids(tokenizer, end) for end in filled.split(HERE))
 

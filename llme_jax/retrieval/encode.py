@@ -32,6 +32,8 @@ def encode(
     batch_size: int,
     pad_id: int,
     mesh: Mesh | None = None,
+    max_length: int | None = None,
+    progress: bool = True,
 ) -> np.ndarray:
     """Embeddings of all texts of a store, float32[n, D] in the store's order.
 
@@ -43,6 +45,9 @@ def encode(
         batch_size: texts encoded at a time, over all devices; fewer where they are long.
         mesh: with axes (data, fsdp), both for the batch; the first device alone when None. With
             several processes, all call this with the same store and all receive the result.
+        max_length: of texts that other calls may bring, which then share this one's programs; None
+            where these texts are all, and padding counts more.
+        progress: is there to be a bar?
     """
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
     if not len(store):
@@ -53,16 +58,16 @@ def encode(
         field = "key"  # the same for both, so one program serves queries and keys
     forward = partial(_forward, params, encoder=encoder, field=field, result=replicated(mesh))
 
-    longest = int(store.lengths.max())
+    longest = max_length or int(store.lengths.max())
     longest += longest % 2  # fused attention on GPU takes even widths
-    with _Progress(desc, int(store.lengths.sum())) as bar:
+    with _Progress(desc, int(store.lengths.sum()), progress) as bar:
         vectors = over_store(
             store,
             lambda ids, lengths, _: forward(ids, lengths),
             mesh=mesh,
             pad_id=pad_id,
             width=lambda length: usual_width(length, longest),
-            rows=lambda width: rows_a_batch(mesh, width, min(batch_size, len(store))),
+            rows=lambda width: rows_a_batch(mesh, width, batch_size),
             done=bar.add,
         )
     if len(wrong := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
@@ -76,8 +81,8 @@ def encode(
 class _Progress:
     """Tokens, not texts, say how much time is left: the longest texts come first."""
 
-    def __init__(self, desc: str, tokens: int):
-        quiet = jax.process_index() != 0
+    def __init__(self, desc: str, tokens: int, shown: bool):
+        quiet = not shown or jax.process_index() != 0
         self._bar = tqdm(
             total=tokens, desc=desc, unit=" tokens", unit_scale=True, leave=False, disable=quiet
         )

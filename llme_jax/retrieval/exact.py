@@ -40,6 +40,7 @@ def search(
     mesh: Mesh | None = None,
     block: int = BLOCK,
     unit: int = UNIT,
+    progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `hits` best keys of every query, in fp32.
 
@@ -58,6 +59,7 @@ def search(
             its own devices.
         block: keys on a device at a time at most.
         unit: keys in one product, a multiple of GROUP.
+        progress: is there to be a bar?
 
     Returns:
         scores float32[Q, hits], best first, and ids int32[Q, hits]; equal scores are ordered by
@@ -80,7 +82,7 @@ def search(
     merge, join = _compiled(mesh, metric, unit)
 
     starts = range(0, len(corpus), block * mesh.size)
-    quiet = jax.process_index() != 0
+    quiet = not progress or jax.process_index() != 0
     for start in tqdm(starts, desc="Searching", unit=" blocks", leave=False, disable=quiet):
         keys = _block_to_mesh(mesh, corpus, start, block)
         bounds = to_mesh(np.array([start, len(corpus)], np.int32), replicated(mesh))

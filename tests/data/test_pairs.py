@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from llme_jax.data.pairs import Pairs, longest_first, pair_layout
-from llme_jax.data.tokens import TokenStore, TokenWriter, bare_tokens
+from llme_jax.data.tokens import TokenStore, TokenWriter, bare_tokens, plain_backend
 from llme_jax.errors import InputError
 from llme_jax.files.cache import cache_dir
 from llme_jax.models.tokenizer import load_tokenizer
@@ -32,7 +32,8 @@ def real():
 
 def joined(tokenizer, queries, keys, limit: int, side: str) -> tuple[np.ndarray, ...]:
     layout = pair_layout(tokenizer, limit, side)
-    stores = [bare_tokens(texts, tokenizer, limit, side) for texts in (queries, keys)]
+    backend = plain_backend(tokenizer)
+    stores = [bare_tokens(texts, backend, limit, side) for texts in (queries, keys)]
     numbers = np.arange(len(queries))
     pairs = Pairs(*stores, layout, numbers, numbers)
     width = int(pairs.lengths.max())
@@ -105,7 +106,8 @@ def test_a_store_on_disk_is_the_one_in_memory(tokenizer, tmp_path):
     ) as writer:
         for text in texts:
             writer.append(text)
-    found, want = TokenStore(tmp_path / "store"), bare_tokens(texts, tokenizer, 7, "left")
+    found, backend = TokenStore(tmp_path / "store"), plain_backend(tokenizer)
+    want = bare_tokens(texts, backend, 7, "left")
     for name in ("values", "offsets", "whole"):
         np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
     assert found.whole.max() > 7 >= found.lengths.max()

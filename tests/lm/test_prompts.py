@@ -17,7 +17,7 @@ def tokenizer(request, tmp_path_factory):
 def prompt(tokenizer, row, key=500, context=500):
     """The text of a row's first pair behind <s>, and the answer's part of it."""
     make = PromptMaker(tokenizer, key_max_length=key, context_max_length=context)
-    store, (length,) = make([Pair(row, 0, 0, 1)], "file")
+    store, (length,) = make([Pair(row, 0, 0, "file:1")])
     ids = store[0].tolist()
     return tokenizer.decode(ids), tokenizer.decode(ids[len(ids) - length :]), len(ids)
 
@@ -72,7 +72,7 @@ def test_too_long_a_context_loses_key_then_query_never_the_answer(tokenizer):
 def test_token_lists_are_taken_as_they_are(tokenizer):
     lists = ScoringRow("lrlm", "", ["k"], 0, [""], ([[5, 6, 7, 8]], [9, 10], [11], [12, 13]))
     make = PromptMaker(tokenizer, key_max_length=2, context_max_length=7)
-    store, lengths = make([Pair(lists, 0, 0, 1)], "file")
+    store, lengths = make([Pair(lists, 0, 0, "file:1")])
     assert store[0].tolist() == [5, 6, 9, 10, 11, 12, 13] and lengths.tolist() == [2]
 
 
@@ -80,4 +80,4 @@ def test_there_has_to_be_something_before_the_answer(tokenizer):
     bare = ScoringRow("lrlm", "", ["k"], 0, [""], ([[]], [], [], [12]))
     make = PromptMaker(tokenizer, key_max_length=2, context_max_length=7)
     with pytest.raises(InputError, match="file:1: key, query and answer are one token in all"):
-        make([Pair(bare, 0, 0, 1)], "file")
+        make([Pair(bare, 0, 0, "file:1")])

@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder as TorchCrossEncoder
 from tiny import gradients_as_files, letter_tokenizer
 
 from llme_jax.data.pairs import Pairs, pair_layout
-from llme_jax.data.tokens import bare_tokens
+from llme_jax.data.tokens import bare_tokens, plain_backend
 from llme_jax.errors import InputError
 from llme_jax.models.cross_encoder import load_cross_encoder, save_cross_encoder
 
@@ -98,7 +98,8 @@ def pairs_of_all_lengths(count: int = 24) -> list[tuple[str, str]]:
 
 def tokens(tokenizer, pairs, limit: int = LIMIT):
     layout = pair_layout(tokenizer, limit, "right")
-    stores = [bare_tokens(texts, tokenizer, limit, "right") for texts in zip(*pairs, strict=True)]
+    backend = plain_backend(tokenizer)
+    stores = [bare_tokens(texts, backend, limit, "right") for texts in zip(*pairs, strict=True)]
     numbers = np.arange(len(pairs))
     padded = Pairs(*stores, layout, numbers, numbers).padded(numbers, limit, 0)
     return tuple(map(jnp.asarray, padded))
