@@ -15,6 +15,7 @@ from llme_jax.models import bert, deberta, llama, llama_encoder, rotary_bert
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.foreign import read_json
 
+LANGUAGE_MODELS = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma3_text"), llama)
 ENCODERS = {
     "bert": bert,
     "roberta": bert,
@@ -27,10 +28,9 @@ ENCODERS = {
     "nomic_bert": rotary_bert,
     "gte": rotary_bert,
     "new": rotary_bert,
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), llama_encoder),
+    **dict.fromkeys(LANGUAGE_MODELS, llama_encoder),
     "deberta-v2": deberta,
 }
-LANGUAGE_MODELS = {"llama": llama, "mistral": llama, "qwen2": llama, "qwen3": llama}
 
 
 def read_config(path: Path, families: dict[str, ModuleType]):

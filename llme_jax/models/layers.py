@@ -92,11 +92,26 @@ def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs, *, bias: bool = True)
     )  # fmt: skip
 
 
-def rms_norm(width: int, epsilon: float, param_dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+class RMSNorm(nnx.RMSNorm):
+    """Whose weights count from 1."""
+
+    def __call__(self, x):
+        x = x.astype(jnp.float32)
+        x *= jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
+        return x * (1 + self.scale.get_value().astype(jnp.float32))
+
+
+def rms_norm(
+    width: int,
+    epsilon: float,
+    param_dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    *,
+    from_one: bool = False,
+) -> nnx.RMSNorm:
     """In float32, whatever its parameters are kept in."""
-    return nnx.RMSNorm(
-        width, epsilon=epsilon, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs
-    )
+    kind = RMSNorm if from_one else nnx.RMSNorm
+    return kind(width, epsilon=epsilon, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs)
 
 
 def precision(dtype) -> str | None:

@@ -1,12 +1,10 @@
-"""The Llama family (llama, mistral, qwen2, qwen3) in Flax NNX, for reading and for writing texts.
+"""The Llama family (llama, mistral, qwen2, qwen3, gemma3_text) in Flax NNX, which reads and writes.
 
 As in bert.py, attributes carry the names of the Hugging Face weights and the parameters live in a
 plain nested dict. What is written goes on from the keys and values that the layers keep of a text.
 """
 
-from dataclasses import dataclass, field
 from functools import cache, partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -17,11 +15,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import gather_fsdp, pin_rows
-from llme_jax.errors import InputError
 from llme_jax.models.attention import cached_attention, causal_attention
-from llme_jax.models.foreign import check_type, read_json
 from llme_jax.models.layers import ACTIVATIONS, linear, precision, rms_norm
-from llme_jax.models.rope import Rope, read_rope, rotary, rotate
+from llme_jax.models.llama_config import LlamaConfig
+from llme_jax.models.rope import rotary, rotate
 
 # Of each layer keys and values [B, K, S, Dh]; a slot is a token's.
 Kept = list[tuple[Float[Array, "B K _ Dh"], Float[Array, "B K _ Dh"]]]
@@ -52,29 +49,6 @@ class Past(NamedTuple):
 
 # The other form of the same function, which bf16 rounds less where x is far below 0.
 _ACTIVATIONS = ACTIVATIONS | {"gelu": lambda x: jax.nn.gelu(x, approximate=False)}
-# What transformers takes where config.json is silent, for the fields that old files leave out.
-_DEFAULTS = {
-    "llama": {"attention_bias": False, "mlp_bias": False},
-    "mistral": {"sliding_window": 4096},
-    "qwen2": {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
-    "qwen3": {
-        "attention_bias": False,
-        "head_dim": 128,
-        "use_sliding_window": False,
-        "sliding_window": 4096,
-        "max_window_layers": 28,
-    },
-}
-_COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
-_NEEDED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-)
-
 # Columns of the products that open a block, rows of those that close it, so
 # that a block needs one sum over `tensor` (Megatron-LM, arXiv:1909.08053). `fsdp` takes the rest.
 SHARDING = (
@@ -84,82 +58,6 @@ SHARDING = (
     (r"embedding$", ("tensor", "fsdp")),
     (r"(bias|scale)$", (None,)),
 )
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """The fields of config.json that decide what is computed."""
-
-    model_type: str = field(repr=False)  # kept scores are named by the rest
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    max_position_embeddings: int
-    num_key_value_heads: int
-    head_dim: int
-    hidden_act: str
-    rms_norm_eps: float
-    tie_word_embeddings: bool
-    rope: Rope
-    qkv_bias: bool
-    output_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    windows: tuple[int | None, ...]  # keys that each layer's queries see, themselves included
-
-    @classmethod
-    def read(cls, path: Path) -> "LlamaConfig":
-        """Read config.json, in the spelling of transformers 4 or 5.
-
-        Raises:
-            InputError: the file describes a model that this module does not compute.
-        """
-        given = read_json(path)
-        family = given["model_type"]
-        if missing := [name for name in _NEEDED if given.get(name) is None]:
-            raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
-        for name in _NEEDED:
-            check_type(path, name, given[name], int)
-        values = _COMMON | _DEFAULTS[family] | {k: v for k, v in given.items() if v is not None}
-        if family == "mistral" and "sliding_window" in given:  # null says: none
-            values["sliding_window"] = given["sliding_window"]
-        optional = {"hidden_act": str, "rms_norm_eps": float}
-        optional |= dict.fromkeys(("num_key_value_heads", "head_dim"), int)
-        for name in values.keys() & optional.keys():
-            check_type(path, name, values[name], optional[name])
-        if values["hidden_act"] not in _ACTIVATIONS:
-            raise InputError(
-                f"{path}: hidden_act {values['hidden_act']} is not served; give one of "
-                f"{', '.join(_ACTIVATIONS)}"
-            )
-        heads = values["num_attention_heads"]
-        bias = values.get("attention_bias", False)
-        names = (*_NEEDED, "hidden_act", "rms_norm_eps", "tie_word_embeddings")
-        return cls(
-            model_type=family,
-            **{name: values[name] for name in names},
-            num_key_value_heads=values.get("num_key_value_heads", heads),
-            head_dim=values.get("head_dim", values["hidden_size"] // heads),
-            rope=read_rope(values, path),
-            qkv_bias=bias or family == "qwen2",
-            output_bias=bias,
-            mlp_bias=values.get("mlp_bias", False),
-            qk_norm=family == "qwen3",
-            windows=_windows(values, family),
-        )
-
-
-def _windows(values: dict, family: str) -> tuple[int | None, ...]:
-    layers, window = values["num_hidden_layers"], values.get("sliding_window")
-    if family == "mistral":
-        return (window,) * layers
-    if not values.get("use_sliding_window"):
-        return (None,) * layers
-    full = ["sliding_attention" if i >= values["max_window_layers"] else "" for i in range(layers)]
-    kinds = values.get("layer_types", full)
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 read = LlamaConfig.read
@@ -264,17 +162,17 @@ class Decoder(nnx.Module):
         self.layers = nnx.Dict(
             {str(i): Layer(c, window, dtype, rngs) for i, window in enumerate(c.windows)}
         )
-        self.norm = rms_norm(c.hidden_size, c.rms_norm_eps, dtype, rngs)
-        self.rope, self.head_dim, self.dtype = c.rope, c.head_dim, dtype
+        self.norm = _norm(c, c.hidden_size, dtype, rngs)
+        self.config, self.dtype = c, dtype
 
     def __call__(self, ids, positions, past: Past | None = None, mesh: Mesh | None = None):
         pin = partial(pin_rows, mesh=mesh) if mesh else lambda x: x
         # Summed over the layers in fp32: with SmolLM2 in bf16, the log-probability of a token is
         # then off by 0.025 (root mean square, 203 tokens), else by 0.037.
-        x = before = pin(self.embed_tokens(ids).astype(jnp.float32))
-        rotation, kept = rotary(self.rope, self.head_dim, positions), []
-        for i in range(len(self.layers)):  # as strings, "10" comes before "2"
-            layer = self.layers[str(i)]
+        x = before = pin(scaled(self.config, self.embed_tokens(ids)))
+        kept = []
+        for i, rotation in enumerate(rotations(self.config, positions)):
+            layer = self.layers[str(i)]  # as strings, "10" comes before "2"
             if mesh:  # while the layer before it computes, no earlier
                 graph, params = nnx.split(layer)
                 params = gather_fsdp(params.to_pure_dict(), mesh, SHARDING, after=before)
@@ -285,17 +183,41 @@ class Decoder(nnx.Module):
         return self.norm(x).astype(self.dtype), kept
 
 
+def scaled(c: LlamaConfig, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+    """What enters the first layer of words' vectors, in float32."""
+    x = x.astype(jnp.float32)
+    return x * c.hidden_size**0.5 if c.gemma else x
+
+
+def rotations(c: LlamaConfig, positions: Int[Array, "..."]) -> list[tuple[Array, Array]]:
+    """Of every layer, see `rotary`."""
+    full = rotary(c.rope, c.head_dim, positions)
+    local = rotary(c.local_rope, c.head_dim, positions) if c.local_rope else full
+    return [full if window is None else local for window in c.windows]
+
+
 class Layer(nnx.Module):
     def __init__(self, c: LlamaConfig, window: int | None, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.self_attn = Attention(c, window, dtype, rngs)
         self.mlp = MLP(c, dtype, rngs)
-        self.input_layernorm = rms_norm(c.hidden_size, c.rms_norm_eps, dtype, rngs)
-        self.post_attention_layernorm = rms_norm(c.hidden_size, c.rms_norm_eps, dtype, rngs)
+        names = ["input_layernorm", "post_attention_layernorm"]
+        if c.gemma:
+            names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        for name in names:
+            setattr(self, name, _norm(c, c.hidden_size, dtype, rngs))
+        self.gemma = c.gemma
 
     def __call__(self, x, rotation, past):
         out, kept = self.self_attn(self.input_layernorm(x), rotation, past)
-        x = x + out
-        return x + self.mlp(self.post_attention_layernorm(x)), kept
+        return self.feed_forward(x, out), kept
+
+    def feed_forward(self, x, attended):
+        """What leaves the layer, of what entered it and what attention made of that."""
+        if not self.gemma:
+            x = x + attended
+            return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.post_attention_layernorm(attended)
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
 
 
 class Attention(nnx.Module):
@@ -308,8 +230,9 @@ class Attention(nnx.Module):
         self.v_proj = _linear(c.hidden_size, keys, c.qkv_bias, dtype, rngs)
         self.o_proj = _linear(queries, c.hidden_size, c.output_bias, dtype, rngs)
         if c.qk_norm:
-            self.q_norm = rms_norm(c.head_dim, c.rms_norm_eps, dtype, rngs)
-            self.k_norm = rms_norm(c.head_dim, c.rms_norm_eps, dtype, rngs)
+            self.q_norm, self.k_norm = (_norm(c, c.head_dim, dtype, rngs) for _ in range(2))
+        # Attention divides by the root of the heads' width.
+        self.query_scale = (c.head_dim / c.query_width) ** 0.5 if c.query_width else 1.0
         self.head_dim, self.window, self.qk_norm = c.head_dim, window, c.qk_norm
         self.dtype = dtype
 
@@ -320,7 +243,7 @@ class Attention(nnx.Module):
             for part in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.query_scale * self.q_norm(q), self.k_norm(k)
         q, k = (rotate(a, rotation).astype(self.dtype) for a in (q, k))
         return q, k, v
 
@@ -349,6 +272,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x):
         return self.down_proj(_ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
+
+
+def _norm(c: LlamaConfig, width: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return rms_norm(width, c.rms_norm_eps, dtype, rngs, from_one=c.gemma)
 
 
 def _linear(into: int, out: int, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:

@@ -1,8 +1,8 @@
 """Language models of the Llama family that read texts for their vectors.
 
 They compute what llama.py has, over packed texts, with weights in fp32 and a backward pass. Tokens
-see those before them, or, where config.json says `"is_causal": false` as transformers reads it, all
-of their text.
+see those before them, or, where config.json says `"is_causal": false`, or for EmbeddingGemma
+`"use_bidirectional_attention": true`, as transformers reads it, all of their text.
 """
 
 import json
@@ -22,7 +22,6 @@ from llme_jax.models.layers import cast_kernels
 from llme_jax.models.llama import LlamaConfig
 from llme_jax.models.packing import Packing
 from llme_jax.models.platform import AttentionKernel
-from llme_jax.models.rope import rotary
 
 SHARDING = FSDP_RULES
 
@@ -44,6 +43,8 @@ class LlamaEncoderConfig(Architecture):
         given, model = read_json(path), LlamaConfig.read(path)
         causal = given.get("is_causal", True)
         check_type(path, "is_causal", causal, bool)
+        if model.gemma:
+            causal = causal and not given.get("use_bidirectional_attention", False)
         shared = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "hidden_act")
         shared += ("num_hidden_layers", "num_attention_heads", "max_position_embeddings")
         return cls(
@@ -68,7 +69,11 @@ class LlamaEncoderConfig(Architecture):
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        return tuple(None if w is None else w - 1 for w in self.model.windows)
+        # How transformers counts: Gemma's is the width of the whole window where it is not causal.
+        if self.causal:
+            return tuple(None if w is None else w - 1 for w in self.model.windows)
+        sides = 2 if self.model.gemma else 1
+        return tuple(None if w is None else w // sides for w in self.model.windows)
 
 
 read = LlamaEncoderConfig.read
@@ -89,9 +94,9 @@ def hidden_states(
     how = how_to_attend(config, attention, jnp.dtype(dtype), packing, drops=False)
     model = llama.merged(config.model, dtype, {"model": cast_kernels(params, dtype)})
     # Not by the module, which would first round the whole table.
-    x = params["embed_tokens"]["embedding"][ids].astype(jnp.float32)
-    rotation = rotary(config.model.rope, config.head_width, packing.tokens.places)
-    for i, of_layer in enumerate(how):  # as strings, "10" comes before "2"
+    x = llama.scaled(config.model, jnp.asarray(params["embed_tokens"]["embedding"])[ids])
+    turns = llama.rotations(config.model, packing.tokens.places)
+    for i, (of_layer, rotation) in enumerate(zip(how, turns, strict=True)):
         layer = partial(_layer, model.layers[str(i)], packing=packing, how=of_layer)
         x = (jax.checkpoint(layer) if remat else layer)(x, rotation)
     x = model.norm(x).astype(jnp.float32)
@@ -103,8 +108,7 @@ def _layer(layer: llama.Layer, x, rotation, *, packing: Packing, how: How):
     heads = q.shape[1]
     q, k, v = (part.reshape(len(x), -1) for part in (q, k, v))
     attended = attend(q, k, v, packing, how, heads, key=None, rate=0.0)
-    x = x + layer.self_attn.o_proj(attended)
-    return x + layer.mlp(layer.post_attention_layernorm(x))
+    return layer.feed_forward(x, layer.self_attn.o_proj(attended))
 
 
 def abstract_params(config: LlamaEncoderConfig) -> dict:

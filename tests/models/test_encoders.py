@@ -21,6 +21,10 @@ LENGTHS = np.array([WIDTH, 1, 7, 16], np.int32)
 SECOND = np.array([11, 1, 3, 8], np.int32)
 SPECIAL = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 OF_DISTILBERT = {"dim": 48, "n_layers": 2, "n_heads": 4, "hidden_dim": 80}
+GEMMA = {
+    "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
 FAMILIES = [
     ("camembert", {"max_position_embeddings": WIDTH + 2}),
     ("distilbert", OF_DISTILBERT),
@@ -35,6 +39,8 @@ FAMILIES = [
     ("mistral", {"num_key_value_heads": 2, "sliding_window": 5}),
     ("qwen2", {"num_key_value_heads": 4, "is_causal": False}),
     ("qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
+    ("gemma3_text", GEMMA | {"use_bidirectional_attention": True}),
+    ("gemma3_text", GEMMA),
 ]
 TYPED = ("nomic_bert", "gte")
 

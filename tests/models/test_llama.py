@@ -66,6 +66,11 @@ FAMILIES = {
         | {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", GQA | rope(1e6) | {"head_dim": 16}),
+    "gemma3": (
+        "gemma3_text",
+        GQA | {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 20,
+               "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
 }  # fmt: skip
 
 
@@ -219,7 +224,16 @@ def test_what_does_not_fit_is_said(model, changes, message):
 
 
 # Those whose keys and values are kept differently.
-KEPT = ("llama2", "llama3", "biases", "mistral window", "qwen2 window", "qwen3", "yarn scaled")
+KEPT = (
+    "llama2",
+    "llama3",
+    "biases",
+    "mistral window",
+    "qwen2 window",
+    "qwen3",
+    "gemma3",
+    "yarn scaled",
+)
 
 
 @pytest.mark.parametrize("size", [1, 20])

@@ -1,0 +1,150 @@
+"""What config.json says of the Llama family, in the spelling of transformers 4 or 5."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llme_jax.errors import InputError
+from llme_jax.models.foreign import check_type, read_json
+from llme_jax.models.layers import ACTIVATIONS
+from llme_jax.models.rope import Rope, read_rope
+
+# What transformers takes where config.json is silent, for the fields that old files leave out.
+_DEFAULTS = {
+    "llama": {"attention_bias": False, "mlp_bias": False},
+    "mistral": {"sliding_window": 4096},
+    "qwen2": {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen3": {
+        "attention_bias": False,
+        "head_dim": 128,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
+    "gemma3_text": {
+        "attention_bias": False,
+        "head_dim": 256,
+        "num_key_value_heads": 4,
+        "sliding_window": 4096,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+        "sliding_window_pattern": 6,
+    },
+}
+_COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+_NEEDED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The fields of config.json that decide what is computed."""
+
+    model_type: str = field(repr=False)  # kept scores are named by the rest
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_act: str
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    rope: Rope
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    windows: tuple[int | None, ...]  # keys that each layer's queries see, themselves included
+    # Of Gemma 3, whose weights of norms count from 1, and which has norms behind attention and
+    # feed-forward too: the rotary positions of layers with windows, and the root of what queries'
+    # products are divided by.
+    local_rope: Rope | None = None
+    query_width: int | None = None
+
+    @property
+    def gemma(self) -> bool:
+        return self.local_rope is not None
+
+    @classmethod
+    def read(cls, path: Path) -> "LlamaConfig":
+        """Read config.json, in the spelling of transformers 4 or 5.
+
+        Raises:
+            InputError: the file describes a model that this module does not compute.
+        """
+        given = read_json(path)
+        family = given["model_type"]
+        if missing := [name for name in _NEEDED if given.get(name) is None]:
+            raise InputError(f"{path}: {', '.join(missing)} missing; add what the model has")
+        for name in _NEEDED:
+            check_type(path, name, given[name], int)
+        values = _COMMON | _DEFAULTS[family] | {k: v for k, v in given.items() if v is not None}
+        own = _gemma(values, path) if family == "gemma3_text" else {}
+        if family == "mistral" and "sliding_window" in given:  # null says: none
+            values["sliding_window"] = given["sliding_window"]
+        optional = {"hidden_act": str, "rms_norm_eps": float}
+        optional |= dict.fromkeys(("num_key_value_heads", "head_dim"), int)
+        for name in values.keys() & optional.keys():
+            check_type(path, name, values[name], optional[name])
+        if values["hidden_act"] not in ACTIVATIONS:
+            raise InputError(
+                f"{path}: hidden_act {values['hidden_act']} is not served; give one of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        heads = values["num_attention_heads"]
+        bias = values.get("attention_bias", False)
+        names = (*_NEEDED, "hidden_act", "rms_norm_eps", "tie_word_embeddings")
+        return cls(
+            model_type=family,
+            **{name: values[name] for name in names},
+            num_key_value_heads=values.get("num_key_value_heads", heads),
+            head_dim=values.get("head_dim", values["hidden_size"] // heads),
+            rope=read_rope(values, path),
+            qkv_bias=bias or family == "qwen2",
+            output_bias=bias,
+            mlp_bias=values.get("mlp_bias", False),
+            qk_norm=family in ("qwen3", "gemma3_text"),
+            windows=_windows(values, family),
+            **own,
+        )
+
+
+def _gemma(values: dict, path: Path) -> dict:
+    """What Gemma 3 has besides; what it calls by other names gets the usual ones in `values`."""
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if values.get(name) is not None:
+            raise InputError(f"{path}: {name} {values[name]} is not served; give a model without")
+    values["hidden_act"] = values.get("hidden_activation", "gelu_pytorch_tanh")
+    of_kind = values.pop("rope_parameters", None) or {}
+    if full := of_kind.get("full_attention"):
+        values["rope_parameters"] = full
+    local = {"rope_theta": values["rope_local_base_freq"]}
+    local["rope_parameters"] = of_kind.get("sliding_attention")
+    check_type(path, "query_pre_attn_scalar", values["query_pre_attn_scalar"], int)
+    return {"local_rope": read_rope(local, path), "query_width": values["query_pre_attn_scalar"]}
+
+
+def _windows(values: dict, family: str) -> tuple[int | None, ...]:
+    layers, window = values["num_hidden_layers"], values.get("sliding_window")
+    if family == "mistral":
+        return (window,) * layers
+    if family == "gemma3_text":
+        every = values["sliding_window_pattern"]
+        usual = ["sliding_attention" if (i + 1) % every else "" for i in range(layers)]
+    elif not values.get("use_sliding_window"):
+        return (None,) * layers
+    else:
+        last = values["max_window_layers"]
+        usual = ["sliding_attention" if i >= last else "" for i in range(layers)]
+    kinds = values.get("layer_types", usual)
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
