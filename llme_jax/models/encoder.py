@@ -207,13 +207,15 @@ def attend(
         k, v: of fewer heads, each of which serves several of the queries', where E is less than D.
         key: attention weights are dropped at `rate` where it is given.
     """
+    width = q.shape[1] // heads
+    if not how.causal:
+        k, v = (_repeated(x, width, q.shape[1]) for x in (k, v))
     if how.reach:
         attended = flash_attention(
             *(q, k, v, how.reach, heads), window=how.window,
             key=key, numbers=packing.tokens.texts, rate=rate,
         )  # fmt: skip
         return packing.first(attended) if how.first else attended
-    width = q.shape[-1] // heads
     q = [x[:, None] for x in packing.split(q)] if how.first else packing.in_blocks(q)
     k, v = packing.in_blocks(k), packing.in_blocks(v)
     biases = how.bias or [None] * len(q)
@@ -227,7 +229,6 @@ def attend(
             window = None if how.window is None else how.window + 1  # its own key included
             out = causal_attention(*split, window=window, kernel=how.kernel)
         elif bias is None:
-            split[1:] = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in split[1:])
             out = attention(*split, lengths, kernel=how.kernel, window=how.window, **drawn)
         else:
             bias = bias[:, : parts[0].shape[1]]
@@ -235,3 +236,9 @@ def attend(
             out = biased_attention(*split, bias, lengths, **drawn)
         attended.append(out.reshape(parts[0].shape))
     return jnp.concatenate(attended)[:, 0] if how.first else packing.from_blocks(attended)
+
+
+def _repeated(x: Float[Array, "T E"], width: int, whole: int) -> Float[Array, "T D"]:
+    """Every head as often as queries' heads share it."""
+    x = x.reshape(len(x), -1, width)
+    return jnp.repeat(x, whole // (x.shape[1] * width), axis=1).reshape(len(x), whole)
