@@ -35,6 +35,8 @@ from llme_jax.data.instructions import RECIPES
 from llme_jax.data.rows import BadRows, parse_row, parse_scoring_row, read_lines
 from llme_jax.errors import InputError
 from llme_jax.lm.prompts import TEMPLATES
+from llme_jax.models.cross_encoder import HEADS
+from llme_jax.models.families import ENCODERS
 from llme_jax.quickstart import data as quickstart
 from llme_jax.retrieval.results import read_result
 
@@ -53,6 +55,10 @@ PROMISED = {
         "data/results/performance.log",
         "{root}/qa/nq/train.neg.bge.json",
         "{root}/qa/msmarco/train.scored.llama2-7b-chat.json",
+    ],
+    "models": [
+        "data/outputs/qwen3/checkpoint-*/adapter/adapter_config.json",
+        "data/outputs/qwen3/checkpoint-*/encoder/modules.json",
     ],
     "data": [
         "findings.json",
@@ -191,6 +197,17 @@ def test_the_commands_run(page, shell, root, bucket):
         absolute = Path(pattern).is_absolute()
         found = [*Path("/").glob(pattern[1:])] if absolute else [*shell.folder.glob(pattern)]
         assert found, pattern
+
+
+def test_every_family_is_in_the_table_of_models():
+    rows = [line for line in PAGES["models"].splitlines() if line.count("|") == 5]
+    named = {name for row in rows[2:] for name in re.findall(r"`(\w[\w-]*)`", row.split("|")[2])}
+    assert named == {*ENCODERS}
+    rerankers = {
+        name for row in rows[2:] if row.split("|")[4].strip() == "yes"
+        for name in re.findall(r"`(\w[\w-]*)`", row.split("|")[2])
+    }  # fmt: skip
+    assert rerankers - {"new"} == {*HEADS}  # "new" is read as gte
 
 
 def test_a_host_without_its_gpus_is_told_so(shell):
