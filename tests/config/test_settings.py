@@ -60,6 +60,8 @@ NUMBERS = {
     "k1": (float, False, True, True, "0.9"),
     "key_max_length": (int, False, False, False, "128"),
     "key_num": (int, False, False, False, "3"),
+    "lora_alpha": (float, False, False, True, "32"),
+    "lora_rank": (int, False, False, False, "8"),
     "learning_rate": (float, False, False, True, "1e-5"),
     "logging_steps": (int, False, False, False, "1"),
     "margin": (float, False, True, True, "0.1"),
