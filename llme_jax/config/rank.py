@@ -82,9 +82,10 @@ class RankLossConfig(DistillConfig):
     contrastive_weight: float = setting(
         0.2, "Weight of the cross-entropy, whose target is the positive.", least=0
     )
-    distill_loss: Literal["kl", "ranknet", "lambdaloss"] = setting(
+    distill_loss: Literal["kl", "margin_mse", "ranknet", "lambdaloss"] = setting(
         "kl",
-        "How teacher scores are distilled: kl compares distributions; ranknet and lambdaloss "
+        "How teacher scores are distilled without --stable_distill: kl compares distributions; "
+        "margin_mse by how much the positive scores above each negative; ranknet and lambdaloss "
         "compare pairs of keys, the latter by what swapping them is worth in ndcg.",
     )
 

@@ -19,6 +19,11 @@ class DistillConfig(Group):
     stable_distill: bool = setting(
         False, "Distil by contrastive terms, ranked by the teacher, instead of KL divergence."
     )
+    distill_loss: Literal["kl", "margin_mse"] = setting(
+        "kl",
+        "How teacher scores are distilled without --stable_distill: kl compares distributions; "
+        "margin_mse by how much the positive scores above each negative.",
+    )
     teacher_temperature: float = setting(1.0, "Divides teacher scores.", above=0)
     student_temperature: float = setting(
         1.0, "Divides the model's scores when distilling.", above=0

@@ -37,7 +37,7 @@ def validate(config: Config) -> None:
 
 def validate_ranking(config: RankConfig) -> None:
     """As `validate`, for llme_jax.rank."""
-    data, ranker, loss, ev, train, _ = config.groups()
+    data, ranker, _, ev, train, _ = config.groups()
     if ev.load_result and not data.corpus:
         raise InputError("--load_result needs --corpus, the passages whose numbers it holds")
     if data.train_data:
@@ -46,11 +46,6 @@ def validate_ranking(config: RankConfig) -> None:
             raise InputError(
                 f"--metrics {min(written)}: nothing is written while a ranker trains; run again "
                 "with the trained --ranker and without --train_data"
-            )
-        if loss.stable_distill and loss.distill_loss != "kl":
-            raise InputError(
-                f"--distill_loss {loss.distill_loss}: --stable_distill distils in its own way; "
-                "give one of them"
             )
         if ranker.ranker_method == "yes-no":
             raise InputError(
@@ -82,6 +77,11 @@ def _check_training(config: Config | RankConfig) -> None:
     if loss.contrastive_weight <= 0 and loss.distill_weight <= 0 and not data.use_train_config:
         raise InputError(
             "--contrastive_weight and --distill_weight are both 0: give at least one a weight"
+        )
+    if loss.stable_distill and loss.distill_loss != "kl":
+        raise InputError(
+            f"--distill_loss {loss.distill_loss}: --stable_distill distils in its own way; "
+            "give one of them"
         )
     names = measured(ev)
     if train.metric_for_best_model not in (None, *names):

@@ -13,12 +13,9 @@ from llme_jax.config import DistillConfig, LossConfig
 NEGATIVE_INFINITY = -1e30  # a masked score: its softmax is exactly 0 and no gradient is NaN
 
 
-def similarity(
-    query: Float[Array, "B D"], key: Float[Array, "M D"], loss: LossConfig, dense_metric: str
-) -> Float[Array, "B M"]:
-    """Inner products of all queries with all keys; for cos over the temperature."""
-    scores = jnp.matmul(query, key.T, precision=jax.lax.Precision.HIGHEST)
-    return scores / loss.cos_temperature if dense_metric == "cos" else scores
+def similarity(query: Float[Array, "B D"], key: Float[Array, "M D"]) -> Float[Array, "B M"]:
+    """Inner products of all queries with all keys."""
+    return jnp.matmul(query, key.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def own_group(scores: Float[Array, "B M"]) -> Float[Array, "B N"]:
@@ -85,6 +82,24 @@ def teacher_logits(teacher_scores: Float[Array, "B N"], loss: DistillConfig) -> 
     return (teacher_scores - best) / loss.teacher_temperature
 
 
+def margin_mse(
+    own_scores: Float[Array, "B N"],
+    teacher_scores: Float[Array, "B N"],
+    has_scores: Bool[Array, "B"],
+    loss: DistillConfig,
+) -> Float[Array, ""]:
+    """By how much the positive scores above a negative, squared difference of model and teacher.
+
+    Mean over the negatives of the rows that have scores (arXiv:2010.02666). A teacher's margin
+    whose square float32 does not hold, as that of a masked key, is left out.
+    """
+    own, teacher = own_scores / loss.student_temperature, teacher_scores / loss.teacher_temperature
+    wanted = teacher[:, :1] - teacher[:, 1:]
+    counted = has_scores[:, None] & jnp.isfinite(wanted**2)
+    difference = own[:, :1] - own[:, 1:] - jnp.where(counted, wanted, 0.0)
+    return mean_where(difference**2, counted)
+
+
 def stable_distill(
     scores: Float[Array, "B M"],
     teacher_scores: Float[Array, "B N"],
@@ -131,7 +146,8 @@ def total(
 
     Both losses on: their weighted sum. One on: that loss, unweighted, as in the reference.
     """
-    scores = similarity(query.astype(jnp.float32), key.astype(jnp.float32), loss, dense_metric)
+    products = similarity(query.astype(jnp.float32), key.astype(jnp.float32))
+    scores = products / (loss.cos_temperature if dense_metric == "cos" else 1.0)
     masking = loss.mask_false_negatives
     parts = {}
     if loss.contrastive_weight > 0:
@@ -142,6 +158,8 @@ def total(
             parts["distill"] = stable_distill(
                 scores, teacher_scores, has_scores, loss, key_hash if masking else None
             )
+        elif loss.distill_loss == "margin_mse":  # of cosines themselves, as elsewhere
+            parts["distill"] = margin_mse(own_group(products), teacher_scores, has_scores, loss)
         else:
             parts["distill"] = kl_distill(own_group(scores), teacher_scores, has_scores, loss)
     return weighted_sum(parts, loss), parts

@@ -14,6 +14,7 @@ from llme_jax.config import RankLossConfig
 from llme_jax.training.losses import (
     contrastive,
     kl_distill,
+    margin_mse,
     mean_where,
     stable_distill,
     teacher_logits,
@@ -48,6 +49,8 @@ def _distill(scores, teacher_scores, has_scores, loss: RankLossConfig) -> Float[
         return mean_where(jax.vmap(of_row)(*rows), has_scores)
     if loss.distill_loss == "kl":
         return kl_distill(scores, teacher_scores, has_scores, loss)
+    if loss.distill_loss == "margin_mse":
+        return margin_mse(scores, teacher_scores, has_scores, loss)
     return pairwise(scores, teacher_scores, has_scores, loss)
 
 

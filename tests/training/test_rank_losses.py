@@ -39,6 +39,11 @@ def kl(scores, teacher=2.0, student=0.5):
     return F.kl_div((scores[HAS] / student).log_softmax(-1), target, reduction="batchmean")
 
 
+def margin_mse(scores, teacher=2.0, student=0.5):
+    own, wanted = scores[HAS] / student, torch.tensor(TEACHER[HAS] / teacher)
+    return F.mse_loss(own[:, :1] - own[:, 1:], wanted[:, :1] - wanted[:, 1:])
+
+
 def stable(scores, teacher=2.0, student=0.5):
     """Term i contrasts key i with itself and the keys behind it."""
     weights = torch.tensor(TEACHER / teacher).softmax(-1)
@@ -53,13 +58,14 @@ def stable(scores, teacher=2.0, student=0.5):
 TEMPERATURES = {"teacher_temperature": 2.0, "student_temperature": 0.5}
 
 
-@pytest.mark.parametrize("name", ["ce", "kl", "both", "stable"])
+@pytest.mark.parametrize("name", ["ce", "kl", "both", "stable", "margin_mse"])
 def test_values_and_gradients(name):
     weights = {"ce": (1.0, 0.0), "both": (0.2, 0.7)}.get(name, (0.0, 1.0))
     loss = RankLossConfig(
         contrastive_weight=weights[0],
         distill_weight=weights[1],
         stable_distill=name == "stable",
+        distill_loss="margin_mse" if name == "margin_mse" else "kl",
         **TEMPERATURES,
     )
     theirs = {
@@ -67,6 +73,7 @@ def test_values_and_gradients(name):
         "kl": kl,
         "both": lambda s: 0.2 * cross_entropy(s) + 0.7 * kl(s),
         "stable": stable,
+        "margin_mse": margin_mse,
     }
     assert_same(loss, theirs[name])
 

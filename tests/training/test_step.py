@@ -24,6 +24,7 @@ RECIPES = {
     "contrastive": CONTRASTIVE,
     "kl": replace(CONTRASTIVE, contrastive_weight=0.0, distill_weight=1.0),
     "stable": replace(CONTRASTIVE, distill_weight=0.7, stable_distill=True),
+    "margin_mse": replace(CONTRASTIVE, distill_weight=0.5, distill_loss="margin_mse"),
 }
 
 
@@ -111,11 +112,16 @@ def test_dropout_does_not_depend_on_the_devices(tmp_path):
         assert_same_gradient(got[1], want[1], 1e-5)
 
 
-@pytest.mark.parametrize(("devices", "chunk"), [(1, 4), (1, 7), (8, 1), (8, 3)])
-def test_sub_batches_give_the_gradient_of_the_whole_batch(folder, on_one_device, chunk, devices):
+@pytest.mark.parametrize(
+    ("devices", "chunk", "recipe"),
+    [(1, 4, "stable"), (1, 7, "stable"), (8, 1, "stable"), *((8, 3, name) for name in RECIPES)],
+)
+def test_sub_batches_give_the_gradient_of_the_whole_batch(
+    folder, on_one_device, devices, chunk, recipe
+):
     encoder, params, _ = load(folder)
-    batch, want = tiny.random_batch(16, 4, devices=devices), on_one_device["stable"]
-    got = loss_and_gradient(encoder, params, batch, RECIPES["stable"], devices=devices, chunk=chunk)
+    batch, want = tiny.random_batch(16, 4, devices=devices), on_one_device[recipe]
+    got = loss_and_gradient(encoder, params, batch, RECIPES[recipe], devices=devices, chunk=chunk)
     assert got[0] == pytest.approx(want[0], rel=1e-6)
     assert_same_gradient(got[1], want[1], 1e-5)
 
@@ -221,7 +227,7 @@ def test_gradient_accumulation_is_the_mean_of_its_batches(tmp_path):
     encoder, params, _ = load(tiny.save_bert(tmp_path / "bert", layers=1))
     optimizer = make_optimizer(TrainConfig(lr_scheduler_type="constant", learning_rate=1e-3), 10)
     batches = [tiny.random_batch(8, 4, seed=i) for i in range(3)]
-    recipes = list(RECIPES.values())  # each batch has its own
+    recipes = [RECIPES[name] for name in ("contrastive", "kl", "stable")]  # each batch has its own
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     step = Step(task(encoder), optimizer, mesh=mesh, chunk=None, seed=0)
 

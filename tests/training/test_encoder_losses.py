@@ -1,0 +1,93 @@
+"""The dual encoder's losses against sentence-transformers', values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sentence_transformers.sentence_transformer import losses as st_losses
+
+from llme_jax.config import LossConfig
+from llme_jax.models.pooling import normalize
+from llme_jax.training import losses
+
+B, N, D = 6, 4, 16
+RNG = np.random.default_rng(0)
+QUERY = RNG.normal(size=(B, D)).astype(np.float32)
+KEY = RNG.normal(size=(B, N, D)).astype(np.float32)
+TEACHER = RNG.normal(0, 3, (B, N)).astype(np.float32)
+HAS = np.array([True, True, False, True, True, False])
+ALL = np.full(B, True)
+# Every text is another one, and each query has one positive.
+KEY_HASH = np.arange(2 * B * N, dtype=np.uint32).reshape(-1, 2)
+POSITIVE_HASH = KEY_HASH.reshape(B, N, 2)[:, :1]
+
+
+def total(query, key, loss, metric, has=ALL, teacher=TEACHER):
+    """Of vectors as they come: [B, D] and [B, N, D]."""
+    unit = normalize if metric == "cos" else lambda x: x
+    rest = map(jnp.asarray, (teacher, has, KEY_HASH, POSITIVE_HASH))
+    return losses.total(unit(query), unit(key.reshape(B * N, D)), *rest, loss, metric)
+
+
+def assert_same(loss: LossConfig, theirs, metric: str = "cos", **batch):
+    """
+    Args:
+        theirs: columns of vectors, the queries' and each key's [B, D], in fp64 -> the loss.
+    """
+    value, gradients = jax.value_and_grad(
+        lambda q, k: total(q, k, loss, metric, **batch)[0], argnums=(0, 1)
+    )(jnp.asarray(QUERY), jnp.asarray(KEY))
+    tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (QUERY, KEY)]
+    query, key = (F.normalize(x, dim=-1) if metric == "cos" else x for x in tensors)
+    want = theirs([query, *key.unbind(1)])
+    want.backward()
+    assert float(value) == pytest.approx(want.item(), rel=1e-6)
+    for got, tensor in zip(gradients, tensors, strict=True):
+        # fp32 sums, of scores that a temperature makes large: relative to the largest entry.
+        largest = tensor.grad.abs().max().item()
+        np.testing.assert_allclose(got, tensor.grad, rtol=0, atol=1e-6 * max(largest, 1))
+
+
+def margin_mse(columns, rows=ALL, scale=1.0):
+    loss, rows = st_losses.MarginMSELoss(None), torch.tensor(rows)
+    labels = torch.tensor(TEACHER, dtype=torch.float64)[rows] * scale
+    return loss.compute_loss_from_embeddings([x[rows] for x in columns], labels)
+
+
+MARGIN_MSE = {"contrastive_weight": 0.0, "distill_loss": "margin_mse"}
+
+
+@pytest.mark.parametrize("metric", ["cos", "ip"])
+@pytest.mark.parametrize("has", [ALL, HAS], ids=["all", "some"])
+def test_margin_mse(metric, has):
+    loss = LossConfig(**MARGIN_MSE)  # cos_temperature is not 1, and does not count
+    assert_same(loss, lambda columns: margin_mse(columns, has), metric, has=has)
+
+
+def test_margin_mse_knows_both_temperatures():
+    loss = LossConfig(**MARGIN_MSE, teacher_temperature=10.0, student_temperature=0.5)
+
+    def theirs(columns):
+        return margin_mse([columns[0] / 0.5, *columns[1:]], scale=0.1)
+
+    assert_same(loss, theirs)
+
+
+def test_margin_mse_leaves_masked_keys_out():
+    """They have the lowest score of float32; a row of nothing else has no margin."""
+    lowest = np.finfo(np.float32).min
+    teacher = TEACHER.copy()
+    teacher[0, 2] = teacher[1, 1:] = teacher[2] = lowest
+    margins = np.ones((B, N - 1), bool)
+    margins[0, 1] = margins[1] = False
+    teacher_margins = torch.tensor(TEACHER[:, :1] - TEACHER[:, 1:])
+    teacher_margins[2] = 0
+
+    def theirs(columns):
+        positive, *negatives = [(columns[0] * key).sum(1) for key in columns[1:]]
+        own = positive[:, None] - torch.stack(negatives, 1)
+        return F.mse_loss(own[margins], teacher_margins[margins].double())
+
+    assert_same(LossConfig(**MARGIN_MSE), theirs, teacher=teacher)
