@@ -59,8 +59,10 @@ def arguments(data, tmp_path):
     return [*flags(settings), "--save_to_output", "--add_instruction", "false"]
 
 
-def test_dense_retrieval_is_that_of_sentence_transformers(data, arguments, tmp_path, capsys):
+@pytest.mark.parametrize("dim", [None, 12])
+def test_dense_retrieval_is_that_of_sentence_transformers(data, arguments, tmp_path, capsys, dim):
     metrics = "--metrics mrr recall ndcg nq collate_key collate_neg --cutoffs 1 10".split()
+    arguments += [] if dim is None else ["--truncate_dim", str(dim)]
     assert retrieve.main([*arguments, *metrics, "--save_name", "tiny"]) == 0
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
@@ -69,10 +71,13 @@ def test_dense_retrieval_is_that_of_sentence_transformers(data, arguments, tmp_p
     }
     bert = Transformer(str(data / "bert"), max_seq_length=64)
     pooling = Pooling(bert.get_embedding_dimension(), "cls")
-    model = SentenceTransformer(modules=[bert, pooling, Normalize()], device="cpu")
+    how = {"device": "cpu", "truncate_dim": dim}
+    model = SentenceTransformer(modules=[bert, pooling, Normalize()], **how)
     rows, corpus = read_lines(data / "train.json"), read_lines(data / "corpus.json")
     texts = [f"{row['title']} {row['text']}" for row in corpus]
-    similarity = model.encode([row["query"] for row in rows]) @ model.encode(texts).T
+    queries = [row["query"] for row in rows]
+    vectors = [model.encode(of, normalize_embeddings=True) for of in (queries, texts)]
+    similarity = vectors[0] @ vectors[1].T
     results = read_lines(out / "train.result.tiny.json")
     assert [r["query_id"] for r in results] == [row["query_id"] for row in rows]
     for result, row in zip(results, similarity, strict=True):
@@ -215,8 +220,9 @@ def test_embeddings_are_kept_on_request(arguments, tmp_path):
         retrieve.main([*arguments, *more])
         assert (out / "train.result.json").read_text() == before
         assert (folder / "manifest.json").exists()
-    with pytest.raises(InputError, match=r"--load_encode: .* has no embeddings of this corpus"):
-        retrieve.main([*arguments, "--load_encode", "--key_max_length", "20"])
+    for other in (["--key_max_length", "20"], ["--truncate_dim", "8"]):
+        with pytest.raises(InputError, match=r"--load_encode: .* has no embeddings of this corpus"):
+            retrieve.main([*arguments, "--load_encode", *other])
 
 
 def test_a_faiss_index_is_kept_on_request(arguments, tmp_path):
@@ -233,6 +239,8 @@ def test_a_faiss_index_is_kept_on_request(arguments, tmp_path):
     assert np.mean([a[:5] == e[:5] for a, e in zip(approximate, exact, strict=True)]) > 0.8
     retrieve.main([*arguments, *faiss, "--load_index"])
     assert (out / "train.result.json").read_text() == before
+    retrieve.main([*arguments, *faiss, "--truncate_dim", "8"])  # another index, of other vectors
+    assert (out / "train.result.json").read_text() != before
 
 
 def test_killed_while_encoding_the_finished_shards_are_kept(arguments, tmp_path, monkeypatch):

@@ -293,6 +293,8 @@ def test_a_run_is_not_continued_with_other_settings(data, uninterrupted):
     argv = arguments(data, uninterrupted, "--learning_rate", "1e-4")
     with pytest.raises(InputError, match=r"holds a run with --learning_rate 0.001, now it is"):
         train.main(argv)
+    with pytest.raises(InputError, match=r"a run with --matryoshka_dims None, now it is \[8\]"):
+        train.main(arguments(data, uninterrupted, "--matryoshka_dims", "8"))
     tiny.save_bert(data / "wide", width=64)
     run_file = uninterrupted / "run.json"
     text = run_file.read_text()
@@ -340,6 +342,10 @@ BAD_INPUT = {
         "scores.json:1: teacher_scores has 1 values, pos + neg has 3",
     ),
     "too long": (["--key_max_length", "65"], "--key_max_length 65: the encoder has 64 positions"),
+    "too wide": (
+        "--matryoshka_dims 8 33".split(),
+        "--matryoshka_dims 33: the encoder's vectors have 32 numbers, give 32 or less",
+    ),
     "no such model": (["--query_encoder", "./nowhere"], "./nowhere: no such folder"),
     "nothing to train on": ([], "--train_data is missing: give the JSON-lines files"),
 }

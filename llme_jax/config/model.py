@@ -74,5 +74,13 @@ class EncoderConfig(HubConfig):
         "Similarity of query and key: cosine, inner product or negative distance [as the model's "
         "folder says, else cos].",
     )
+    truncate_dim: int | None = setting(
+        None,
+        "Search and evaluate with this many numbers of each vector, the first; of length 1 again "
+        "where the similarity is cos [all].",
+        unit="NUMBERS",
+        least=1,
+        may_change=True,
+    )
     dtype: str = setting("auto", DTYPE_HELP, **DTYPES)
     attention: str = setting("auto", **ATTENTION)

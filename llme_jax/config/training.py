@@ -30,7 +30,7 @@ class DistillConfig(Group):
     )
 
 
-@dataclass(unsafe_hash=True)
+@dataclass
 class LossConfig(DistillConfig):
     """What is minimised over the global batch; one for every dataset (its recipe)."""
 
@@ -41,6 +41,19 @@ class LossConfig(DistillConfig):
     mask_false_negatives: bool = setting(
         True, "Do not count a query's known positives among its in-batch negatives."
     )
+    matryoshka_dims: list[int] | None = setting(
+        None,
+        "Train the first numbers of the vectors, as many as each of these says, to do alone "
+        "(Matryoshka): the loss is the sum over them [all numbers].",
+        unit="NUMBERS",
+        least=1,
+    )
+    matryoshka_weights: list[float] | None = setting(
+        None, "Weight of each of --matryoshka_dims in the sum [1].", unit="WEIGHT", above=0
+    )
+
+    def __hash__(self) -> int:  # lists have none
+        return hash(repr(self))
 
 
 @dataclass

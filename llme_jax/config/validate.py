@@ -19,6 +19,7 @@ from llme_jax.config.merge import MergingConfig
 from llme_jax.config.model import EncoderConfig
 from llme_jax.config.rank import RANK_COLLATIONS
 from llme_jax.config.retrieval import METRICS, NQ_CUTOFFS, EvalConfig, RetrievalConfig
+from llme_jax.config.training import LossConfig
 from llme_jax.errors import InputError
 from llme_jax.files.storage import in_bucket
 
@@ -31,6 +32,7 @@ def validate(config: Config) -> None:
     """
     check_encoder(config.encoder)
     _check_training(config)
+    _check_loss(config.loss)
     if config.data.eval_data and not config.data.corpus:
         raise InputError("--eval_data needs --corpus, the passages that are searched")
 
@@ -65,6 +67,15 @@ def validate_ranking(config: RankConfig) -> None:
         raise InputError("--plan: says what training takes, give --train_data")
     if in_bucket(train.output_dir):
         raise InputError(f"--output_dir {train.output_dir}: give a local folder to rerank")
+
+
+def _check_loss(loss: LossConfig) -> None:
+    dims, weights = loss.matryoshka_dims or [], loss.matryoshka_weights
+    if weights is not None and len(weights) != len(dims):
+        raise InputError(
+            f"--matryoshka_weights {' '.join(map(str, weights))}: give {len(dims)}, one for each "
+            "of --matryoshka_dims"
+        )
 
 
 def _check_training(config: Config | RankConfig) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.lora import Lora, adapted, merged, save_adapters
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
-from llme_jax.models.pooling import Dense, last_token, mean, normalize
+from llme_jax.models.pooling import Dense, last_token, mean, normalize, truncate
 from llme_jax.models.space import open_space
 from llme_jax.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
 from llme_jax.models.weights import find_model, load_params, save_params
@@ -41,10 +41,12 @@ class DualEncoder:
     remat: bool
     attention: AttentionKernel = "auto"
     lora: Lora | None = None  # where params has adapters, of `lora`
+    # Numbers of a vector that are kept for search, None for all.
+    truncate_dim: int | None = field(default=None, repr=False)
 
     @property
     def width(self) -> int:
-        """D, the width of the embeddings."""
+        """D, the width of the embeddings before they are truncated."""
         return self.dense[-1].width if self.dense else self.query_config.hidden_size
 
     @property
@@ -87,6 +89,18 @@ class DualEncoder:
                     f"{config.max_length} or less"
                 )
 
+    def check_dims(self, flag: str, dims: list[int] | None) -> None:
+        """Refuses to truncate embeddings to more numbers than they have.
+
+        Raises:
+            InputError: names the flag and the largest value it can have.
+        """
+        if dims and max(dims) > self.width:
+            raise InputError(
+                f"{flag} {max(dims)}: the encoder's vectors have {self.width} numbers, give "
+                f"{self.width} or less"
+            )
+
     def encode(
         self,
         params: dict,
@@ -95,13 +109,16 @@ class DualEncoder:
         *,
         field: Literal["query", "key"],
     ) -> Float[Array, "B D"]:
-        """Embeddings of right-padded texts, see `encode_packed`.
+        """Embeddings of right-padded texts for search, see `encode_packed`; truncated.
 
         Args:
             lengths: tokens of each text, special tokens included.
         """
         packing = padded(lengths, ids.shape[1])
-        return self.encode_packed(params, ids.reshape(-1), packing, field=field)
+        embeddings = self.encode_packed(params, ids.reshape(-1), packing, field=field)
+        if self.truncate_dim is None:
+            return embeddings
+        return truncate(embeddings, self.truncate_dim, self.metric)
 
     def encode_packed(
         self,
@@ -195,7 +212,9 @@ def load_dual_encoder(
         dtype=compute_dtype(config.dtype),
         remat=remat,
         attention=config.attention,
+        truncate_dim=config.truncate_dim,
     )
+    encoder.check_dims("--truncate_dim", config.truncate_dim and [config.truncate_dim])
     return encoder, params, tokenizers[0]
 
 

@@ -53,3 +53,8 @@ def normalize(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     """x / max(|x|, 1e-12) along the last axis, as `torch.nn.functional.normalize`."""
     # The maximum is taken inside the root: the gradient of a root at 0 is not finite.
     return x / jnp.sqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+
+
+def truncate(x: Float[Array, "B D"], dim: int, metric: str) -> Float[Array, "B d"]:
+    """The first `dim` numbers of each embedding, of length 1 again when the metric is cos."""
+    return normalize(x[:, :dim]) if metric == "cos" else x[:, :dim]

@@ -88,6 +88,8 @@ class DenseRetriever:
             "params": fingerprint_params(params),
             "texts": self._keys_name,
         }
+        dim = self._encoder.truncate_dim
+        describe |= {} if dim is None else {"truncate_dim": dim}
         saved = index_path(folder, digest(sorted(describe.items())), factory)
         index = open_index(saved)
         (there,) = everywhere([index is not None])
@@ -97,7 +99,7 @@ class DenseRetriever:
                 "make it with --save_index"
             )
         if factory != "Flat":  # is it one that faiss can make? Now, not after hours of encoding
-            empty_index(self._encoder.width, factory, self._encoder.metric)
+            empty_index(dim or self._encoder.width, factory, self._encoder.metric)
         encode = self._encoding(params, batch_size)
         if there:
             return search_index(index, encode("query", self._queries), hits, batch_size)

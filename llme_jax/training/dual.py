@@ -30,6 +30,7 @@ def open_dual(config: Config) -> Opened:
         config.encoder, remat=config.training.gradient_checkpointing
     )
     encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
+    encoder.check_dims("--matryoshka_dims", config.loss.matryoshka_dims)
     prompts = encoder_prompts(config.encoder)
     config = replace(
         config, data=with_model_prompts(config.data, config.encoder.query_encoder, prompts)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from llme_jax.config import DistillConfig, LossConfig
+from llme_jax.models.pooling import truncate
 
 NEGATIVE_INFINITY = -1e30  # a masked score: its softmax is exactly 0 and no gradient is NaN
 
@@ -144,9 +145,27 @@ def total(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of one batch and its parts by name.
 
-    Both losses on: their weighted sum. One on: that loss, unweighted, as in the reference.
+    Both losses on: their weighted sum. One on: that loss, unweighted, as in the reference. With
+    `matryoshka_dims` all are sums over the truncated vectors (arXiv:2205.13147).
     """
-    products = similarity(query.astype(jnp.float32), key.astype(jnp.float32))
+    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    vectors = [(query, key)]
+    if dims := loss.matryoshka_dims:
+        vectors = [[truncate(x, dim, dense_metric) for x in (query, key)] for dim in dims]
+    rest = teacher_scores, has_scores, key_hash, positive_hash, loss, dense_metric
+    each = [_parts(*of_dim, *rest) for of_dim in vectors]
+    weights = loss.matryoshka_weights or [1.0] * len(each)
+    parts = {
+        name: sum(weight * of_dim[name] for weight, of_dim in zip(weights, each, strict=True))
+        for name in each[0]
+    }
+    return weighted_sum(parts, loss), parts
+
+
+def _parts(
+    query, key, teacher_scores, has_scores, key_hash, positive_hash, loss: LossConfig, dense_metric
+) -> dict[str, Float[Array, ""]]:
+    products = similarity(query, key)
     scores = products / (loss.cos_temperature if dense_metric == "cos" else 1.0)
     masking = loss.mask_false_negatives
     parts = {}
@@ -162,7 +181,7 @@ def total(
             parts["distill"] = margin_mse(own_group(products), teacher_scores, has_scores, loss)
         else:
             parts["distill"] = kl_distill(own_group(scores), teacher_scores, has_scores, loss)
-    return weighted_sum(parts, loss), parts
+    return parts
 
 
 def weighted_sum(parts: dict[str, Float[Array, ""]], loss: DistillConfig) -> Float[Array, ""]:

@@ -11,7 +11,7 @@ MARK = "<!-- Written by llme_jax. Without this line it is yours, and is left as 
 # In the words of a setting, what decides what was learnt.
 LOSS = (
     "contrastive_weight", "distill_weight", "stable_distill", "distill_loss", "cos_temperature",
-    "teacher_temperature", "train_group_size", "select_positive",
+    "matryoshka_dims", "teacher_temperature", "train_group_size", "select_positive",
 )  # fmt: skip
 OPTIMIZER = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "seed")
 # How each exported folder is used; one of another task has no card.

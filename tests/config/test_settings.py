@@ -65,6 +65,8 @@ NUMBERS = {
     "learning_rate": (float, False, False, True, "1e-5"),
     "logging_steps": (int, False, False, False, "1"),
     "margin": (float, False, True, True, "0.1"),
+    "matryoshka_dims": (int, False, False, False, "64"),
+    "matryoshka_weights": (float, False, False, True, "0.5"),
     "max_bad_rows": (int, False, True, False, "3"),
     "max_grad_norm": (float, False, True, True, "1"),
     "max_neg_num": (int, False, False, False, "15"),
@@ -97,6 +99,7 @@ NUMBERS = {
     "threads": (int, False, False, False, "4"),
     "top_p": (float, False, False, False, "0.9"),
     "train_group_size": (int, False, False, False, "8"),
+    "truncate_dim": (int, False, False, False, "64"),
     "warmup_ratio": (float, False, True, False, "1"),
     "weight_decay": (float, False, True, True, "0.01"),
     "weights": (float, True, True, True, "0.5"),
@@ -124,7 +127,7 @@ def test_numbers(command, name):
 
     def parse(value: str):
         found = cli.parse([f"--{name}={value}"], command, "", settings).flat()[name]
-        if name in ("cutoffs", "weights"):
+        if isinstance(found, list):
             (found,) = found
         return found
 

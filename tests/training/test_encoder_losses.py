@@ -91,3 +91,54 @@ def test_margin_mse_leaves_masked_keys_out():
         return F.mse_loss(own[margins], teacher_margins[margins].double())
 
     assert_same(LossConfig(**MARGIN_MSE), theirs, teacher=teacher)
+
+
+class Vectors(torch.nn.Module):
+    """Stands for a SentenceTransformer that has the vectors of all columns already."""
+
+    def __init__(self, columns):
+        super().__init__()
+        self.columns = columns
+
+    def get_embedding_dimension(self):
+        return D
+
+    def forward(self, features):
+        return {"sentence_embedding": self.columns[features["column"]]}
+
+
+def matryoshka(loss, columns, labels=None, weights=None):
+    """`MatryoshkaLoss` of a loss of sentence-transformers."""
+    loss.model = Vectors(columns)
+    whole = st_losses.MatryoshkaLoss(loss.model, loss, [16, 3, 8], weights)
+    return whole([{"column": i} for i in range(len(columns))], labels)
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]], ids=["equal", "weighted"])
+@pytest.mark.parametrize("name", ["contrastive", "margin_mse", "kl", "both"])
+def test_matryoshka(name, weights):
+    """Of any loss, and of a weighted sum of two."""
+    labels = torch.tensor(TEACHER, dtype=torch.float64)
+    theirs = {
+        "contrastive": lambda: st_losses.MultipleNegativesRankingLoss(None, scale=10.0),
+        "margin_mse": lambda: st_losses.MarginMSELoss(None),
+        "kl": lambda: st_losses.DistillKLDivLoss(
+            None, similarity_fct=lambda a, b: 10.0 * (a * b).sum(1), temperature=1.0
+        ),
+    }
+
+    def both(columns):
+        if name != "both":
+            return matryoshka(theirs[name](), columns, labels, weights)
+        contrastive = matryoshka(theirs["contrastive"](), columns, None, weights)
+        return 0.3 * contrastive + 0.7 * matryoshka(theirs["kl"](), columns, labels, weights)
+
+    loss = LossConfig(
+        contrastive_weight={"contrastive": 1.0, "both": 0.3}.get(name, 0.0),
+        distill_weight=0.0 if name == "contrastive" else 0.7,
+        distill_loss="margin_mse" if name == "margin_mse" else "kl",
+        cos_temperature=0.1,
+        matryoshka_dims=[16, 3, 8],
+        matryoshka_weights=weights,
+    )
+    assert_same(loss, both)

@@ -25,6 +25,13 @@ RECIPES = {
     "kl": replace(CONTRASTIVE, contrastive_weight=0.0, distill_weight=1.0),
     "stable": replace(CONTRASTIVE, distill_weight=0.7, stable_distill=True),
     "margin_mse": replace(CONTRASTIVE, distill_weight=0.5, distill_loss="margin_mse"),
+    "matryoshka": replace(
+        CONTRASTIVE,
+        distill_weight=0.7,
+        stable_distill=True,
+        matryoshka_dims=[8, 32],
+        matryoshka_weights=[0.5, 2.0],
+    ),
 }
 
 
