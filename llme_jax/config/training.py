@@ -5,6 +5,7 @@ from typing import Literal
 
 from llme_jax.config.setting import Group, setting
 
+DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4")  # 8 chips each
 
 
@@ -40,6 +41,18 @@ class LossConfig(DistillConfig):
     )
     mask_false_negatives: bool = setting(
         True, "Do not count a query's known positives among its in-batch negatives."
+    )
+    contrastive_directions: list[str] = setting(
+        ["query_to_doc"],
+        "What the contrastive loss tells the pair of query and positive from: the query and other "
+        "keys (query_to_doc, always), the query and other queries, the positive and other queries "
+        "(doc_to_query), the positive and other queries' keys.",
+        choices=DIRECTIONS,
+    )
+    partition_mode: Literal["joint", "per_direction"] = setting(
+        "joint",
+        "One softmax over all --contrastive_directions, or one for each and the mean of the losses "
+        "(for query_to_doc and doc_to_query only).",
     )
     matryoshka_dims: list[int] | None = setting(
         None,

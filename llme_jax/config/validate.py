@@ -70,6 +70,17 @@ def validate_ranking(config: RankConfig) -> None:
 
 
 def _check_loss(loss: LossConfig) -> None:
+    directions = {*loss.contrastive_directions}
+    if "query_to_doc" not in directions:
+        raise InputError(
+            f"--contrastive_directions {' '.join(loss.contrastive_directions)}: add query_to_doc, "
+            "which has the pair of query and positive"
+        )
+    if loss.partition_mode != "joint" and (alone := directions - {"query_to_doc", "doc_to_query"}):
+        raise InputError(
+            f"--partition_mode {loss.partition_mode}: {min(alone)} has no positive of its own; "
+            "give joint"
+        )
     dims, weights = loss.matryoshka_dims or [], loss.matryoshka_weights
     if weights is not None and len(weights) != len(dims):
         raise InputError(

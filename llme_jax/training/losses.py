@@ -4,6 +4,8 @@ B queries, N keys a query, M = B*N keys in all; key 0 of each group is the posit
 those of LLM-Embedder (arXiv:2310.07554, section 3) with the corrections in docs/differences.md.
 """
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
@@ -30,6 +32,11 @@ def _own_columns(like: Shaped[Array, "B M"]) -> Int[Array, "B N"]:
     return jnp.arange(num_queries)[:, None] * group + jnp.arange(group)
 
 
+def _is_own(like: Shaped[Array, "B M"]) -> Bool[Array, "B M"]:
+    num_queries, num_keys = like.shape
+    return jnp.arange(num_keys) // (num_keys // num_queries) == jnp.arange(num_queries)[:, None]
+
+
 def same_key(
     key_hash: UInt32[Array, "M 2"], wanted: UInt32[Array, "*rows 2"]
 ) -> Bool[Array, "*rows M"]:
@@ -50,13 +57,48 @@ def false_negatives(
 
 
 def contrastive(
-    scores: Float[Array, "B M"], masked: Bool[Array, "B M"] | None = None
+    scores: Float[Array, "B M"], *others: Float[Array, "B _"], partition_mode: str = "joint"
 ) -> Float[Array, ""]:
-    """Mean cross-entropy over all keys; the target is the query's own key 0 (InfoNCE)."""
-    if masked is not None:
-        scores = jnp.where(masked, NEGATIVE_INFINITY, scores)
-    target = own_group(scores)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(scores, axis=1) - target)
+    """Mean cross-entropy over all keys; the target is the query's own key 0 (InfoNCE).
+
+    Args:
+        others: scores in further directions. In one softmax with those of the keys (joint), or
+            each in one of its own, the losses averaged (per_direction).
+    """
+    log_sums = [jax.nn.logsumexp(x, axis=1) for x in (scores, *others)]
+    joint = partition_mode == "joint"
+    log_sum = reduce(jnp.logaddexp, log_sums) if joint else sum(log_sums) / len(log_sums)
+    return jnp.mean(log_sum - own_group(scores)[:, 0])
+
+
+def directions(
+    query: Float[Array, "B D"],
+    key: Float[Array, "M D"],
+    products: Float[Array, "B M"],
+    known: Bool[Array, "B M"],
+    wanted: list[str],
+) -> list[tuple[Float[Array, "B _"], Bool[Array, "B _"]]]:
+    """The inner products in each wanted direction, and which of them do not count.
+
+    Definitions are those of sentence-transformers' MultipleNegativesRankingLoss. Queries that have
+    a known positive in common are no negatives of each other, nor of these positives.
+
+    Args:
+        products: of query and key.
+        known: see `false_negatives`.
+    """
+    own = _own_columns(products)[:, 0]
+    positive, shared = key[own], known[:, own]
+    all_directions = {
+        "query_to_doc": (products, known),
+        "query_to_query": (
+            similarity(query, query),
+            shared | shared.T | jnp.eye(len(query), dtype=bool),
+        ),
+        "doc_to_query": (similarity(positive, query), shared.T),
+        "doc_to_doc": (similarity(positive, key), known | _is_own(products)),
+    }
+    return [found for name, found in all_directions.items() if name in wanted]
 
 
 def kl_distill(
@@ -166,12 +208,15 @@ def _parts(
     query, key, teacher_scores, has_scores, key_hash, positive_hash, loss: LossConfig, dense_metric
 ) -> dict[str, Float[Array, ""]]:
     products = similarity(query, key)
-    scores = products / (loss.cos_temperature if dense_metric == "cos" else 1.0)
+    temperature = loss.cos_temperature if dense_metric == "cos" else 1.0
+    scores = products / temperature
     masking = loss.mask_false_negatives
     parts = {}
     if loss.contrastive_weight > 0:
-        masked = false_negatives(key_hash, positive_hash) if masking else None
-        parts["contrastive"] = contrastive(scores, masked)
+        known = false_negatives(key_hash, positive_hash) & masking
+        sides = directions(query, key, products, known, loss.contrastive_directions)
+        sides = [jnp.where(hidden, NEGATIVE_INFINITY, x / temperature) for x, hidden in sides]
+        parts["contrastive"] = contrastive(*sides, partition_mode=loss.partition_mode)
     if loss.distill_weight > 0:
         if loss.stable_distill:
             parts["distill"] = stable_distill(

@@ -94,6 +94,11 @@ def test_mistakes_are_one_sentence(line, message):
         ("--cos_temperature 0", "--cos_temperature 0.0: give a value above 0"),
         ("--contrastive_weight 0 --distill_weight 0", "are both 0"),
         ("--stable_distill --distill_loss margin_mse", "give one of them"),
+        ("--contrastive_directions doc_to_query", "doc_to_query: add query_to_doc"),
+        (
+            "--contrastive_directions query_to_doc doc_to_doc --partition_mode per_direction",
+            "--partition_mode per_direction: doc_to_doc has no positive of its own; give joint",
+        ),
         ("--matryoshka_dims 64 --matryoshka_weights 1 2", "--matryoshka_weights 1.0 2.0: give 1,"),
         ("--eval_data x.json", "--eval_data needs --corpus"),
         ("--metric_for_best_model map@3", "choose from mrr@1, mrr@5,"),

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sentence_transformers.sentence_transformer import losses as st_losses
 
 from llme_jax.config import LossConfig
+from llme_jax.config.training import DIRECTIONS
 from llme_jax.models.pooling import normalize
 from llme_jax.training import losses
 
@@ -24,10 +25,10 @@ KEY_HASH = np.arange(2 * B * N, dtype=np.uint32).reshape(-1, 2)
 POSITIVE_HASH = KEY_HASH.reshape(B, N, 2)[:, :1]
 
 
-def total(query, key, loss, metric, has=ALL, teacher=TEACHER):
+def total(query, key, loss, metric, has=ALL, teacher=TEACHER, hashes=(KEY_HASH, POSITIVE_HASH)):
     """Of vectors as they come: [B, D] and [B, N, D]."""
     unit = normalize if metric == "cos" else lambda x: x
-    rest = map(jnp.asarray, (teacher, has, KEY_HASH, POSITIVE_HASH))
+    rest = map(jnp.asarray, (teacher, has, *hashes))
     return losses.total(unit(query), unit(key.reshape(B * N, D)), *rest, loss, metric)
 
 
@@ -142,3 +143,61 @@ def test_matryoshka(name, weights):
         matryoshka_weights=weights,
     )
     assert_same(loss, both)
+
+
+SCALE = 10.0
+CONTRASTIVE = {"contrastive_weight": 1.0, "distill_weight": 0.0, "cos_temperature": 1 / SCALE}
+SYMMETRIC = ["query_to_doc", "doc_to_query"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mode"),
+    [
+        (["query_to_doc"], "joint"),
+        (SYMMETRIC, "joint"),
+        (SYMMETRIC, "per_direction"),
+        (["query_to_query", "query_to_doc"], "joint"),
+        (["query_to_doc", "doc_to_doc"], "joint"),
+        ([*DIRECTIONS], "joint"),
+    ],
+)
+def test_directions(wanted, mode):
+    theirs = st_losses.MultipleNegativesRankingLoss(
+        None, scale=SCALE, directions=tuple(wanted), partition_mode=mode
+    )
+    loss = LossConfig(**CONTRASTIVE, contrastive_directions=wanted, partition_mode=mode)
+    assert_same(loss, lambda columns: theirs.compute_loss_from_embeddings(columns, None))
+
+
+def test_directions_leave_known_positives_out():
+    """Copies of keys, and a second positive of each query; row by row."""
+    rng = np.random.default_rng(1)
+    names = rng.integers(0, 14, (B, N))
+    known = np.stack([names[:, 0], rng.integers(0, 14, B)], 1)
+    hashes = [np.stack([x, x + 100], -1).astype(np.uint32) for x in (names.reshape(-1), known)]
+    left_out = []
+
+    def theirs(columns):
+        query, key = columns[0], torch.stack(columns[1:], 1)
+        rows = []
+        for b in range(B):
+            logits = []
+            for c in range(B):
+                related = c != b and (names[c, 0] in known[b], names[b, 0] in known[c])
+                if c != b and not any(related):
+                    logits.append(query[b] @ query[c])
+                if c == b or not related[1]:
+                    logits.append(key[b, 0] @ query[c])
+                for n in range(N):
+                    if (c, n) == (b, 0) or names[c, n] not in known[b]:
+                        logits.append(query[b] @ key[c, n])
+                    if c != b and names[c, n] not in known[b]:
+                        logits.append(key[b, 0] @ key[c, n])
+            left_out.append(2 * B + 2 * B * N - 1 - N - len(logits))
+            logits = torch.stack(logits) * SCALE
+            rows.append(logits.logsumexp(0) - SCALE * query[b] @ key[b, 0])
+        return torch.stack(rows).mean()
+
+    loss = LossConfig(**CONTRASTIVE, contrastive_directions=[*DIRECTIONS])
+    assert_same(loss, theirs, hashes=hashes)
+    assert min(left_out) >= 0 and sum(left_out) > 20

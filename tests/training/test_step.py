@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 from llme_jax.config import Config, EncoderConfig, LossConfig, TrainConfig
+from llme_jax.config.training import DIRECTIONS
 from llme_jax.devices import sharding
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.training.dual import DualTask
@@ -25,6 +26,7 @@ RECIPES = {
     "kl": replace(CONTRASTIVE, contrastive_weight=0.0, distill_weight=1.0),
     "stable": replace(CONTRASTIVE, distill_weight=0.7, stable_distill=True),
     "margin_mse": replace(CONTRASTIVE, distill_weight=0.5, distill_loss="margin_mse"),
+    "directions": replace(CONTRASTIVE, contrastive_directions=[*DIRECTIONS]),
     "matryoshka": replace(
         CONTRASTIVE,
         distill_weight=0.7,
