@@ -54,6 +54,11 @@ class LossConfig(DistillConfig):
         "One softmax over all --contrastive_directions, or one for each and the mean of the losses "
         "(for query_to_doc and doc_to_query only).",
     )
+    spread_weight: float = setting(
+        0.0,
+        "Weight of a term that spreads the queries' vectors, and the keys', over the sphere.",
+        least=0,
+    )
     matryoshka_dims: list[int] | None = setting(
         None,
         "Train the first numbers of the vectors, as many as each of these says, to do alone "

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from llme_jax.config import DistillConfig, LossConfig
-from llme_jax.models.pooling import truncate
+from llme_jax.models.pooling import normalize, truncate
 
 NEGATIVE_INFINITY = -1e30  # a masked score: its softmax is exactly 0 and no gradient is NaN
 
@@ -175,6 +175,24 @@ def stable_distill(
     return mean_where(per_row, has_scores)
 
 
+def spread_out(query: Float[Array, "B D"], key: Float[Array, "M D"]) -> Float[Array, ""]:
+    """How far cosines within a batch are from those of random directions.
+
+    Their mean squared, and by how much their second moment is above 1/D (arXiv:1708.06320): of the
+    queries with each other, of the positives, of all first negatives and so on; the mean of these.
+    """
+
+    def of_column(vectors):
+        unit = normalize(vectors)
+        cosines = jnp.where(jnp.eye(len(unit), dtype=bool), 0.0, similarity(unit, unit))
+        pairs = max(len(unit) * (len(unit) - 1), 1)
+        excess = (cosines**2).sum() / pairs - 1 / unit.shape[1]
+        return (cosines.sum() / pairs) ** 2 + jax.nn.relu(excess)
+
+    columns = key.reshape(len(query), -1, key.shape[1]).swapaxes(0, 1)
+    return jax.vmap(of_column)(jnp.concatenate([query[None], columns])).mean()
+
+
 def total(
     query: Float[Array, "B D"],
     key: Float[Array, "M D"],
@@ -187,8 +205,9 @@ def total(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of one batch and its parts by name.
 
-    Both losses on: their weighted sum. One on: that loss, unweighted, as in the reference. With
-    `matryoshka_dims` all are sums over the truncated vectors (arXiv:2205.13147).
+    Both losses on: their weighted sum. One on: that loss, unweighted, as in the reference. The
+    weight of `spread_out` always counts. With `matryoshka_dims` all are sums over the truncated
+    vectors (arXiv:2205.13147).
     """
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     vectors = [(query, key)]
@@ -197,11 +216,16 @@ def total(
     rest = teacher_scores, has_scores, key_hash, positive_hash, loss, dense_metric
     each = [_parts(*of_dim, *rest) for of_dim in vectors]
     weights = loss.matryoshka_weights or [1.0] * len(each)
-    parts = {
-        name: sum(weight * of_dim[name] for weight, of_dim in zip(weights, each, strict=True))
-        for name in each[0]
-    }
-    return weighted_sum(parts, loss), parts
+
+    def summed(values):
+        return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+    parts = {name: summed(of_dim[name] for of_dim in each) for name in each[0]}
+    value = weighted_sum(parts, loss)
+    if loss.spread_weight > 0:
+        parts["spread"] = summed(spread_out(*of_dim) for of_dim in vectors)
+        value += loss.spread_weight * parts["spread"]
+    return value, parts
 
 
 def _parts(

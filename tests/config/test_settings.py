@@ -88,6 +88,7 @@ NUMBERS = {
     "save_steps": (int, False, False, False, "50"),
     "save_total_limit": (int, False, False, False, "2"),
     "seed": (int, True, True, False, "-5"),
+    "spread_weight": (float, False, True, True, "0.1"),
     "student_temperature": (float, False, False, True, "1"),
     "sub_batch_size": (int, False, False, False, "8"),
     "target_length": (int, False, False, False, "256"),

@@ -201,3 +201,30 @@ def test_directions_leave_known_positives_out():
     loss = LossConfig(**CONTRASTIVE, contrastive_directions=[*DIRECTIONS])
     assert_same(loss, theirs, hashes=hashes)
     assert min(left_out) >= 0 and sum(left_out) > 20
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.3, 0.7)], ids=["one loss", "two losses"])
+@pytest.mark.parametrize("dims", [None, [16, 3, 8]])
+def test_vectors_are_spread_out(weights, dims):
+    """The weight counts also beside a single loss, whose own does not."""
+    loss = LossConfig(
+        contrastive_weight=weights[0],
+        distill_weight=weights[1],
+        distill_loss="margin_mse",
+        cos_temperature=1 / SCALE,
+        spread_weight=0.4,
+        matryoshka_dims=dims,
+    )
+
+    def theirs(columns):
+        whole = 0.0
+        for dim in dims or [D]:
+            cut = [F.normalize(x[:, :dim], dim=-1) for x in columns]
+            contrastive = st_losses.MultipleNegativesRankingLoss(None, scale=SCALE)
+            whole += weights[0] * contrastive.compute_loss_from_embeddings(cut, None)
+            whole += weights[1] * margin_mse(cut)
+            spread = st_losses.GlobalOrthogonalRegularizationLoss(None)
+            whole += 0.4 * sum(spread.compute_loss_from_embeddings(cut).values())
+        return whole
+
+    assert_same(loss, theirs)
