@@ -54,6 +54,21 @@ class LossConfig(DistillConfig):
         "One softmax over all --contrastive_directions, or one for each and the mean of the losses "
         "(for query_to_doc and doc_to_query only).",
     )
+    false_negative_margin: float | None = setting(
+        None,
+        "Take keys that the model scores above (the query's positive - this) for known positives; "
+        "cosines, without temperature.",
+    )
+    hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None = (
+        setting(
+            None,
+            "Which negatives weigh more the higher they score: other queries' keys, the query's "
+            "own, or both.",
+        )
+    )
+    hardness_strength: float = setting(
+        0.0, "What a negative's score is multiplied with, and added to its logit.", least=0
+    )
     spread_weight: float = setting(
         0.0,
         "Weight of a term that spreads the queries' vectors, and the keys', over the sphere.",

@@ -76,6 +76,11 @@ def _check_loss(loss: LossConfig) -> None:
             f"--contrastive_directions {' '.join(loss.contrastive_directions)}: add query_to_doc, "
             "which has the pair of query and positive"
         )
+    if (loss.hardness_mode is None) != (loss.hardness_strength == 0):
+        raise InputError(
+            f"--hardness_mode {loss.hardness_mode}, --hardness_strength {loss.hardness_strength}: "
+            "give both, the strength above 0"
+        )
     if loss.partition_mode != "joint" and (alone := directions - {"query_to_doc", "doc_to_query"}):
         raise InputError(
             f"--partition_mode {loss.partition_mode}: {min(alone)} has no positive of its own; "

@@ -37,6 +37,10 @@ def _is_own(like: Shaped[Array, "B M"]) -> Bool[Array, "B M"]:
     return jnp.arange(num_keys) // (num_keys // num_queries) == jnp.arange(num_queries)[:, None]
 
 
+def _is_target(like: Shaped[Array, "B M"]) -> Bool[Array, "B M"]:
+    return jnp.arange(like.shape[1]) == _own_columns(like)[:, :1]
+
+
 def same_key(
     key_hash: UInt32[Array, "M 2"], wanted: UInt32[Array, "*rows 2"]
 ) -> Bool[Array, "*rows M"]:
@@ -52,8 +56,26 @@ def false_negatives(
     Reference: none, it counts them as negatives.
     """
     known = same_key(key_hash, positive_hash).any(axis=1)
-    own = _own_columns(known)[:, 0]
-    return known & (jnp.arange(known.shape[1]) != own[:, None])
+    return known & ~_is_target(known)
+
+
+def too_close(products: Float[Array, "B M"], margin: float) -> Bool[Array, "B M"]:
+    """Where column m scores above (key 0 of query b - margin), as GISTEmbed guided by itself."""
+    return (products > own_group(products)[:, :1] - margin) & ~_is_target(products)
+
+
+def hardness(products: Float[Array, "B M"], loss: LossConfig) -> Float[Array, "B M"]:
+    """What is added to the logits of negatives: the more, the higher they score.
+
+    Without a gradient (arXiv:2503.04812, eq. 5).
+    """
+    own, target = _is_own(products), _is_target(products)
+    harder = {
+        "in_batch_negatives": ~own,
+        "hard_negatives": own & ~target,
+        "all_negatives": ~target,
+    }[loss.hardness_mode]
+    return jnp.where(harder, loss.hardness_strength * jax.lax.stop_gradient(products), 0.0)
 
 
 def contrastive(
@@ -74,31 +96,38 @@ def contrastive(
 def directions(
     query: Float[Array, "B D"],
     key: Float[Array, "M D"],
-    products: Float[Array, "B M"],
-    known: Bool[Array, "B M"],
+    scores: Float[Array, "B M"],
+    known: Bool[Array, "B M"] | None,
     wanted: list[str],
-) -> list[tuple[Float[Array, "B _"], Bool[Array, "B _"]]]:
-    """The inner products in each wanted direction, and which of them do not count.
+    temperature: float,
+) -> list[Float[Array, "B _"]]:
+    """The scores in each wanted direction, those of the keys first; masked where they do not count.
 
     Definitions are those of sentence-transformers' MultipleNegativesRankingLoss. Queries that have
     a known positive in common are no negatives of each other, nor of these positives.
 
     Args:
-        products: of query and key.
-        known: see `false_negatives`.
+        scores: of query and key.
+        known: see `false_negatives`; None: it is not looked at.
     """
-    own = _own_columns(products)[:, 0]
+    found = {"query_to_doc": scores}
+    if known is None:
+        known = jnp.zeros_like(scores, bool)
+    else:
+        found["query_to_doc"] = jnp.where(known, NEGATIVE_INFINITY, scores)
+    own = _own_columns(scores)[:, 0]
     positive, shared = key[own], known[:, own]
-    all_directions = {
-        "query_to_doc": (products, known),
-        "query_to_query": (
-            similarity(query, query),
-            shared | shared.T | jnp.eye(len(query), dtype=bool),
-        ),
-        "doc_to_query": (similarity(positive, query), shared.T),
-        "doc_to_doc": (similarity(positive, key), known | _is_own(products)),
+    related = shared | shared.T | jnp.eye(len(query), dtype=bool)
+
+    def masked(one, other, hidden):
+        return jnp.where(hidden, NEGATIVE_INFINITY, similarity(one, other) / temperature)
+
+    found |= {
+        "query_to_query": masked(query, query, related),
+        "doc_to_query": masked(positive, query, shared.T),
+        "doc_to_doc": masked(positive, key, known | _is_own(scores)),
     }
-    return [found for name, found in all_directions.items() if name in wanted]
+    return [found[name] for name in found if name in wanted]
 
 
 def kl_distill(
@@ -237,9 +266,12 @@ def _parts(
     masking = loss.mask_false_negatives
     parts = {}
     if loss.contrastive_weight > 0:
-        known = false_negatives(key_hash, positive_hash) & masking
-        sides = directions(query, key, products, known, loss.contrastive_directions)
-        sides = [jnp.where(hidden, NEGATIVE_INFINITY, x / temperature) for x, hidden in sides]
+        masks = [false_negatives(key_hash, positive_hash)] if masking else []
+        if loss.false_negative_margin is not None:
+            masks.append(too_close(products, loss.false_negative_margin))
+        known = reduce(jnp.logical_or, masks) if masks else None
+        of_keys = scores if loss.hardness_mode is None else scores + hardness(products, loss)
+        sides = directions(query, key, of_keys, known, loss.contrastive_directions, temperature)
         parts["contrastive"] = contrastive(*sides, partition_mode=loss.partition_mode)
     if loss.distill_weight > 0:
         if loss.stable_distill:

@@ -10,8 +10,10 @@ from llme_jax.training.task import Task
 MARK = "<!-- Written by llme_jax. Without this line it is yours, and is left as it is. -->"
 # In the words of a setting, what decides what was learnt.
 LOSS = (
-    "contrastive_weight", "distill_weight", "stable_distill", "distill_loss", "cos_temperature",
-    "matryoshka_dims", "teacher_temperature", "train_group_size", "select_positive",
+    "contrastive_weight", "distill_weight", "spread_weight", "contrastive_directions",
+    "false_negative_margin", "hardness_mode", "hardness_strength", "stable_distill", "distill_loss",
+    "matryoshka_dims", "matryoshka_weights", "cos_temperature", "teacher_temperature",
+    "train_group_size", "select_positive",
 )  # fmt: skip
 OPTIMIZER = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "seed")
 # How each exported folder is used; one of another task has no card.
@@ -101,7 +103,9 @@ trained on may ask for more.
 
 
 def _listed(settings: dict, names: tuple[str, ...]) -> str:
-    return ", ".join(f"{n} {settings[n]}" for n in names if settings.get(n) is not None)
+    values = {name: settings[name] for name in names if settings.get(name) is not None}
+    shown = {n: " ".join(map(str, v)) if isinstance(v, list) else v for n, v in values.items()}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
 def _metrics(lines: list[dict], step: int, settings: dict) -> str:

@@ -99,6 +99,7 @@ def test_mistakes_are_one_sentence(line, message):
             "--contrastive_directions query_to_doc doc_to_doc --partition_mode per_direction",
             "--partition_mode per_direction: doc_to_doc has no positive of its own; give joint",
         ),
+        ("--hardness_strength 5", "--hardness_mode None, --hardness_strength 5.0: give both"),
         ("--matryoshka_dims 64 --matryoshka_weights 1 2", "--matryoshka_weights 1.0 2.0: give 1,"),
         ("--eval_data x.json", "--eval_data needs --corpus"),
         ("--metric_for_best_model map@3", "choose from mrr@1, mrr@5,"),

@@ -1,9 +1,12 @@
 """The dual encoder's losses against sentence-transformers', values and gradients."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from sentence_transformers.sentence_transformer import losses as st_losses
@@ -28,19 +31,19 @@ POSITIVE_HASH = KEY_HASH.reshape(B, N, 2)[:, :1]
 def total(query, key, loss, metric, has=ALL, teacher=TEACHER, hashes=(KEY_HASH, POSITIVE_HASH)):
     """Of vectors as they come: [B, D] and [B, N, D]."""
     unit = normalize if metric == "cos" else lambda x: x
-    rest = map(jnp.asarray, (teacher, has, *hashes))
-    return losses.total(unit(query), unit(key.reshape(B * N, D)), *rest, loss, metric)
+    query, key, *rest = map(jnp.asarray, (query, key.reshape(-1, D), teacher, has, *hashes))
+    return losses.total(unit(query), unit(key), *rest, loss, metric)
 
 
-def assert_same(loss: LossConfig, theirs, metric: str = "cos", **batch):
+def assert_same(loss: LossConfig, theirs, metric: str = "cos", *, keys=KEY, **batch):
     """
     Args:
         theirs: columns of vectors, the queries' and each key's [B, D], in fp64 -> the loss.
     """
     value, gradients = jax.value_and_grad(
         lambda q, k: total(q, k, loss, metric, **batch)[0], argnums=(0, 1)
-    )(jnp.asarray(QUERY), jnp.asarray(KEY))
-    tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (QUERY, KEY)]
+    )(jnp.asarray(QUERY), jnp.asarray(keys))
+    tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (QUERY, keys)]
     query, key = (F.normalize(x, dim=-1) if metric == "cos" else x for x in tensors)
     want = theirs([query, *key.unbind(1)])
     want.backward()
@@ -96,6 +99,8 @@ def test_margin_mse_leaves_masked_keys_out():
 
 class Vectors(torch.nn.Module):
     """Stands for a SentenceTransformer that has the vectors of all columns already."""
+
+    tokenizer, max_seq_length = tiny.letter_tokenizer(), 512
 
     def __init__(self, columns):
         super().__init__()
@@ -161,11 +166,13 @@ SYMMETRIC = ["query_to_doc", "doc_to_query"]
         ([*DIRECTIONS], "joint"),
     ],
 )
-def test_directions(wanted, mode):
+@pytest.mark.parametrize("masking", [True, False])
+def test_directions(wanted, mode, masking):
     theirs = st_losses.MultipleNegativesRankingLoss(
         None, scale=SCALE, directions=tuple(wanted), partition_mode=mode
     )
-    loss = LossConfig(**CONTRASTIVE, contrastive_directions=wanted, partition_mode=mode)
+    how = {"partition_mode": mode, "mask_false_negatives": masking}  # there are none
+    loss = LossConfig(**CONTRASTIVE, contrastive_directions=wanted, **how)
     assert_same(loss, lambda columns: theirs.compute_loss_from_embeddings(columns, None))
 
 
@@ -228,3 +235,33 @@ def test_vectors_are_spread_out(weights, dims):
         return whole
 
     assert_same(loss, theirs)
+
+
+@pytest.mark.parametrize("wanted", [["query_to_doc"], [*DIRECTIONS]], ids=["one", "all"])
+@pytest.mark.parametrize("mode", ["in_batch_negatives", "hard_negatives", "all_negatives"])
+def test_hardness(mode, wanted):
+    how = {"hardness_mode": mode, "hardness_strength": 5.0}
+    theirs = st_losses.MultipleNegativesRankingLoss(
+        None, scale=SCALE, directions=tuple(wanted), **how
+    )
+    loss = LossConfig(**CONTRASTIVE, **how, contrastive_directions=wanted)
+    assert_same(loss, lambda columns: theirs.compute_loss_from_embeddings(columns, None))
+
+
+@pytest.mark.parametrize("margin", [-0.2, 0.0, 0.3])
+def test_false_negative_margin(margin):
+    """GISTEmbedLoss whose guide is the model itself; it takes one negative a query."""
+
+    def theirs(columns):
+        model = Vectors(columns)
+        loss = st_losses.GISTEmbedLoss(
+            *(model, model, 1 / SCALE), margin=margin, contrast_anchors=False,
+            contrast_positives=False,
+        )  # fmt: skip
+        return loss([{"column": i} for i in range(3)], None)
+
+    loss = LossConfig(**CONTRASTIVE, false_negative_margin=margin)
+    few = {"teacher": TEACHER[:, :2], "hashes": (KEY_HASH[: 2 * B], KEY_HASH[: 2 * B : 2, None])}
+    assert_same(loss, theirs, keys=KEY[:, :2], **few)
+    without = total(QUERY, KEY[:, :2], replace(loss, false_negative_margin=None), "cos", **few)
+    assert abs(total(QUERY, KEY[:, :2], loss, "cos", **few)[0] - without[0]) > 0.01

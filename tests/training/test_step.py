@@ -27,6 +27,12 @@ RECIPES = {
     "stable": replace(CONTRASTIVE, distill_weight=0.7, stable_distill=True),
     "margin_mse": replace(CONTRASTIVE, distill_weight=0.5, distill_loss="margin_mse"),
     "directions": replace(CONTRASTIVE, contrastive_directions=[*DIRECTIONS], spread_weight=0.3),
+    "hardness": replace(
+        CONTRASTIVE,
+        hardness_mode="all_negatives",
+        hardness_strength=5.0,
+        false_negative_margin=-0.1,
+    ),
     "matryoshka": replace(
         CONTRASTIVE,
         distill_weight=0.7,
