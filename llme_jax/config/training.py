@@ -44,9 +44,9 @@ class LossConfig(DistillConfig):
     )
     contrastive_directions: list[str] = setting(
         ["query_to_doc"],
-        "What the contrastive loss tells the pair of query and positive from: the query and other "
-        "keys (query_to_doc, always), the query and other queries, the positive and other queries "
-        "(doc_to_query), the positive and other queries' keys.",
+        "What the pair of query and positive is told from: the query with other keys "
+        "(query_to_doc, always) or other queries (query_to_query), the positive with other queries "
+        "(doc_to_query) or their keys (doc_to_doc).",
         choices=DIRECTIONS,
     )
     partition_mode: Literal["joint", "per_direction"] = setting(
@@ -56,8 +56,8 @@ class LossConfig(DistillConfig):
     )
     false_negative_margin: float | None = setting(
         None,
-        "Take keys that the model scores above (the query's positive - this) for known positives; "
-        "cosines, without temperature.",
+        "Take keys that score above (the query's positive - this) for known positives; scores are "
+        "the model's, before --cos_temperature.",
     )
     hardness_mode: Literal["in_batch_negatives", "hard_negatives", "all_negatives"] | None = (
         setting(

@@ -56,5 +56,8 @@ def normalize(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
 
 
 def truncate(x: Float[Array, "B D"], dim: int, metric: str) -> Float[Array, "B d"]:
-    """The first `dim` numbers of each embedding, of length 1 again when the metric is cos."""
+    """The first `dim` numbers of each embedding, of length 1 again when the metric is cos.
+
+    So they are searched with. MatryoshkaLoss of sentence-transformers normalises them always.
+    """
     return normalize(x[:, :dim]) if metric == "cos" else x[:, :dim]
