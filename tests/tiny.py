@@ -67,6 +67,31 @@ def save_bert(
     return folder
 
 
+def save_encoder(folder: Path, model_type: str, **changes) -> Path:
+    """Writes a Hugging Face folder of any family: random weights, one token a word of WORDS."""
+    import torch  # here only: some tests run where there is none
+    from transformers import AutoConfig, AutoModel
+
+    folder.mkdir(parents=True)
+    special = {
+        f"{name}_token_id": i for name, i in (("bos", 2), ("cls", 2), ("eos", 3), ("sep", 3))
+    }
+    settings = special | {
+        "vocab_size": save_word_tokenizer(folder, WORDS),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **settings | changes)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder
+
+
 def save_llama(folder: Path, *, ends: bool = False, seed: int = 0) -> Path:
     """Writes a Hugging Face folder: 2 layers, random weights, about a token a byte behind <s>.
 

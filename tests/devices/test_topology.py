@@ -84,6 +84,33 @@ def test_training_compiles(tmp_path, topology):
         assert not out.exists()
 
 
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(
+    "family, changes, more",
+    [
+        # Windows of 9 tokens, texts of up to 32.
+        ("modernbert", {"local_attention": 8, "num_hidden_layers": 3}, []),
+        ("gte", {"type_vocab_size": 1}, []),
+        ("qwen3", {"num_key_value_heads": 2, "head_dim": 64}, ["--lora_rank", "4", "--fsdp", "2"]),
+    ],
+)
+def test_training_of_other_families_compiles(tmp_path, family, changes, more):
+    data = write_data(tmp_path)
+    changes |= {"hidden_size": 128, "num_attention_heads": 2}
+    model = tiny.save_encoder(tmp_path / "other", family, **changes)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "llme_jax.train", "--query_encoder", str(model), "--plan"),
+            *("--train_data", str(data / "train.json"), "--output_dir", str(tmp_path / "out")),
+            *("--query_max_length", "24", "--key_max_length", "32", "--topology", "v5e:2x4"),
+            *("--dataset_cache_dir", str(data / "cache"), *more),
+        ],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "it fits" in done.stdout and re.search("time of the step +[0-9.]+ ms", done.stdout)
+
+
 # Compiles what runs on devices besides training, with tiny models: language models on a mesh
 # of 2 x 2 x 2, encoders on 8 devices that share the rows.
 COMPILES = """

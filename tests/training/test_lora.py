@@ -1,6 +1,7 @@
 """Adapters: thirty steps against peft, what is trained, folders that others open, devices."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,23 +33,16 @@ LOSS = LossConfig(
 SHORT = DataConfig(query_max_length=16, key_max_length=16)
 
 
-def _llama(folder):
-    """Word tokens, and a model that reads them."""
-    folder.mkdir()
-    vocabulary = tiny.save_word_tokenizer(folder, tiny.WORDS)
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, intermediate_size=64, max_position_embeddings=64,
-        initializer_range=0.2, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    transformers.LlamaModel(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize(
     "make, pooling, target",
-    [(tiny.save_bert, "cls", None), (_llama, "last_token", ["q_proj", "v_proj"])],
+    [
+        (tiny.save_bert, "cls", None),
+        (
+            partial(tiny.save_encoder, model_type="llama", num_key_value_heads=2),
+            "last_token",
+            ["q_proj", "v_proj"],
+        ),
+    ],
 )
 def test_thirty_steps_follow_peft(tmp_path, make, pooling, target):
     folder, steps = make(tmp_path / "base"), 30
