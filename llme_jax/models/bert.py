@@ -70,7 +70,7 @@ class BertConfig(Architecture):
 
     first_position: int  # row of the first token in the position table
     embedding_size: int  # of the tables; another than hidden_size is projected to it
-    buckets: int  # of MPNet's relative positions, in which far ones share; 0 for none
+    buckets: int = 0  # of MPNet's relative positions, in which far ones share; 0 for none
 
     @classmethod
     def read(cls, path: Path) -> "BertConfig":
