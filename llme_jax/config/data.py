@@ -7,7 +7,7 @@ from llme_jax.config.setting import Group, setting
 
 DATA_ROOT = "/data/llm-embedder"
 DATA_ROOT_HELP = "Folder that paths beginning with 'llm-embedder:' are relative to."
-SOURCES_HELP = "tfds:NAME/CONFIG:SPLIT or gs://bucket/file"
+SOURCES_HELP = "hf:NAME:SPLIT, tfds:NAME/CONFIG:SPLIT or gs://bucket/file"
 
 
 @dataclass

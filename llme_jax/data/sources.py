@@ -4,6 +4,7 @@
     train.json.gz, train.json.zst, train.parquet       unpacked once
     gs://bucket/train.json, s3://..., hf://...         downloaded once
     tfds:NAME[/CONFIG][:SPLIT]                         ArrayRecord splits of TFDS, converted once
+    hf:NAME[:CONFIG][:SPLIT]                           see hf_datasets, converted once
 
 What is fetched lies in `{cache}/sources/{digest}/{folder}/{name}.json`; the digest names the
 version of the source, so that changed data is fetched anew.
@@ -21,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llme_jax.data.formats import BLOCK, as_lines, format_of
+from llme_jax.data.hf_datasets import dataset_file, is_dataset
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write, digest
 from llme_jax.files.cache import cache_dir, check_cache
@@ -43,7 +45,8 @@ def resolve_path(path: str, data_root: str) -> str:
 
 def is_remote(name: str, data_root: str) -> bool:
     """Is it no file of this machine?"""
-    return name.startswith("tfds:") or "://" in resolve_path(name, data_root)
+    made = name.startswith("tfds:") or is_dataset(name)
+    return made or "://" in resolve_path(name, data_root)
 
 
 def is_made(name: str, data_root: str) -> bool:
@@ -84,6 +87,8 @@ def local_files(name: str, data_root: str, dataset_cache_dir: str | None = None)
     check_cache(dataset_cache_dir)
     if name.startswith("tfds:"):
         return [str(_tfds_file(name, data_root, sources))]
+    if is_dataset(name):
+        return [dataset_file(name, sources)]
     found = _downloaded(resolve_path(name, data_root), sources)
     return [as_lines(file, sources) for file in found]
 

@@ -1,0 +1,173 @@
+"""Datasets of the package `datasets`: columns become rows, the same batches as from JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from samples import assert_same, make_rows, plan_rows
+
+from llme_jax.data.hf_datasets import is_dataset
+from llme_jax.data.rows import expand_paths
+from llme_jax.data.sources import is_made, local_file
+from llme_jax.errors import InputError
+
+PAIRS = {"anchor": ["q0", "q1", "q2"], "positive": ["é0", "a1", "a2"]}
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """Nothing is read from or written to the folders of whoever runs the tests."""
+    monkeypatch.setenv("LLME_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.chdir(tmp_path)
+
+
+def save(columns: dict, path="saved") -> str:
+    datasets.Dataset.from_dict(columns).save_to_disk(path)
+    return f"hf:{path}"
+
+
+def read(name: str) -> list[dict]:
+    path = local_file(name, "/nowhere")
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ({"anchor": "q", "positive": "a"}, {"query": "q", "pos": ["a"]}),
+        ({"question": "q", "answer": ["a", "b"]}, {"query": "q", "pos": ["a", "b"]}),
+        ({"sentence1": "q", "sentence2": "a"}, {"query": "q", "pos": ["a"]}),
+        (
+            {"query": "q", "passage": "a", "negative": "n", "id": 3},
+            {"query": "q", "pos": ["a"], "neg": ["n"], "id": 3},
+        ),
+        (
+            {"negative_10": "n10", "anchor": "q", "positive": "a", "negative_2": "n2", "answer": 1},
+            {"query": "q", "pos": ["a"], "neg": ["n2", "n10"], "answer": 1},
+        ),
+        (
+            {"anchor": "q", "positive": "a", "negatives": ["n", "m"], "label": [1.5, 1 / 3, 0.0]},
+            {"query": "q", "pos": ["a"], "neg": ["n", "m"], "teacher_scores": [1.5, 1 / 3, 0.0]},
+        ),
+        (
+            {"query": "q", "pos": ["a"], "neg": ["b"], "answer": "x", "score": 2.0, "key": None},
+            {"query": "q", "pos": ["a"], "neg": ["b"], "answer": "x", "score": 2.0},
+        ),
+        ({"question": "q", "pos_id": ["d1"]}, {"query": "q", "pos_id": ["d1"]}),
+        (
+            {"anchor": "q", "positive": "a", "neg": ["n"], "pos_index": [7]},
+            {"query": "q", "pos": ["a"], "neg": ["n"], "pos_index": [7]},
+        ),
+        ({"_id": "d1", "title": "t", "text": "p"}, {"_id": "d1", "title": "t", "text": "p"}),
+    ],
+)
+def test_columns_become_rows(columns, row):
+    assert read(save({name: [value] for name, value in columns.items()})) == [row]
+
+
+def test_what_a_row_lacks_is_left_out():
+    columns = {"anchor": ["q", "r"], "positive": ["a", None], "negative_1": ["n", None]}
+    assert read(save(columns)) == [
+        {"query": "q", "pos": ["a"], "neg": ["n"]},
+        {"query": "r", "pos": [], "neg": []},
+    ]
+
+
+def test_training_batches_are_those_of_the_file(write_rows, prepared):
+    rows = make_rows(40)
+    renamed = {"query": "question", "pos": "passage", "neg": "negative", "teacher_scores": "scores"}
+    columns = {new: [row.get(old) for row in rows] for old, new in renamed.items()}
+    name = save(columns | {"task": ["qa"] * 40}, "of/nq")
+    one, other = prepared(name), prepared(write_rows("nq.json", rows))
+    assert one.names == ["nq"]
+    assert one.sizes == other.sizes
+    for chosen in ([0, 7, 39, 12], [3, 1, 30, 8]):
+        assert_same(one.assemble(plan_rows(chosen)), other.assemble(plan_rows(chosen)))
+
+
+def test_splits_and_folders(tmp_path):
+    whole = datasets.Dataset.from_dict(PAIRS)
+    datasets.DatasetDict(train=whole, dev=whole.select([2])).save_to_disk("saved")
+    whole.to_parquet("files/data/train-0.parquet")
+    whole.to_json("lines/dev.jsonl")
+    rows = [{"query": q, "pos": [a]} for q, a in zip(*PAIRS.values(), strict=True)]
+    assert read("hf:saved") == read(f"hf:{tmp_path}/saved:train") == rows
+    assert read("hf:saved:dev+train[1:2]") == [rows[2], rows[1]]
+    assert read("hf:files:train[:2]") == rows[:2]
+    assert Path(local_file("hf:saved:train[:2]", "")).parts[-2:] == ("saved", "saved.train_2.json")
+    assert read("hf:lines:validation") == rows  # as `datasets` calls it
+    assert is_made("hf:saved", "") and not is_dataset("hf://datasets/org/name/a.json")
+    assert expand_paths(["hf:saved"], "") == [local_file("hf:saved", "")]
+
+
+def test_a_file_is_made_once_and_again_when_the_data_changes():
+    name = save(PAIRS)
+    made = Path(local_file(name, "")).stat().st_mtime_ns
+    assert Path(local_file(name, "")).stat().st_mtime_ns == made
+    save({"anchor": ["other"], "positive": ["a"]})
+    assert read(name) == [{"query": "other", "pos": ["a"]}]
+
+
+def test_what_the_hub_is_asked(monkeypatch):
+    whole, asked = datasets.Dataset.from_dict(PAIRS), []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *a, **k: asked.append((*a, k["split"])) or whole
+    )
+    assert len(read("hf:org/name:a-b:train[:5%]")) == len(read("hf:org/name:a-b:train[:5%]")) == 3
+    assert len(read("hf:org/name")) == 3
+    assert asked == [("org/name", "a-b", "train[:5%]"), ("org/name", None, "train")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"premise": "q", "note": "a"}, "has the columns premise, note: .*query, anchor, question"),
+        ({"question": "q", "note": "a"}, "has the columns question, note: .*pos, positive, answer"),
+        ({"question": "q", "answer": "a", "passage": "p"}, "answer and passage could each be the"),
+        ({"sentence1": "q", "sentence2": "a", "score": 0.1}, "score is one number a row"),
+    ],
+)
+def test_columns_that_are_no_rows(columns, said):
+    name = save({name: [value] for name, value in columns.items()})
+    with pytest.raises(InputError, match=f"^{name}: {said}"):
+        read(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("hf:", "write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"),
+        ("hf:saved:", "write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"),
+        ("hf:saved:a:b:c", "write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"),
+        ("hf:saved:dev", r"cannot be loaded, .*Unknown split .dev.. Should be one of \['train'\]"),
+        ("hf:saved:conf:train", "cannot be loaded, .*has no config conf"),
+        ("hf:saved:train[:0]", "has no rows: give a split"),
+    ],
+)
+def test_refusals(name, said):
+    save(PAIRS)
+    with pytest.raises(InputError, match=said) as error:
+        local_file(name, "/nowhere")
+    assert str(error.value).startswith(f"{name}: ")
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"hf:any/name: .*pip install 'llme_jax\[datasets\]'"):
+        local_file("hf:any/name", "")
+
+
+def test_reading_needs_no_torch():
+    code = f"""
+import sys
+from llme_jax.data.sources import local_file
+assert "datasets" not in sys.modules
+local_file({save(PAIRS)!r}, "")
+assert not {{"torch", "tensorflow", "jax"}} & {{*sys.modules}}
+"""
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "LLME_JAX_CACHE": "cache"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
