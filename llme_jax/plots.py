@@ -15,14 +15,16 @@ Curves = dict[str, tuple[list[int], list[float]]]
 
 
 def draw_curves(lines: list[dict], png: Path) -> None:
-    """Draws the lines of a metrics.jsonl: loss, loss by task, evaluation metrics.
+    """Draws the lines of a metrics.jsonl: loss, loss by task, evaluation metrics, also by set.
 
     A panel without data is left out; lines without either give no figure.
     """
+    measured = _curves(lines, "eval_")
     panels = {
         "training loss": _curves(lines, "loss"),
         "training loss by task": _curves(lines, "", "/loss"),
-        "retrieval on the evaluation data": _curves(lines, "eval_"),
+        "retrieval on the evaluation data": {k: c for k, c in measured.items() if "/" not in k},
+        "retrieval by evaluation set": {k: c for k, c in measured.items() if "/" in k},
     }
     panels = {title: curves for title, curves in panels.items() if curves}
     if not panels:
@@ -117,7 +119,7 @@ def _draw(ax, title: str, curves: Curves) -> None:
                 steps,
                 values,
                 color=COLORS[i % len(COLORS)],
-                linestyle=STYLES[j % len(STYLES)],
+                linestyle=STYLES[(j + i // len(COLORS)) % len(STYLES)],
                 linewidth=1.7,
                 marker="o" if len(steps) <= 40 else None,
                 markersize=3,

@@ -26,6 +26,14 @@ def test_draw_curves(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
+def test_sets_have_a_panel_of_their_own(tmp_path):
+    sizes = []
+    for more in ({}, {f"eval_s{i}/ndcg@10": 0.1 * i for i in range(9)}):
+        draw_curves([{"step": 1, "eval_ndcg@10": 0.5} | more], tmp_path / "curves.png")
+        sizes.append(int.from_bytes((tmp_path / "curves.png").read_bytes()[16:20]))
+    assert sizes[1] == 2 * sizes[0]
+
+
 def test_nothing_to_draw(tmp_path):
     draw_curves(read_metrics(tmp_path / "missing.jsonl"), tmp_path / "curves.png")
     assert not (tmp_path / "curves.png").exists()

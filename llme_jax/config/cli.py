@@ -141,7 +141,7 @@ def _add_group(parser: argparse.ArgumentParser, group: Group) -> None:
         if kind.base is bool:
             how |= {"type": _truth, "nargs": "?", "const": True}
         else:
-            how |= {"type": kind.base, "nargs": "+" if kind.is_list else None}
+            how |= {"type": kind.base, "nargs": "+" if kind.takes_lists else None}
         if kind.literals:
             how["choices"] = kind.literals
         shown.add_argument(*_spellings(name), **how)
@@ -171,7 +171,7 @@ def _values(f: Field) -> str:
     names = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false"}
     choices = kind.literals or declared.choices
     shown = "|".join(choices) if choices else declared.unit or names[kind.base]
-    return f"{shown} ..." if kind.is_list else shown
+    return f"{shown} ..." if kind.takes_lists else shown
 
 
 def _help(f: Field, value) -> str:

@@ -76,8 +76,24 @@ class TextConfig(SourceConfig):
 
 @dataclass
 class DataConfig(TextConfig):
-    """Which rows to train on, and which keys to take from them."""
+    """Which rows to train on, which keys to take from them, and what to evaluate on meanwhile."""
 
+    eval_data: str | list[str] | None = setting(
+        None,
+        "JSON-lines files with the queries to evaluate on, or BEIR folders; of several sets the "
+        f"mean counts; also {SOURCES_HELP}.",
+        unit="FILE",
+        reads="data",
+        may_change=True,
+    )
+    corpus: str | list[str] | None = setting(
+        None,
+        "JSON-lines file with the passages to search, or a BEIR folder: one for all sets of "
+        f"--eval_data, or one each [the BEIR folders of --eval_data]; also {SOURCES_HELP}.",
+        unit="FILE",
+        reads="data",
+        may_change=True,
+    )
     train_data: list[str] | None = setting(
         None,
         f"JSON-lines files or globs to train on, or BEIR folders; also {SOURCES_HELP}.",

@@ -77,15 +77,17 @@ class Kind:
     Attributes:
         base: int, float, str or bool; of a list, that of its entries.
         is_list, optional: whether it is a list; whether None is a value.
+        takes_lists: whether it is a list, or one value or a list of several.
         literals: the only values of a `Literal` type.
     """
 
     def __init__(self, annotation):
         parts = [part for part in get_args(annotation) if part is not NoneType]
-        self.optional = NoneType in get_args(annotation)
+        self.optional, more = NoneType in get_args(annotation), []
         if self.optional:
-            (annotation,) = parts
+            annotation, *more = parts
         self.is_list = get_origin(annotation) is list
+        self.takes_lists = self.is_list or more == [list[annotation]]
         if self.is_list:
             (annotation,) = get_args(annotation)
         is_literal = get_origin(annotation) is Literal
@@ -110,6 +112,9 @@ class Group:
         if declared is None:
             raise SettingError(unknown(f"the group {self.title}", name, _names(self)))
         check(declared, value)
+        kind = kind_of(declared.type)
+        if kind.takes_lists and not kind.is_list and isinstance(value, list) and len(value) < 2:
+            value = value[0] if value else None  # of one or several values, one is no list
         super().__setattr__(name, value)
 
 
@@ -149,13 +154,16 @@ class Groups:
         """Takes the values of another command that are not its defaults.
 
         Only those of the same declaration: `key_max_length` of an encoder is none of a language
-        model's.
+        model's. Nor a list where this command takes one value: a flag says which.
         """
         mine = {_origin(group, f.name): group for group, f, _ in self.declared()}
         for group, f, _ in other.declared():
             value = getattr(group, f.name)
-            if value != _default(f) and (origin := _origin(group, f.name)) in mine:
-                setattr(mine[origin], f.name, value)
+            if value == _default(f) or (taker := mine.get(_origin(group, f.name))) is None:
+                continue
+            kind = kind_of(taker.__dataclass_fields__[f.name].type)
+            if kind.takes_lists or not isinstance(value, list):
+                setattr(taker, f.name, value)
 
 
 def check(declared: Field, value) -> None:
@@ -169,7 +177,7 @@ def check(declared: Field, value) -> None:
         return
     if kind.is_list and not isinstance(value, list):
         raise SettingError(f"--{declared.name} {value!r}: give a list, as in [{value!r}]")
-    for entry in value if kind.is_list else [value]:
+    for entry in value if kind.takes_lists and isinstance(value, list) else [value]:
         if remedy := _refused(kind, rules, entry):
             shown = entry if entry != "" else "''"
             raise SettingError(f"--{declared.name} {shown}: {remedy}")
@@ -249,6 +257,13 @@ def _origin(group: Group, name: str) -> tuple[type, str]:
     """The class that declares a setting first, from which others inherit it."""
     first = next(c for c in reversed(type(group).__mro__) if name in get_annotations(c))
     return first, name
+
+
+def as_list(value: str | list[str] | None) -> list[str]:
+    """The values of a setting that takes one or several."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def _default(f: Field):

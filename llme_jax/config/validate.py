@@ -19,6 +19,7 @@ from llme_jax.config.merge import MergingConfig
 from llme_jax.config.model import EncoderConfig
 from llme_jax.config.rank import RANK_COLLATIONS
 from llme_jax.config.retrieval import METRICS, NQ_CUTOFFS, EvalConfig, RetrievalConfig
+from llme_jax.config.setting import as_list
 from llme_jax.config.training import LossConfig
 from llme_jax.errors import InputError
 from llme_jax.files.storage import in_bucket
@@ -33,8 +34,15 @@ def validate(config: Config) -> None:
     check_encoder(config.encoder)
     _check_training(config)
     _check_loss(config.loss)
-    if config.data.eval_data and not config.data.corpus:
-        raise InputError("--eval_data needs --corpus, the passages that are searched")
+    sets, corpora = as_list(config.data.eval_data), as_list(config.data.corpus)
+    rows = [name for name in sets if name.endswith((".json", ".jsonl"))]
+    if rows and not corpora:  # of others it is seen once they are there, see data/beir.py
+        raise InputError(f"--eval_data {rows[0]} needs --corpus, the passages that are searched")
+    if len(corpora) > 1 and len(corpora) != len(sets):
+        raise InputError(
+            f"--corpus {' '.join(corpora)}: give one for each of the {len(sets)} sets of "
+            "--eval_data, or one for all"
+        )
 
 
 def validate_ranking(config: RankConfig) -> None:
@@ -265,6 +273,9 @@ def validate_doctor(config: DoctorConfig) -> None:
     """As `validate`, for llme_jax.doctor."""
     if not config.data.train_data:
         raise InputError("there is no file to look at: name training files, or a --config")
+    for flag in ("eval_data", "corpus"):
+        if len(names := as_list(getattr(config.data, flag))) > 1:
+            raise InputError(f"--{flag} {' '.join(names)}: is looked at one at a time, give one")
     _check_cache_variable()
 
 

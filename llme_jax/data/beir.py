@@ -14,10 +14,13 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
 from llme_jax.config import DataConfig, TextConfig
+from llme_jax.config.setting import as_list
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.ids import IdTable, names_passages, with_numbers
 from llme_jax.data.rows import BadRows, expand_paths, read_lines, read_texts
@@ -31,6 +34,7 @@ logger = logging.getLogger(__name__)
 Role = Literal["corpus", "queries", "pairs"]
 SPLITS = {"queries": ("test", "dev"), "pairs": ("train",)}  # those that a folder stands for
 _QRELS = re.compile(r"qrels\.(.+)\.(tsv|txt)")
+_ENDINGS = re.compile(r"(\.(jsonl?|gz|zst|parquet|arrow|tsv))+$")
 
 
 def check_files(data: TextConfig) -> None:
@@ -41,9 +45,9 @@ def check_files(data: TextConfig) -> None:
     """
     if isinstance(data, DataConfig) and data.train_data:
         training_files(data)
-    for flag in ("eval_data", "corpus"):
-        name = getattr(data, flag)
-        if name is None or is_remote(name, data.data_root) or _is_table(name, data):
+    named = [(f, name) for f in ("eval_data", "corpus") for name in as_list(getattr(data, f))]
+    for flag, name in named:
+        if is_remote(name, data.data_root) or _is_table(name, data):
             continue
         path = os.path.expanduser(resolve_path(name, data.data_root))
         if not os.path.isfile(path) and not glob.glob(path):
@@ -52,13 +56,62 @@ def check_files(data: TextConfig) -> None:
             )
 
 
+def evaluation_sets(data: DataConfig) -> dict[str, DataConfig]:
+    """The sets of --eval_data by name, each as the settings of it alone.
+
+    A set is called as its folder or file, behind the folder above where two have the same name,
+    numbered where they still do.
+
+    Raises:
+        InputError: there are no passages to search for one.
+    """
+    names, corpora = as_list(data.eval_data), as_list(data.corpus)
+    if len(corpora) < 2:
+        corpora = (corpora or [None]) * len(names)
+    pairs = zip(names, corpora, strict=True)
+    sets = [replace(data, eval_data=name, corpus=corpus) for name, corpus in pairs]
+    for one in sets:
+        if corpus_of(one) is None:
+            raise InputError(
+                f"--eval_data {one.eval_data} needs --corpus, the passages that are searched; only "
+                "a BEIR folder brings its own"
+            )
+    return dict(
+        zip(_set_names([_place(name, data).absolute() for name in names]), sets, strict=True)
+    )
+
+
+def _set_names(places: list[Path]) -> list[str]:
+    named, stems = [], []
+    for place in places:
+        stem = place.name if place.is_dir() else _ENDINGS.sub("", place.name)
+        split = _split(place)
+        stems.append(f"{_folder_of(place).name}.{split}" if split else stem)
+    for place, stem in zip(places, stems, strict=True):
+        above = (_folder_of(place) if _split(place) else place).parent.name
+        name = f"{above}-{stem}" if stems.count(stem) > 1 else stem
+        name = re.sub(r"[^\w.-]+", "-", name)  # @ and / mean something in names of metrics
+        numbered = (f"{name}-{i}" for i in count(2))
+        named.append(next(n for n in chain([name], numbered) if n not in named))
+    return named
+
+
+def corpus_of(data: TextConfig) -> str | None:
+    """--corpus; where it is not given, the BEIR folder that --eval_data is or belongs to."""
+    if data.corpus or not data.eval_data:
+        return data.corpus
+    place = _place(data.eval_data, data)
+    base = _folder_of(place) if _split(place) else place
+    return str(base) if _passages(base) else None
+
+
 def corpus_file(data: TextConfig) -> str:
-    """The JSON lines of --corpus.
+    """The JSON lines of `corpus_of`.
 
     Raises:
         InputError: it cannot be fetched, or not be made.
     """
-    return _file(data, data.corpus, "corpus")
+    return _file(data, corpus_of(data), "corpus")
 
 
 def queries_file(data: TextConfig) -> str:
@@ -68,7 +121,7 @@ def queries_file(data: TextConfig) -> str:
         InputError: it cannot be fetched or made, or names passages that are not there.
     """
     path = _file(data, data.eval_data, "queries")
-    corpus = data.corpus and corpus_file(data)
+    corpus = corpus_of(data) and corpus_file(data)
     lenient = _is_table(data.eval_data, data)
     return with_numbers(path, corpus, _sources(data), lenient=lenient)
 
@@ -100,10 +153,14 @@ def _file(data: TextConfig, name: str, role: Role) -> str:
 
 def _is_table(name: str, data: TextConfig) -> bool:
     """Is it of those that `as_rows` reads?"""
-    place = Path(os.path.expanduser(resolve_path(name, data.data_root)))
+    place = _place(name, data)
     if place.is_dir():
         return _passages(place) is not None
     return place.is_file() and (place.suffix == ".tsv" or _split(place) is not None)
+
+
+def _place(name: str, data: TextConfig) -> Path:
+    return Path(os.path.expanduser(resolve_path(name, data.data_root)))
 
 
 def _sources(data: TextConfig) -> Path:
@@ -155,6 +212,11 @@ def _split(qrels: Path) -> str | None:
     return found[1] if found else None
 
 
+def _folder_of(qrels: Path) -> Path:
+    """The BEIR folder that a qrels file belongs to."""
+    return qrels.parent.parent if qrels.parent.name == "qrels" else qrels.parent
+
+
 def _qrels(base: Path, role: Role) -> Path:
     """The qrels file that a folder stands for."""
     there = sorted([*(base / "qrels").glob("*.tsv"), *base.glob("qrels.*.tsv")])
@@ -171,7 +233,7 @@ def _qrels(base: Path, role: Role) -> Path:
 
 def _of_split(qrels: Path, role: Role, key_template: str, sources: Path) -> str:
     """Rows of queries with the ids of their positives; of pairs, with their texts."""
-    base = qrels.parent.parent if qrels.parent.name == "qrels" else qrels.parent
+    base = _folder_of(qrels)
     split, passages = _split(qrels), _passages(base)
     queries = [base / "queries.jsonl", base / f"queries.{split}.tsv", base / "queries.tsv"]
     queries = next((path for path in queries if path.is_file()), None)

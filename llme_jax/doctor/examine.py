@@ -10,7 +10,7 @@ import numpy as np
 from numpy import ndarray
 
 from llme_jax.config import DataConfig, DoctorConfig, EncoderConfig, LossConfig, TextConfig
-from llme_jax.data.beir import corpus_file, queries_file, training_files
+from llme_jax.data.beir import corpus_file, corpus_of, queries_file, training_files
 from llme_jax.data.corpus import Corpus, read_queries
 from llme_jax.data.dataset import check_one_recipe
 from llme_jax.data.instructions import check_recipes, find_eval_instruction, with_model_prompts
@@ -131,11 +131,11 @@ def _different_losses(facts: list[FileFacts], data: DataConfig, loss: LossConfig
 
 
 def _read_eval(data: TextConfig, metrics: list[str]) -> EvalQueries | None:
-    """The queries of --eval_data and, where there is a --corpus, their positives."""
+    """The queries of --eval_data and, where there is a corpus, their positives."""
     if data.eval_data is None:
         return None
     path = queries_file(data)
-    corpus = Corpus(corpus_file(data), data.key_template) if data.corpus else None
+    corpus = Corpus(corpus_file(data), data.key_template) if corpus_of(data) else None
     queries, positives, owners = array("q"), array("q"), array("q")
     bad, stops, size = Lines(), None, corpus and len(corpus)
     rows = read_queries(Path(path), metrics=metrics, corpus_size=size, bad_rows=bad)

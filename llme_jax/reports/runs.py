@@ -134,6 +134,8 @@ def measure_queries(run: Run, metric: str) -> Measured:
     results = sorted(run.folder.glob("*.result*.json"))
     if not results or not run.settings:
         raise InputError(f"{run.folder}: has no result file with its settings")
+    if isinstance(sets := run.settings["eval_data"], list):
+        raise InputError(f"{run.folder}: has means over {len(sets)} sets, whose queries differ")
     queries, corpus = _inputs(*(
         *(run.settings[key] for key in ("eval_data", "corpus", "data_root")),
         *(run.settings[key] for key in ("dataset_cache_dir", "key_template")),

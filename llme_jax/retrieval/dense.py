@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -28,6 +29,15 @@ from llme_jax.retrieval.faiss_index import (
     save_index,
     search_index,
 )
+
+
+class Extent(NamedTuple):
+    """What the shapes of a retrieval's programs are chosen by; a larger one's serve as well."""
+
+    queries: int
+    keys: int
+    query_length: int  # tokens of the longest
+    key_length: int
 
 
 class DenseRetriever:
@@ -61,10 +71,33 @@ class DenseRetriever:
         keys = (instruction.key + text for text in corpus)
         self._keys, self._keys_name = self._tokens(tokenizer, "key", corpus, keys, instruction.key)
 
-    def __call__(self, params, *, hits: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and ids of every query's hits, as `index.search` returns them."""
-        encode = self._encoding(params, batch_size)
-        return self._search(encode, encode("key", self._keys), hits, batch_size)
+    @property
+    def extent(self) -> Extent:
+        stores = self._queries, self._keys
+        return Extent(*map(len, stores), *(int(store.lengths.max()) for store in stores))
+
+    def __call__(
+        self,
+        params,
+        *,
+        hits: int,
+        batch_size: int,
+        largest: Extent | None = None,
+        known: dict[str, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and ids of every query's hits, as `index.search` returns them.
+
+        Args:
+            largest: of the retrievals that are to share this one's programs; None: there is no
+                other.
+            known: vectors of the passages of the retrieval before, with the same parameters; those
+                of this one afterwards.
+        """
+        encode, known = self._encoding(params, batch_size, largest), {} if known is None else known
+        if self._keys_name not in known:
+            known.clear()
+            known[self._keys_name] = encode("key", self._keys)
+        return self._search(encode, known[self._keys_name], hits, batch_size, largest)
 
     def from_disk(
         self, params, how: RetrievalConfig, *, hits: int, batch_size: int
@@ -118,7 +151,7 @@ class DenseRetriever:
                 forget(made)
             return found
 
-    def _encoding(self, params, batch_size: int):
+    def _encoding(self, params, batch_size: int, largest: Extent | None = None):
         """`encode(field, store)` with these parameters."""
 
         def on_mesh(field: str, store: TokenStore) -> np.ndarray:
@@ -130,14 +163,21 @@ class DenseRetriever:
                 batch_size=batch_size,
                 pad_id=self._pad_id,
                 mesh=self._mesh,
+                max_length=largest and getattr(largest, f"{field}_length"),
             )
 
         params = on_every_device(params, self._mesh)
         return on_mesh
 
-    def _search(self, encode, keys, hits: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        queries, metric = encode("query", self._queries), self._encoder.metric
-        return search(queries, keys, hits, metric, batch_size=batch_size, mesh=self._mesh)
+    def _search(
+        self, encode, keys, hits: int, batch_size: int, largest: Extent | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return search(
+            *(encode("query", self._queries), keys, hits, self._encoder.metric),
+            batch_size=batch_size,
+            mesh=self._mesh,
+            largest=largest and largest[:2],
+        )
 
     def _tokens(
         self, tokenizer, field: str, source: Corpus | EvalData, texts: Iterable[str], prefix: str

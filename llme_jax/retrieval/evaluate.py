@@ -1,6 +1,8 @@
 """Evaluation by retrieval: the metrics of what was retrieved, and those of a training run."""
 
 from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -8,24 +10,31 @@ from jax.sharding import Mesh
 
 from llme_jax.config import Config, EvalConfig, TextConfig
 from llme_jax.config.retrieval import NQ_CUTOFFS
-from llme_jax.data.beir import corpus_file, queries_file
+from llme_jax.data.beir import corpus_file, evaluation_sets, queries_file
 from llme_jax.data.corpus import NEED_POSITIVES, Corpus, EvalData
 from llme_jax.files.storage import open_folder, result_path
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.retrieval.dense import DenseRetriever
+from llme_jax.retrieval.dense import DenseRetriever, Extent
 from llme_jax.retrieval.metrics import answer_recall, ranking_metrics
 from llme_jax.retrieval.mining import same_text
 from llme_jax.retrieval.results import append_log, write_result, write_source
 
 
-def open_data(config: TextConfig, metrics: list[str]) -> tuple[Corpus, EvalData]:
+def open_data(
+    config: TextConfig, metrics: list[str], known: Corpus | None = None
+) -> tuple[Corpus, EvalData]:
     """--corpus and --eval_data, read and validated.
+
+    Args:
+        known: a corpus that was read with the same template; it may be this one.
 
     Raises:
         InputError: one of them cannot be used; names the line and the remedy.
     """
-    corpus, queries = Corpus(corpus_file(config), config.key_template), queries_file(config)
-    return corpus, EvalData(queries, metrics=metrics, corpus_size=len(corpus))
+    path, corpus = corpus_file(config), known
+    if corpus is None or corpus.path != Path(path):
+        corpus = Corpus(path, config.key_template)
+    return corpus, EvalData(queries_file(config), metrics=metrics, corpus_size=len(corpus))
 
 
 def depth(settings: EvalConfig) -> int:
@@ -75,14 +84,26 @@ def measure(
     return metrics
 
 
-class RetrievalEvaluator:
-    """Evaluates an encoder on --eval_data and --corpus as often as wanted.
+class EvalSet(NamedTuple):
+    """One set of --eval_data and its corpus: read, validated and tokenised."""
 
-    Both files are read, validated and tokenised once, when it is built.
+    corpus: Corpus
+    eval_data: EvalData
+    identical: Identical
+    retrieve: DenseRetriever
+
+
+class RetrievalEvaluator:
+    """Evaluates an encoder on the sets of --eval_data as often as wanted.
+
+    All files are read, validated and tokenised once, when it is built.
 
     Args:
         encoder: the static part of the encoder; its parameters come with every call.
         mesh: with axes (data, fsdp); the first device alone when None.
+
+    Attributes:
+        sets: by name.
 
     Raises:
         InputError: eval data or corpus cannot be used; names the line and the remedy.
@@ -90,41 +111,73 @@ class RetrievalEvaluator:
 
     def __init__(self, config: Config, tokenizer, encoder: DualEncoder, mesh: Mesh | None = None):
         self.config = config
-        self.corpus, self.eval_data = open_data(config.data, config.evaluation.metrics)
-        self._identical = Identical(config.evaluation, self.corpus, self.eval_data)
-        self._retrieve = DenseRetriever(
-            config.data, encoder, tokenizer, self.corpus, self.eval_data, mesh
-        )
+        self.sets: dict[str, EvalSet] = {}
+        settings, corpus = config.evaluation, None
+        for name, data in evaluation_sets(config.data).items():
+            corpus, queries = open_data(data, settings.metrics, corpus)
+            identical = Identical(settings, corpus, queries)
+            retriever = DenseRetriever(data, encoder, tokenizer, corpus, queries, mesh)
+            self.sets[name] = EvalSet(corpus, queries, identical, retriever)
+        # Programs are compiled for the largest set, and serve them all.
+        extents = zip(*(one.retrieve.extent for one in self.sets.values()), strict=True)
+        self._largest = Extent(*map(max, extents)) if len(self.sets) > 1 else None
+        self._hits = depth(settings) + max(one.identical.most for one in self.sets.values())
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """How many passages and queries there are."""
-        return len(self.corpus), len(self.eval_data)
+    def sizes(self) -> tuple[int, ...]:
+        """How many passages and queries there are, of each set."""
+        return tuple(n for s in self.sets.values() for n in (len(s.corpus), len(s.eval_data)))
 
     def __call__(self, params, step: int | None = None) -> dict[str, float]:
         """Metrics of the encoder with these parameters, as {"mrr@10": 0.5, ...}.
 
-        Process 0 also writes the result file and a line of --log_path, when these are wanted.
+        Of several sets these are the means, and each one's own follow as "{set}/mrr@10". Process 0
+        also writes the result files and a line of --log_path, when these are wanted.
 
         Args:
             step: of the training run, for the log.
         """
-        settings = self.config.evaluation
-        scores, ids = self.retrieve(params)
-        metrics = measure(settings, self.corpus, self.eval_data, ids)
+        settings, measured, known = self.config.evaluation, {}, {}
+        for name, one in self.sets.items():
+            scores, ids = self.retrieve(params, name, known)
+            measured[name] = measure(settings, one.corpus, one.eval_data, ids)
+            if jax.process_index() == 0 and settings.save_result:
+                self._write(name, scores, ids)
+        metrics = averaged(measured)
         if jax.process_index() == 0:
-            if settings.save_result:
-                folder = open_folder(self.config.training.output_dir)
-                path = result_path(folder, self.eval_data.path, "result", settings.save_name)
-                kept = np.s_[:, : settings.hits]
-                write_result(path, self.eval_data.query_ids, ids[kept], scores[kept])
-                write_source(path, self.eval_data.queries, self.corpus.digest, "dense")
             append_log(settings.log_path, metrics, self.config.flat(), step)
         return metrics
 
-    def retrieve(self, params) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and ids of every query's hits, as `search` returns them."""
-        settings = self.config.evaluation
-        hits = depth(settings) + self._identical.most
-        found = self._retrieve(params, hits=hits, batch_size=settings.batch_size)
-        return self._identical.without(*found)
+    def retrieve(
+        self, params, name: str, known: dict[str, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and ids of the hits of a set's queries, see `DenseRetriever`."""
+        one = self.sets[name]
+        found = one.retrieve(
+            params,
+            hits=self._hits,
+            batch_size=self.config.evaluation.batch_size,
+            largest=self._largest,
+            known=known,
+        )
+        return one.identical.without(*found)
+
+    def _write(self, name: str, scores: np.ndarray, ids: np.ndarray) -> None:
+        settings, one = self.config.evaluation, self.sets[name]
+        folder, kept = open_folder(self.config.training.output_dir), np.s_[:, : settings.hits]
+        # Files of several sets may have the same name; sets do not.
+        named = one.eval_data.path if len(self.sets) == 1 else Path(f"{name}.json")
+        path = result_path(folder, named, "result", settings.save_name)
+        write_result(path, one.eval_data.query_ids, ids[kept], scores[kept])
+        write_source(path, one.eval_data.queries, one.corpus.digest, "dense")
+
+
+def averaged(measured: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The mean over the sets of each metric, then those of each as "{set}/{metric}"; of one set
+    its metrics."""
+    first, *others = measured.values()
+    if not others:
+        return first
+    means = {name: float(np.mean([m[name] for m in measured.values()])) for name in first}
+    own = {f"{s}/{name}": value for s, m in measured.items() for name, value in m.items()}
+    return means | own

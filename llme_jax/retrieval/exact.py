@@ -41,6 +41,7 @@ def search(
     block: int = BLOCK,
     unit: int = UNIT,
     progress: bool = True,
+    largest: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `hits` best keys of every query, in fp32.
 
@@ -60,16 +61,19 @@ def search(
         block: keys on a device at a time at most.
         unit: keys in one product, a multiple of GROUP.
         progress: is there to be a bar?
+        largest: queries and keys of the largest search that is to share this one's programs; None
+            where there is no other.
 
     Returns:
         scores float32[Q, hits], best first, and ids int32[Q, hits]; equal scores are ordered by
         id. Where the corpus has fewer keys than `hits`, -inf and -1 fill up the row.
     """
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
-    found, rows = min(hits, len(corpus)), min(batch_size, len(queries))
+    most_queries, most_keys = largest or (len(queries), len(corpus))
+    found, rows = min(hits, most_keys), min(batch_size, most_queries)
     # Products of one shape on any number of devices: their bits, and so the ids, are the same.
-    unit = min(unit, -(-len(corpus) // GROUP) * GROUP)
-    units = -(-len(corpus) // unit)
+    unit = min(unit, -(-most_keys // GROUP) * GROUP)
+    units = -(-most_keys // unit)
     rounds = -(-units // (mesh.size * max(block // unit, 1)))
     block = unit * -(-units // (mesh.size * rounds))
     batches = [

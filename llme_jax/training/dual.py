@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from llme_jax.config import Config
+from llme_jax.data.beir import evaluation_sets
 from llme_jax.data.instructions import instruction_of, with_model_prompts
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder, save_dual_encoder
 from llme_jax.models.families import forward_flops
@@ -26,6 +27,7 @@ def open_dual(config: Config) -> Opened:
     Raises:
         InputError: a model cannot be found, read or served, or texts are longer than it reads.
     """
+    evaluation_sets(config.data)  # refuses one without passages before a model is fetched
     encoder, params, tokenizer = load_dual_encoder(
         config.encoder, remat=config.training.gradient_checkpointing
     )

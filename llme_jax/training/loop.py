@@ -27,7 +27,13 @@ from llme_jax.retrieval.results import check_log
 from llme_jax.training.checkpoint import Checkpoints
 from llme_jax.training.dry_run import DryRun
 from llme_jax.training.host_check import check_hosts
-from llme_jax.training.metrics_log import BestMetric, MetricsLog, compare, read_metrics
+from llme_jax.training.metrics_log import (
+    BestMetric,
+    MetricsLog,
+    compare,
+    read_metrics,
+    without_details,
+)
 from llme_jax.training.model_card import write_cards
 from llme_jax.training.optim import make_optimizer, schedule
 from llme_jax.training.run_folder import RunFolder
@@ -184,9 +190,10 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
         return 128 + terminated.received
     if jax.process_index() == 0:
         step = checkpoints.best() or max(start, stop)
-        lines = read_metrics(log.path)
+        wanted = settings.metric_for_best_model
+        lines = [without_details(line, wanted) for line in read_metrics(log.path)]
         write_cards(checkpoints.path(step), config, task, data, global_batch, lines)
-        _summarise(log.path, checkpoints.path(max(start, stop)), checkpoints.best(), task)
+        _summarise(lines, log.path, checkpoints.path(max(start, stop)), checkpoints.best(), task)
     return 0
 
 
@@ -233,15 +240,15 @@ def _describe(data: TrainData, plan: Plan, mesh, steps_per_epoch: int, max_steps
     )
 
 
-def _summarise(metrics_path: Path, last: Path, best_step: int | None, task: Task) -> None:
+def _summarise(
+    lines: list[dict], metrics_path: Path, last: Path, best_step: int | None, task: Task
+) -> None:
     """The first and the last evaluation side by side, the curves, where the model is."""
-    evaluations = [
-        line for line in read_metrics(metrics_path) if any(k.startswith("eval_") for k in line)
-    ]
+    evaluations = [line for line in lines if any(k.startswith("eval_") for k in line)]
     if len(evaluations) > 1:
         print(compare(evaluations[0], evaluations[-1]))
     curves = metrics_path.with_name("curves.png")
-    draw_curves(read_metrics(metrics_path), curves)
+    draw_curves(lines, curves)
     folder = metrics_path.parent
     for name in task.exports:
         print(f"{name + ':':8} {folder / last.name / name}")

@@ -86,7 +86,7 @@ class BestMetric:
     """The best value so far of the metric that picks the best checkpoint."""
 
     def __init__(self, wanted: str | None):
-        self._wanted = f"eval_{wanted or 'ndcg@10'}"
+        self._wanted = wanted
         self._value = -math.inf
 
     def resume(self, metrics_path: Path, steps: list[int]) -> int | None:
@@ -99,13 +99,36 @@ class BestMetric:
 
     def update(self, metrics: dict[str, float]) -> bool:
         """Whether a line of evaluation metrics is the best so far."""
-        names = [name for name in metrics if name.startswith("eval_")]
-        if not names:
+        if (name := picking(metrics, self._wanted)) is None:
             return False
-        value = metrics[self._wanted if self._wanted in names else names[0]]
+        value = metrics[name]
         improved = value > self._value
         self._value = max(self._value, value)
         return improved
+
+
+def picking(line: dict, wanted: str | None) -> str | None:
+    """The name of the metric of a line that picks the best step; None where nothing is measured.
+
+    Args:
+        wanted: --metric_for_best_model.
+    """
+    names = [name for name in line if name.startswith("eval_")]
+    usual = f"eval_{wanted or 'ndcg@10'}"
+    return usual if usual in names else next(iter(names), None)
+
+
+def without_details(line: dict, wanted: str | None) -> dict:
+    """A line in which each of several evaluation sets has one metric, that which picks the best.
+
+    With ten sets and all cutoffs a table or a figure of all of them could not be read.
+    """
+    best = (picking(line, wanted) or "").removeprefix("eval_")
+    return {
+        name: value
+        for name, value in line.items()
+        if not name.startswith("eval_") or "/" not in name or name.endswith(f"/{best}")
+    }
 
 
 def compare(before: dict[str, float], after: dict[str, float]) -> str:

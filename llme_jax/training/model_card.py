@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from llme_jax.config import Config, RankConfig
+from llme_jax.config.setting import as_list
 from llme_jax.data.train_data import TrainData
 from llme_jax.training.task import Task
 
@@ -121,8 +122,10 @@ def _metrics(lines: list[dict], step: int, settings: dict) -> str:
         if name.startswith("eval_"):
             first = f"{before[name]:.4f}" if before and name in before else "not measured"
             rows.append(f"| {name.removeprefix('eval_')} | {first} | {value:.4f} |")
-    corpus = f", passages {settings['corpus']}" if settings.get("corpus") else ""
-    return f"On {settings['eval_data']}{corpus}:\n\n" + "\n".join(rows)
+    sets, corpora = (as_list(settings.get(name)) for name in ("eval_data", "corpus"))
+    corpus = f", passages {', '.join(corpora)}" if corpora else ""
+    mean = "; without the name of a set, the mean" if len(sets) > 1 else ""
+    return f"On {', '.join(sets)}{corpus}{mean}:\n\n" + "\n".join(rows)
 
 
 def base_licence(base: str) -> str | None:

@@ -101,7 +101,12 @@ def test_mistakes_are_one_sentence(line, message):
         ),
         ("--hardness_strength 5", "--hardness_mode None, --hardness_strength 5.0: give both"),
         ("--matryoshka_dims 64 --matryoshka_weights 1 2", "--matryoshka_weights 1.0 2.0: give 1,"),
-        ("--eval_data x.json", "--eval_data needs --corpus"),
+        ("--eval_data x.json", "--eval_data x.json needs --corpus"),
+        ("--eval_data beir x.jsonl", "--eval_data x.jsonl needs --corpus"),
+        (
+            "--eval_data a b c --corpus d e",
+            "--corpus d e: give one for each of the 3 sets of --eval_data, or one for all",
+        ),
         ("--metric_for_best_model map@3", "choose from mrr@1, mrr@5,"),
         ("--cutoffs 0 10", "--cutoffs 0: ranks start at 1"),
         ("--max_steps 0 --num_train_epochs 0", "nothing to train"),

@@ -20,6 +20,7 @@ from llme_jax.config import (
 )
 from llme_jax.config.evaluation import EvaluateConfig
 from llme_jax.config.setting import Setting, kind_of
+from llme_jax.config.validate import validate_doctor
 from llme_jax.errors import InputError
 
 COMMANDS = {
@@ -282,6 +283,26 @@ def test_a_command_takes_over_what_an_experiment_sets(tmp_path):
     assert doctor.data.key_max_length == 99 and doctor.evaluation.metrics == ["nq"]
     # Flags go before the file.
     assert cli.parse([*argv, "--seed", "8"], "retrieve", "", RetrieveConfig).retrieval.seed == 8
+
+
+def test_one_value_or_several(tmp_path):
+    for line, expected in (("x.json", "x.json"), ("x.json y.json", ["x.json", "y.json"])):
+        argv = ["--eval_data", *line.split()]
+        assert cli.parse(argv, "train", "").data.eval_data == expected
+        argv = ["--config", experiment(tmp_path, f"c.data.eval_data = {expected!r}")]
+        assert cli.parse(argv, "train", "").data.eval_data == expected
+    # Several are no value of a command that takes one, whose flag says which.
+    assert cli.parse(argv, "retrieve", "", RetrieveConfig).data.eval_data is None
+    with pytest.raises(InputError, match=r"'y.json' belongs to no flag"):
+        cli.parse(["--eval_data", "x.json", "y.json"], "retrieve", "", RetrieveConfig)
+    doctor = cli.parse([*argv, "--train_data", "t.json"], "doctor", "", DoctorConfig)
+    with pytest.raises(InputError, match=r"x.json y.json: is looked at one at a time"):
+        validate_doctor(doctor)
+    config = Config()
+    config.data.eval_data = []
+    assert config.data.eval_data is None
+    with pytest.raises(InputError, match="--eval_data 3: give a text"):
+        config.data.eval_data = ["a", 3]
 
 
 def test_who_may_differ_is_said_once():

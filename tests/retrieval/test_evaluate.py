@@ -118,7 +118,7 @@ def test_passages_with_the_text_of_the_query_are_no_hits(config, tmp_path):
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
     hits = []
     for config.evaluation.ignore_identical in (False, True):
-        hits.append(RetrievalEvaluator(config, tokenizer, encoder).retrieve(params)[1])
+        hits.append(RetrievalEvaluator(config, tokenizer, encoder).retrieve(params, "dev.set")[1])
     assert hits[0][2, 0] == 4 and 4 not in hits[1][2] and (hits[1] == 4).any()
     np.testing.assert_array_equal(hits[1][2, :11], hits[0][2, 1:12])
 
