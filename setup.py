@@ -58,6 +58,8 @@ setup(
         "gcs": GCS,
         "formats": FORMATS,
         "tensorboard": ["tensorboardX"],
+        "wandb": ["wandb"],
+        "trackio": ["trackio"],
         "test": [
             "pytest",
             "pytest-xdist",

@@ -6,6 +6,7 @@ from typing import Literal
 from llme_jax.config.setting import Group, setting
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+REPORTS = ("none", "tensorboard", "wandb", "trackio")
 TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4")  # 8 chips each
 
 
@@ -219,6 +220,15 @@ class TrainConfig(OutputConfig):
     logging_steps: int = setting(
         100, "Steps between lines of metrics.jsonl.", unit="STEPS", least=1, may_change=True
     )
-    report_to: Literal["none", "tensorboard"] = setting(
-        "none", "Where else metrics go.", may_change=True
+    report_to: list[str] = setting(
+        ["none"], "Where else metrics go, one or several.", choices=REPORTS, may_change=True
+    )
+    push_to_hub: str | None = setting(
+        None,
+        "Upload the best (else the last) model to the Hugging Face Hub when training has ended.",
+        unit="OWNER/NAME",
+        may_change=True,
+    )
+    hub_private: bool = setting(
+        True, "A repository that --push_to_hub makes is private.", may_change=True
     )

@@ -73,6 +73,8 @@ def validate_ranking(config: RankConfig) -> None:
         raise InputError("give --train_data to train a ranker, or --eval_data to rerank")
     if train.plan:
         raise InputError("--plan: says what training takes, give --train_data")
+    if train.push_to_hub:
+        raise InputError("--push_to_hub: uploads what was trained, give --train_data")
     if in_bucket(train.output_dir):
         raise InputError(f"--output_dir {train.output_dir}: give a local folder to rerank")
 
@@ -107,6 +109,8 @@ def _check_training(config: Config | RankConfig) -> None:
     _check_cache_variable()
     if train.topology and not train.plan:
         raise InputError("--topology: says for which devices --plan compiles; give --plan")
+    if "none" in train.report_to and len(train.report_to) > 1:
+        raise InputError(f"--report_to {' '.join(train.report_to)}: leave out none, or the others")
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
         raise InputError("nothing to train: give --max_steps or --num_train_epochs above 0")
     if loss.contrastive_weight <= 0 and loss.distill_weight <= 0 and not data.use_train_config:

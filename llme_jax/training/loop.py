@@ -27,6 +27,7 @@ from llme_jax.retrieval.results import check_log
 from llme_jax.training.checkpoint import Checkpoints
 from llme_jax.training.dry_run import DryRun
 from llme_jax.training.host_check import check_hosts
+from llme_jax.training.hub import check_hub, push
 from llme_jax.training.metrics_log import (
     BestMetric,
     MetricsLog,
@@ -41,6 +42,7 @@ from llme_jax.training.signals import Terminated
 from llme_jax.training.step import Step, init_state
 from llme_jax.training.task import OpenTask, Task
 from llme_jax.training.telemetry import Recorder, StepInput, count
+from llme_jax.training.trackers import check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +64,13 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
     folder = RunFolder(settings.output_dir)
     folder.check_settings(config)
     check_cache(config.data.dataset_cache_dir)
-    if config.data.eval_data and jax.process_index() == 0:
-        check_log(config.evaluation.log_path)
+    if jax.process_index() == 0:
+        if config.data.eval_data:
+            check_log(config.evaluation.log_path)
+        if not settings.plan:
+            check_trackers(settings.report_to)
+            if settings.push_to_hub:
+                check_hub(settings.push_to_hub)
     elsewhere = topology.devices(settings.topology) if settings.topology else None
     mesh = sharding.make_mesh(settings.fsdp, devices=elsewhere)
     global_batch = folder.global_batch(config, mesh.size)
@@ -137,7 +144,7 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
         shardings=shardings,
         frozen=frozen,
     )
-    log = MetricsLog(folder.path, start, settings.report_to == "tensorboard")
+    log = held.enter_context(MetricsLog(folder.path, start, settings.report_to, config.flat()))
     best = BestMetric(settings.metric_for_best_model)
     known = best.resume(log.path, checkpoints.steps()) if evaluator else start
     if known:
@@ -194,6 +201,9 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
         lines = [without_details(line, wanted) for line in read_metrics(log.path)]
         write_cards(checkpoints.path(step), config, task, data, global_batch, lines)
         _summarise(lines, log.path, checkpoints.path(max(start, stop)), checkpoints.best(), task)
+        if repo := settings.push_to_hub:
+            address = push(checkpoints.path(step), task.exports, repo, settings.hub_private)
+            print(f"hub:     {address}")
     return 0
 
 

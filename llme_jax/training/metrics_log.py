@@ -1,4 +1,4 @@
-"""metrics.jsonl of a run, TensorBoard beside it; the best step and the closing table out of it."""
+"""metrics.jsonl of a run; the best step and the closing table out of it."""
 
 import json
 import logging
@@ -7,29 +7,37 @@ from pathlib import Path
 
 import jax
 
-from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
 from llme_jax.files.storage import in_bucket
+from llme_jax.training.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """`metrics.jsonl` of a run, one line a call, and TensorBoard beside it when wanted."""
+    """`metrics.jsonl` of a run, one line a call, and what --report_to names besides."""
 
-    def __init__(self, output_dir: Path, start_step: int, tensorboard: bool = False):
+    def __init__(self, output_dir: Path, start_step: int, report_to: list[str], settings: dict):
         """Lines past `start_step` are dropped: a resumed run writes those steps again.
 
-        Raises:
-            InputError: TensorBoard is wanted and its writer is not installed.
+        Args:
+            settings: of the run, by name.
         """
         self.path = output_dir / "metrics.jsonl"
-        self._writer = _tensorboard(output_dir) if tensorboard else None
         self._silent = jax.process_index() != 0
         if self._silent:
             return
-        self._lines = [line for line in read_metrics(self.path) if line["step"] <= start_step]
+        lines = read_metrics(self.path)
+        self._trackers = Trackers(report_to, output_dir, settings, start_step, lines)
+        self._lines = [line for line in lines if line["step"] <= start_step]
         self._write_all()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, error, *_) -> None:
+        if not self._silent:
+            self._trackers.close(failed=error is not None)
 
     def write_eval(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """Writes the metrics of an evaluation, and returns them, with names `eval_...`."""
@@ -47,10 +55,7 @@ class MetricsLog:
         else:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-            self._writer.flush()
+        self._trackers.write(step, values)
 
     def _write_all(self) -> None:
         with atomic_write(self.path) as beside:
@@ -72,14 +77,6 @@ def read_metrics(path: Path) -> list[dict]:
         elif text.strip() and number < len(texts):
             logger.warning("%s:%d: is no line of metrics and is left out", path, number)
     return lines
-
-
-def _tensorboard(output_dir: Path):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InputError("--report_to tensorboard: run `pip install tensorboardX` first") from None
-    return SummaryWriter(str(output_dir)) if jax.process_index() == 0 else None
 
 
 class BestMetric:

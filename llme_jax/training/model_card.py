@@ -6,6 +6,7 @@ from pathlib import Path
 from llme_jax.config import Config, RankConfig
 from llme_jax.config.setting import as_list
 from llme_jax.data.train_data import TrainData
+from llme_jax.training.hub import place_in_repo
 from llme_jax.training.task import Task
 
 MARK = "<!-- Written by llme_jax. Without this line it is yours, and is left as it is. -->"
@@ -59,6 +60,9 @@ def _card(name: str, folder: Path, config, task: Task, data: TrainData, batch: i
     licence = base_licence(base)
     if Path(base).expanduser().is_dir():  # where it lies means nothing elsewhere
         base = Path(base).expanduser().resolve().name
+    repo, where = settings["push_to_hub"], folder
+    if repo and not place_in_repo(name):
+        where = repo  # at the top, from where it opens by its name
     step = int(folder.parent.name.removeprefix("checkpoint-"))
     head = ["---", "library_name: sentence-transformers", f"base_model: {base}"]
     head += [f"license: {licence}"] if licence else []
@@ -90,11 +94,11 @@ Optimizer: AdamW; {_listed(settings, OPTIMIZER)}.
 ## How to use it
 
 ```python
-{USE[name].format(folder=folder)}
+{USE[name].format(folder=where)}
 ```
 
 Queries were cut at {settings["query_max_length"]} tokens, keys at {settings["key_max_length"]}. \
-`python -m llme_jax.{"rank" if name == "ranker" else "retrieve"} {task.flag} {folder}` uses it here.
+`python -m llme_jax.{"rank" if name == "ranker" else "retrieve"} {task.flag} {where}` uses it here.
 
 ## Licence
 
