@@ -146,9 +146,9 @@ def causal_attention(
     """softmax(q k^T / sqrt(Dh)) v over the keys up to each query; the softmax is in fp32.
 
     Args:
-        kernel: None for cudnn where it can.
         k, v: head k serves the H / K query heads from k * H / K on.
         window: of those keys, the last ones that a query sees, its own included; None for all.
+        kernel: None for cudnn where it can.
     """
     length = q.shape[1]
     if window is not None and window >= length:

@@ -4,7 +4,6 @@ Attributes carry the names of the Hugging Face weights (`encoder.layer.3.attenti
 NNX serves to write the modules down; the parameters live in a plain nested dict.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,8 +89,7 @@ class BertConfig(Architecture):
         if family in ("distilbert", "mpnet"):
             own["type_vocab_size"] = 0
         counted = family in ("roberta", "xlm-roberta", "camembert")  # goes on from the pad token
-        values = checked(path, given | own, ["pad_token_id"] if counted else [])
-        values["source"] = json.dumps(given)
+        values = checked(path, given, ["pad_token_id"] if counted else [], own)
         first = values.pop("pad_token_id") + 1 if counted else 2 if family == "mpnet" else 0
         width = given.get("embedding_size", 128) if family == "electra" else None
         return cls(

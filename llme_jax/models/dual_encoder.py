@@ -58,8 +58,7 @@ class DualEncoder:
     def adapter_folders(self) -> tuple[str, ...]:
         """Folders of adapters alone, in the order of `folders`; none of families whose files have
         several of transformers' modules in one tensor, for which peft has no names."""
-        config = self.query_config
-        if not self.lora or config.model_type in ("nomic_bert", "gte"):
+        if not self.lora or self.query_config.splits:
             return ()
         return tuple(name.replace("encoder", "adapter") for name in self.folders)
 

@@ -67,6 +67,11 @@ class Architecture:
         return False
 
     @property
+    def splits(self) -> bool:
+        """Whether transformers makes several modules of a tensor in the family's files."""
+        return False
+
+    @property
     def attended_dropout_prob(self) -> float:
         """Of what attention puts out."""
         return self.hidden_dropout_prob
@@ -87,16 +92,20 @@ UNSAID = {
 }
 
 
-def checked(path: Path, given: dict, more: Sequence[str] = (), **unsaid) -> dict:
+def checked(
+    path: Path, given: dict, more: Sequence[str] = (), renamed: dict | None = None, **unsaid
+) -> dict:
     """The fields of Architecture, and more whole numbers, as a config.json gives them.
 
     Args:
+        renamed: values that the file has under other names, by ours.
         unsaid: what fields are that the file leaves out, besides UNSAID.
 
     Raises:
         InputError: one is missing, or has a value that is not served.
     """
     source = json.dumps(given)
+    given = given | (renamed or {})
     given = UNSAID | unsaid | {name: value for name, value in given.items() if value is not None}
     names = [*_TYPES, *more]
     if missing := [name for name in names if name not in given]:
@@ -208,7 +217,7 @@ def attend(
         key: attention weights are dropped at `rate` where it is given.
     """
     width = q.shape[1] // heads
-    if not how.causal:
+    if not how.causal and k.shape[1] < q.shape[1]:
         k, v = (_repeated(x, width, q.shape[1]) for x in (k, v))
     if how.reach:
         attended = flash_attention(

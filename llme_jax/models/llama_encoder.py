@@ -31,7 +31,7 @@ class LlamaEncoderConfig(Architecture):
     """The fields of config.json that decide what is computed."""
 
     model: LlamaConfig
-    is_causal: bool
+    causal: bool = True
 
     @classmethod
     def read(cls, path: Path) -> "LlamaEncoderConfig":
@@ -56,16 +56,12 @@ class LlamaEncoderConfig(Architecture):
             source=json.dumps(given),
             # Whether there is a head for words decides nothing here.
             model=replace(model, tie_word_embeddings=True),
-            is_causal=causal,
+            causal=causal,
         )
 
     @property
     def head_width(self) -> int:
         return self.model.head_dim
-
-    @property
-    def causal(self) -> bool:
-        return self.is_causal
 
     @property
     def windows(self) -> tuple[int | None, ...]:

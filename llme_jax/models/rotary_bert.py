@@ -89,6 +89,10 @@ class RotaryBertConfig(Architecture):
         return _NAMES.get(self.model_type, ())
 
     @property
+    def splits(self) -> bool:
+        return self.model_type != "modernbert"
+
+    @property
     def pre_norm(self) -> bool:
         """Whether the norms stand before attention and feed-forward, else behind the sums."""
         return self.model_type == "modernbert"
@@ -102,7 +106,7 @@ def _modernbert(path: Path, given: dict) -> RotaryBertConfig:
         "type_vocab_size": 0,
     }
     values = checked(
-        path, given | renamed, hidden_act="gelu", layer_norm_eps=1e-5,
+        path, given, renamed=renamed, hidden_act="gelu", layer_norm_eps=1e-5,
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     layers, every = values["num_hidden_layers"], given.get("global_attn_every_n_layers", 3)
@@ -130,7 +134,7 @@ def _modernbert(path: Path, given: dict) -> RotaryBertConfig:
     )
     mlp_bias = given.get("mlp_bias", False)
     return RotaryBertConfig(
-        **values | {"source": json.dumps(given)},
+        **values,
         rates=rates,
         ropes=tuple(ropes[kind] for kind in kinds),
         windows=tuple(width // 2 if kind == "sliding_attention" else None for kind in kinds),
