@@ -5,9 +5,9 @@
 The data is that of mining.py (operations of botocore, and queries that describe examples of them),
 with fewer passages. Every step is a command that a person could type: a retriever is trained from
 MiniLM; it mines hard negatives; a reranker trains on them, from the same MiniLM; it reorders the
-retriever's hits of the test queries; it scores the mined rows; two retrievers train on these rows
-from MiniLM, with the same steps: one contrastively, one distilled from the scores. No operation is
-a positive of both training and test queries, and negatives are mined among passages that no test
+retriever's hits of the test queries; it scores the mined rows; retrievers train on these rows from
+MiniLM, with the same steps: one contrastively, the others from the scores. No operation is a
+positive of both training and test queries, and negatives are mined among passages that no test
 query asks for, or the reranker would learn that these are never right.
 """
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("data/distil"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 1, 2])
+    parser.add_argument("--one_teacher", action="store_true", help="the first seed's, for all")
     parser.add_argument("--passages", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=60, help="of a retriever")
     parser.add_argument("--rank_steps", type=int, default=120)
@@ -43,18 +44,22 @@ def main() -> None:
     parser.add_argument("--negatives", type=int, default=9, help="mined, and scored")
     parser.add_argument("--teacher_temperature", type=float, default=1.0)
     parser.add_argument("--distilled_weight", type=float, default=0.2, help="contrastive")
+    parser.add_argument("--margin_temperature", type=float, default=10, help="of the teacher")
     args = parser.parse_args()
-    if not (args.folder / "whole/test.json").exists():
-        write_data(args.folder / "whole")
-    if not (args.folder / "small/mining_corpus.json").exists():
-        write_small(args.folder, args.passages)
-    for seed in args.seeds:
-        one_seed(args, seed, args.folder / str(seed))
+    write_small(args.folder, args.passages)
+    for number, seed in enumerate(args.seeds):
+        if number == 0 or not args.one_teacher:
+            scored = teacher(args, seed, args.folder / str(seed))
+        students(args, seed, args.folder / str(seed), scored)
 
 
 def write_small(folder: Path, passages: int) -> None:
-    """The same queries, with their operations and others, so many in all."""
+    """The queries of mining.py, with their operations and others, so many in all."""
     out = folder / "small"
+    if (out / "mining_train.json").exists():
+        return
+    if not (folder / "whole/test.json").exists():
+        write_data(folder / "whole")
     out.mkdir(exist_ok=True)
     train, test, corpus = (read(folder / f"whole/{n}.json") for n in ("train", "test", "corpus"))
     asked = {i for row in test for i in row["pos_index"]}
@@ -88,23 +93,28 @@ def write(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def one_seed(args, seed: int, out: Path) -> None:
+def flags(args, seed: int, out: Path) -> tuple[str, str, str]:
+    """Those of every search, of its test, and of training."""
     data, model = args.folder / "small", quickstart.prepare(cache_dir(None)).model
     base = f"--pooling_method mean --add_instruction false {LENGTHS} --log_path {out}/log"
-    test = f"--eval_data {data}/test.json --metrics ndcg recall mrr"
-    search = f"{base} --query_encoder {model} --corpus {data}/corpus.json"
-    train = f"{search} {test} {RETRIEVER} --max_steps {args.steps} --seed {seed}"
+    test = f"--eval_data {data}/test.json --corpus {data}/corpus.json --metrics ndcg recall mrr"
+    train = f"{base} {test} --query_encoder {model} {RETRIEVER}"
+    return base, test, f"{train} --max_steps {args.steps} --seed {seed}"
 
+
+def teacher(args, seed: int, out: Path) -> Path:
+    """A retriever's rows with mined negatives, and a reranker's scores of their keys."""
+    base, test, train = flags(args, seed, out)
+    data, model = args.folder / "small", quickstart.prepare(cache_dir(None)).model
     first = retriever(f"{train} --train_data {data}/train.json --contrastive_weight 1",
                       out / "first")  # fmt: skip
     report(seed, "retriever 1", first)
     encoder = f"--query_encoder {out}/first/checkpoint-{args.steps}/encoder --output_dir {out}"
-    run("retrieve", f"{base} {encoder} --corpus {data}/corpus.json {test} --hits {args.hits} "
-        "--save_name hits")  # fmt: skip
+    run("retrieve", f"{base} {encoder} {test} --hits {args.hits} --save_name hits")
     run("retrieve", f"{base} {encoder} --corpus {data}/mining_corpus.json --hits 30 "
         f"--eval_data {data}/mining_train.json --metrics mrr collate_neg --save_to_output "
         f"--max_neg_num {args.negatives} --save_name mined")  # fmt: skip
-    mined = f"{out}/mining_train.neg.mined.json"
+    mined = out / "mining_train.neg.mined.json"
 
     pairs = f"{LENGTHS} --log_path {out}/log --output_dir {out}"
     run("rank", f"{pairs}/ranker --ranker {model} --train_data {mined} --seed {seed} "
@@ -113,16 +123,24 @@ def one_seed(args, seed: int, out: Path) -> None:
         f"--max_steps {args.rank_steps} --save_steps 1000")  # fmt: skip
     ranker = f"--ranker {out}/ranker/checkpoint-{args.rank_steps}/ranker"
     run("rank", f"{pairs} {ranker} {test} --load_result {out}/test.result.hits.json "
-        f"--corpus {data}/corpus.json --save_name reranked")  # fmt: skip
+        "--save_name reranked")  # fmt: skip
     report(seed, "reranker", json.loads((out / "test.metrics.reranked.json").read_text()))
 
     run("rank", f"{pairs} {ranker} --eval_data {mined} --metrics mrr collate_score "
         "--save_to_output --save_name teacher")  # fmt: skip
-    scored = f"{out}/{Path(mined).stem}.scored.teacher.json"
+    return out / f"{mined.stem}.scored.teacher.json"
+
+
+def students(args, seed: int, out: Path, scored: Path) -> None:
+    """The same retriever from the same rows, by its losses."""
+    _, _, train = flags(args, seed, out)
+    both = f"--contrastive_weight {args.distilled_weight} --distill_weight 1"
+    temperature = f"--teacher_temperature {args.margin_temperature}"
     losses = {
         "contrastive": "--contrastive_weight 1 --distill_weight 0",
-        "distilled": f"--contrastive_weight {args.distilled_weight} --distill_weight 1 "
-        f"--teacher_temperature {args.teacher_temperature}",
+        "kl": f"{both} --teacher_temperature {args.teacher_temperature}",
+        "margin_mse": "--contrastive_weight 0 --distill_loss margin_mse " + temperature,
+        "margin_mse+": f"{both} --distill_loss margin_mse {temperature}",
     }
     for name, loss in losses.items():
         words = f"{train} --train_data {scored} {loss}"

@@ -151,7 +151,7 @@ class Trackers:
         self._open: dict[str, Tracker] = {}
         self._failed: set[str] = set()
         file = folder / "trackers.json"
-        known = json.loads(file.read_text()) if file.exists() else {}
+        known = _known(file)
         before = max((_place(line["step"], line) for line in lines), default=(-1, False))
         self._sent: dict[str, tuple[int, bool]] = {}
         called = folder.name if in_bucket(folder) else folder.resolve().name  # it may be "."
@@ -193,6 +193,15 @@ class Trackers:
                     *(name, type(error).__name__, said),
                 )
             self._failed.add(name)
+
+
+def _known(file: Path) -> dict[str, dict]:
+    """What an earlier run left; nothing where that is damaged."""
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError:
+        logger.warning("%s is damaged: the run begins anew in its trackers", file)
+        return {}
 
 
 def _place(step: int, values: dict) -> tuple[int, bool]:

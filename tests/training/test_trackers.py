@@ -117,6 +117,13 @@ def test_one_that_was_not_reported_to_before_is_sent_every_step(tmp_path, instal
     assert [line["step"] for line in installed.wandb.sent] == [3]
 
 
+def test_a_damaged_record_ends_nothing(tmp_path, installed, warnings):
+    (tmp_path / "trackers.json").write_text('{"wandb": {"id"')
+    Trackers(["wandb"], tmp_path, {}, 2, [step(n) for n in (1, 2)]).write(3, {"loss": 0.5})
+    assert [line["step"] for line in installed.wandb.sent] == [3]
+    assert [said.split(":")[0].split("/")[-1] for said in warnings] == ["trackers.json is damaged"]
+
+
 def test_an_outage_is_said_once_and_ends_nothing(tmp_path, installed, warnings):
     def down(*_, **__):
         raise ConnectionError("no route\nto host")
