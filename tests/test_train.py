@@ -3,6 +3,8 @@
 import json
 import signal
 import time
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,11 +34,32 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
+KINDS = {
+    "plain": [],
+    "adapters": ["--lora_rank", "2"],
+    "losses": "--matryoshka_dims 8 32 --contrastive_directions query_to_doc doc_to_doc "
+    "--spread_weight 0.1 --hardness_mode all_negatives --hardness_strength 2 "
+    "--distill_loss margin_mse --teacher_temperature 5".split(),
+}
+slow = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "plain"]
+of_every_kind = pytest.mark.parametrize("kind", ["plain", *slow])
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(data):
-    output_dir = data / "uninterrupted"
-    finish(start(arguments(data, output_dir)))
-    return output_dir
+def undisturbed(data):
+    """undisturbed(kind): the folder of a run of a kind that nothing happened to."""
+
+    @cache
+    def run(kind: str) -> Path:
+        finish(start(arguments(data, data / kind, *KINDS[kind])))
+        return data / kind
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(undisturbed):
+    return undisturbed("plain")
 
 
 def test_a_run_with_evaluation(data, tmp_path):
@@ -88,12 +111,13 @@ def test_the_encoder_opens_in_sentence_transformers(data, uninterrupted):
     np.testing.assert_allclose(np.asarray(ours), want, atol=1e-5)
 
 
+@of_every_kind
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(
-    data, uninterrupted, tmp_path
+    data, undisturbed, tmp_path, kind
 ):
     """kill -9 while starting, between checkpoints, while one is written, and near the end."""
-    out = tmp_path / "out"
-    argv = arguments(data, out)
+    out, uninterrupted = tmp_path / "out", undisturbed(kind)
+    argv = arguments(data, out, *KINDS[kind])
 
     def run_until(condition) -> None:
         process = start(argv)
@@ -175,9 +199,13 @@ def test_an_encoder_of_several_tasks_has_the_prompts_of_each(data, tmp_path):
     assert model.prompts["tool-document"] == tool.key
 
 
+@of_every_kind
 @patient
-def test_two_processes_with_four_devices_each(data, uninterrupted, tmp_path):
-    argv = arguments(data, tmp_path / "out", *EVALUATION)
+def test_two_processes_with_four_devices_each(data, undisturbed, tmp_path, kind):
+    argv, uninterrupted = (
+        arguments(data, tmp_path / "out", *EVALUATION, *KINDS[kind]),
+        undisturbed(kind),
+    )
     processes = start_together(argv, processes=2, devices=4)
     for process in processes:
         finish(process)
