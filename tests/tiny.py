@@ -13,9 +13,10 @@ from transformers import BertConfig, BertTokenizerFast, LlamaConfig, PreTrainedT
 from llme_jax.data.batch import Batch, pack_padded
 from llme_jax.devices import sharding
 from llme_jax.models.bert import abstract_params
+from llme_jax.models.encoder import Architecture
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.packing import padded
-from llme_jax.models.weights import save_params
+from llme_jax.models.weights import load_params, save_params
 
 WORDS = [f"w{i}" for i in range(200)]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<answer>"
@@ -184,6 +185,27 @@ def random_batch(
         key_hash[rows].reshape(-1, 2),
         key_hash[rows, :1],
     )
+
+
+def load_encoder(folder: Path) -> tuple[Architecture, dict]:
+    """Configuration and parameters of an encoder of any family."""
+    config = read_config(folder / "config.json", ENCODERS)
+    shapes = ENCODERS[config.model_type].abstract_params(config)
+    return config, load_params(folder, shapes, config.names)
+
+
+def random_ids(
+    lengths: np.ndarray, width: int, *, pad: int = 1, vocab: int = 101
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded token ids [B, width] of texts, and which of them are not padding."""
+    ids = np.random.default_rng(0).integers(5, vocab, (len(lengths), width)).astype(np.int32)
+    inside = np.arange(width) < lengths[:, None]
+    return np.where(inside, ids, pad), inside
+
+
+def rewrite(path: Path, **changes) -> None:
+    """Changes fields of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def on_padded(

@@ -1,6 +1,5 @@
 """The encoder against transformers' torch models: values, gradients, precision, dropout."""
 
-import json
 from functools import partial
 
 import jax
@@ -9,20 +8,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import on_padded
+from tiny import load_encoder, on_padded, random_ids, rewrite
 
 from llme_jax.errors import InputError
-from llme_jax.models.bert import abstract_params, hidden_states
+from llme_jax.models.bert import hidden_states
 from llme_jax.models.families import ENCODERS, read_config
-from llme_jax.models.weights import load_params
 
 LENGTHS = np.array([24, 1, 7, 16], np.int32)
 SECOND = np.array([11, 1, 3, 15], np.int32)
-
-
-def _load(folder):
-    config = read_config(folder / "config.json", ENCODERS)
-    return config, load_params(folder, abstract_params(config))
 
 
 def _encode(
@@ -36,11 +29,8 @@ _on_padded = partial(on_padded, hidden_states)
 _jitted = jax.jit(_on_padded, static_argnums=(0, 1, 2))
 
 
-def _ids(model_type, vocab=101, width=24):
-    pad = 0 if model_type == "bert" else 1
-    ids = np.random.default_rng(0).integers(5, vocab, (4, width)).astype(np.int32)
-    inside = np.arange(width) < LENGTHS[:, None]
-    return np.where(inside, ids, pad), inside
+def _ids(model_type, vocab=101):
+    return random_ids(LENGTHS, 24, pad=0 if model_type == "bert" else 1, vocab=vocab)
 
 
 def _torch_hidden(model, ids, inside, types=None):
@@ -80,7 +70,7 @@ def _assert_same_gradient(ours, model):
 )
 def test_hidden_states_are_those_of_transformers(tiny, model_type, changes):
     folder, model = tiny(model_type, **changes)
-    config, params = _load(folder)
+    config, params = load_encoder(folder)
     ids, inside = _ids(model_type)
     ids = np.where(inside, ids, changes.get("pad_token_id", ids))
     ours = _encode(config, params, ids)
@@ -94,7 +84,7 @@ def test_hidden_states_are_those_of_transformers(tiny, model_type, changes):
 def test_real_encoder_and_its_gradient(minilm):
     from transformers import AutoModel
 
-    config, params = _load(minilm)
+    config, params = load_encoder(minilm)
     ids, inside = _ids("bert", vocab=config.vocab_size)
     model = AutoModel.from_pretrained(minilm, dtype=torch.float32).eval()
     weight = np.random.default_rng(1).standard_normal((4, 24, 384)).astype(np.float32)
@@ -118,7 +108,7 @@ def test_real_encoder_and_its_gradient(minilm):
 )
 def test_pairs_and_their_gradient(tiny, model_type, changes):
     folder, model = tiny(model_type, **changes)
-    config, params = _load(folder)
+    config, params = load_encoder(folder)
     ids, inside = _ids(model_type)
     weight = np.random.default_rng(1).standard_normal((4, 24, 48)).astype(np.float32)
     weight[~inside] = 0
@@ -141,7 +131,7 @@ def test_pairs_and_their_gradient(tiny, model_type, changes):
 
 
 def test_one_token_type_is_that_of_both_texts(tiny):
-    config, params = _load(tiny("roberta", type_vocab_size=1)[0])
+    config, params = load_encoder(tiny("roberta", type_vocab_size=1)[0])
     ids, _ = _ids("roberta")
     pairs = _encode(config, params, ids, second=jnp.asarray(SECOND))
     np.testing.assert_array_equal(pairs, _encode(config, params, ids))
@@ -153,11 +143,13 @@ def test_electra_as_it_is_published(tiny, tmp_path, kind):
     whole = getattr(transformers, kind)(model.config)
     whole.electra.load_state_dict(model.state_dict())
     whole.save_pretrained(tmp_path / "whole")
-    jax.tree.map(np.testing.assert_array_equal, _load(tmp_path / "whole")[1], _load(folder)[1])
+    jax.tree.map(
+        np.testing.assert_array_equal, load_encoder(tmp_path / "whole")[1], load_encoder(folder)[1]
+    )
 
 
 def test_recomputed_layers_give_the_same_gradient(tiny):
-    config, params = _load(tiny()[0])
+    config, params = load_encoder(tiny()[0])
     ids, inside = _ids("bert")
     key = jax.random.key(0)
 
@@ -172,7 +164,7 @@ def test_recomputed_layers_give_the_same_gradient(tiny):
 
 
 def test_bfloat16_stays_close(minilm):
-    config, params = _load(minilm)
+    config, params = load_encoder(minilm)
     ids, inside = _ids("bert", vocab=config.vocab_size)
     exact = _encode(config, params, ids)[inside]
     rough = _encode(config, params, ids, dtype="bfloat16")[inside]
@@ -184,7 +176,7 @@ def test_bfloat16_stays_close(minilm):
 
 
 def test_padding_changes_nothing(tiny):
-    config, params = _load(tiny()[0])
+    config, params = load_encoder(tiny()[0])
     ids, inside = _ids("bert")
     base = _encode(config, params, ids)
     wider = np.pad(np.where(inside, ids, 99), ((0, 0), (0, 8)), constant_values=98)
@@ -194,7 +186,7 @@ def test_padding_changes_nothing(tiny):
 
 def test_dropout_follows_config_and_key(tiny):
     folder, _ = tiny(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    config, params = _load(folder)
+    config, params = load_encoder(folder)
     ids, inside = _ids("bert")
     key, other = (jax.random.key(seed) for seed in (0, 1))
 
@@ -204,7 +196,7 @@ def test_dropout_follows_config_and_key(tiny):
     base = hidden(config, None)
     np.testing.assert_array_equal(hidden(config, key), base)
     for change in ({"hidden_dropout_prob": 0.1}, {"attention_probs_dropout_prob": 0.1}):
-        _rewrite(folder, **change)
+        rewrite(folder / "config.json", **change)
         dropping = read_config(folder / "config.json", ENCODERS)
         np.testing.assert_array_equal(hidden(dropping, None), base)
         first, again = hidden(dropping, key), hidden(dropping, key)
@@ -213,12 +205,12 @@ def test_dropout_follows_config_and_key(tiny):
         assert jnp.abs(first - hidden(dropping, other)).max() > 1e-2
         # recomputed layers draw the masks they drew before
         np.testing.assert_allclose(first, hidden(dropping, key, remat=True), atol=1e-5)
-        _rewrite(folder, **dict.fromkeys(change, 0.0))
+        rewrite(folder / "config.json", **dict.fromkeys(change, 0.0))
 
 
 def test_texts_longer_than_the_position_table_are_refused(tiny):
     folder, _ = tiny("roberta", type_vocab_size=1)
-    config, params = _load(folder)
+    config, params = load_encoder(folder)
     assert config.max_length == 38  # 40 rows, the first token at row 2
     full = np.full((1, 38), 7, np.int32)
     _encode(config, params, full, [38])
@@ -238,14 +230,14 @@ def test_texts_longer_than_the_position_table_are_refused(tiny):
 )
 def test_config_that_cannot_be_served_is_refused(tiny, change, message):
     folder, _ = tiny()
-    _rewrite(folder, **change)
+    rewrite(folder / "config.json", **change)
     with pytest.raises(InputError, match=message) as error:
         read_config(folder / "config.json", ENCODERS)
     assert str(error.value).startswith(f"{folder / 'config.json'}: ")
 
 
 def test_parameters_are_a_plain_nested_dict(tiny):
-    _, params = _load(tiny()[0])
+    _, params = load_encoder(tiny()[0])
     leaves = jax.tree_util.tree_leaves_with_path(params)
     names = {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}
     assert "encoder/layer/0/attention/self/query/kernel" in names
@@ -253,16 +245,11 @@ def test_parameters_are_a_plain_nested_dict(tiny):
     assert all(type(step.key) is str for path, _ in leaves for step in path)
 
 
-def _rewrite(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.parametrize("dropped", [False, True])
 def test_the_first_token_alone_is_the_first_of_all(tiny, dropped, remat):
     """Values and gradients, with the same dropout."""
-    config, params = _load(tiny("bert")[0])
+    config, params = load_encoder(tiny("bert")[0])
     ids, _ = _ids("bert")
     ids, lengths = jnp.asarray(ids, jnp.int32), jnp.asarray(LENGTHS)
     key = jax.random.key(0) if dropped else None

@@ -1,6 +1,5 @@
 """DeBERTa against transformers' torch models: values, gradients, precision, what is refused."""
 
-import json
 from functools import partial
 
 import jax
@@ -9,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from tiny import on_padded
+from tiny import load_encoder, on_padded, random_ids, rewrite
 
 from llme_jax.errors import InputError
 from llme_jax.models.attention import biased_attention
-from llme_jax.models.deberta import abstract_params, hidden_states, skewed
+from llme_jax.models.deberta import hidden_states, skewed
 from llme_jax.models.dropout import Rows, dropout
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.layers import cast_kernels
-from llme_jax.models.weights import load_params
 
 WIDTH = 40  # as many as the tiny models have positions
 LENGTHS = np.array([WIDTH, 1, 7, 16], np.int32)
@@ -42,17 +40,6 @@ V2 = {
 }
 
 
-def _load(folder):
-    config = read_config(folder / "config.json", ENCODERS)
-    return config, load_params(folder, abstract_params(config))
-
-
-def _batch(width=WIDTH):
-    ids = np.random.default_rng(0).integers(5, 101, (4, width)).astype(np.int32)
-    inside = np.arange(width) < LENGTHS[:, None]
-    return np.where(inside, ids, 1), inside
-
-
 _on_padded = partial(on_padded, hidden_states)
 _jitted = jax.jit(_on_padded, static_argnums=(0, 1, 2))
 
@@ -64,7 +51,7 @@ def _encode(config, params, ids, *, dtype="float32", remat=False, key=None, seco
 
 def test_embeddings_are_projected_in_float32(tiny):
     folder, _ = tiny("deberta-v2", **V3, embedding_size=24)
-    _, params = _load(folder)
+    _, params = load_encoder(folder)
     cast = cast_kernels(params, "bfloat16")
     assert cast["embeddings"]["embed_proj"]["kernel"].dtype == jnp.float32
     layer = cast["encoder"]["layer"]["0"]
@@ -87,8 +74,8 @@ def test_embeddings_are_projected_in_float32(tiny):
 )
 def test_hidden_states_and_gradients_are_those_of_transformers(tiny, settings, width):
     folder, model = tiny("deberta-v2", **settings)
-    config, params = _load(folder)
-    ids, inside = _batch(width)
+    config, params = load_encoder(folder)
+    ids, inside = random_ids(LENGTHS, width)
     weight = np.random.default_rng(1).standard_normal((4, width, 48)).astype(np.float32)
     weight[~inside] = 0
 
@@ -125,8 +112,8 @@ def test_hidden_states_and_gradients_are_those_of_transformers(tiny, settings, w
 
 
 def test_bfloat16_stays_close(tiny):
-    config, params = _load(tiny("deberta-v2", **V3)[0])
-    ids, inside = _batch()
+    config, params = load_encoder(tiny("deberta-v2", **V3)[0])
+    ids, inside = random_ids(LENGTHS, WIDTH)
     exact = _encode(config, params, ids)[inside]
     rough = _encode(config, params, ids, dtype="bfloat16")[inside]
     assert rough.dtype == jnp.float32
@@ -137,10 +124,10 @@ def test_bfloat16_stays_close(tiny):
 
 
 def test_dropout_recomputed_layers_and_wider_padding(tiny):
-    config, params = _load(tiny("deberta-v2", **V3)[0])
+    config, params = load_encoder(tiny("deberta-v2", **V3)[0])
     assert config.hidden_dropout_prob and config.attention_probs_dropout_prob
     lengths = jnp.asarray(LENGTHS[1:])
-    ids, inside = (x[1:, :16] for x in _batch())
+    ids, inside = (x[1:, :16] for x in random_ids(LENGTHS, WIDTH))
     wider = np.pad(ids, ((0, 0), (0, 8)), constant_values=98)
     key = jax.random.key(0)
 
@@ -162,7 +149,7 @@ def test_dropout_recomputed_layers_and_wider_padding(tiny):
 
 def test_checkpoints_may_hold_heads_and_tables_that_are_not_read(tiny):
     folder, _ = tiny("deberta-v2", **V3)
-    _, params = _load(folder)
+    _, params = load_encoder(folder)
     path = folder / "model.safetensors"
     tensors = {f"deberta.{name}": tensor for name, tensor in load_file(path).items()}
     for name in (
@@ -174,16 +161,16 @@ def test_checkpoints_may_hold_heads_and_tables_that_are_not_read(tiny):
     ):
         tensors[name] = np.zeros(3, np.float32)
     save_file(tensors, path, metadata={"format": "pt"})
-    jax.tree.map(np.testing.assert_array_equal, _load(folder)[1], params)
+    jax.tree.map(np.testing.assert_array_equal, load_encoder(folder)[1], params)
 
 
 def test_position_terms_may_be_a_list_or_a_string(tiny):
     folder, _ = tiny("deberta-v2", **V3)
     config = read_config(folder / "config.json", ENCODERS)
     for terms in ("c2p|p2c", "P2C | C2P", ["c2p", "p2c"]):
-        _rewrite(folder, pos_att_type=terms)
+        rewrite(folder / "config.json", pos_att_type=terms)
         assert read_config(folder / "config.json", ENCODERS) == config
-    _rewrite(folder, pos_att_type="c2p")
+    rewrite(folder / "config.json", pos_att_type="c2p")
     assert read_config(folder / "config.json", ENCODERS) != config
 
 
@@ -198,17 +185,17 @@ def test_position_terms_may_be_a_list_or_a_string(tiny):
 )
 def test_config_that_cannot_be_served_is_refused(tiny, change, message):
     folder, _ = tiny("deberta-v2", **V3)
-    _rewrite(folder, **change)
+    rewrite(folder / "config.json", **change)
     with pytest.raises(InputError, match=message) as error:
         read_config(folder / "config.json", ENCODERS)
     assert str(error.value).startswith(f"{folder / 'config.json'}: ")
 
 
 def test_longer_texts_are_refused(tiny):
-    config, params = _load(tiny("deberta-v2", **V3)[0])
+    config, params = load_encoder(tiny("deberta-v2", **V3)[0])
     assert config.max_length == WIDTH
     with pytest.raises(InputError, match="41 tokens, the encoder has 40 positions: lower"):
-        _encode(config, params, _batch(WIDTH + 1)[0])
+        _encode(config, params, random_ids(LENGTHS, WIDTH + 1)[0])
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
@@ -247,8 +234,3 @@ def test_biased_attention_by_its_definition(rate):
     np.testing.assert_allclose(out, want, atol=2e-6)  # fp32 rounding of sums over 10 keys
     for ours, theirs in zip(backward(g), want_backward(g), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=5e-6)
-
-
-def _rewrite(folder, **changes):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import gradients_as_files, on_padded
+from tiny import gradients_as_files, load_encoder, on_padded, random_ids, rewrite
 
 from llme_jax.errors import InputError
 from llme_jax.models.families import ENCODERS, forward_flops, read_config
 from llme_jax.models.packing import pack
-from llme_jax.models.weights import load_params, save_params
+from llme_jax.models.weights import save_params
 
 WIDTH = 40
 LENGTHS = np.array([WIDTH, 1, 7, 16], np.int32)
@@ -45,18 +45,6 @@ FAMILIES = [
 TYPED = ("nomic_bert", "gte")
 
 
-def _load(folder):
-    config = read_config(folder / "config.json", ENCODERS)
-    shapes = ENCODERS[config.model_type].abstract_params(config)
-    return config, load_params(folder, shapes, config.names)
-
-
-def _batch():
-    ids = np.random.default_rng(0).integers(5, 101, (4, WIDTH)).astype(np.int32)
-    inside = np.arange(WIDTH) < LENGTHS[:, None]
-    return np.where(inside, ids, 1), inside
-
-
 @partial(jax.jit, static_argnums=(0, 1), static_argnames="remat")
 def _encode(config, dtype, params, ids, key=None, second=None, remat=False):
     family = ENCODERS[config.model_type]
@@ -75,8 +63,8 @@ def _of_torch(model, ids, inside, **more):
 @pytest.mark.parametrize("family, changes", FAMILIES)
 def test_values_and_gradients_are_those_of_transformers(tiny, tmp_path, family, changes):
     folder, model = tiny(family, **changes)
-    config, params = _load(folder)
-    ids, inside = _batch()
+    config, params = load_encoder(folder)
+    ids, inside = random_ids(LENGTHS, WIDTH)
     typed = {}
     if family in TYPED and config.type_vocab_size:
         typed = {"token_type_ids": np.arange(WIDTH) >= SECOND[:, None]}
@@ -107,12 +95,12 @@ def test_values_and_gradients_are_those_of_transformers(tiny, tmp_path, family, 
 @pytest.mark.parametrize("family, changes", FAMILIES)
 def test_a_saved_model_is_the_same_in_transformers(tiny, tmp_path, family, changes):
     folder, _ = tiny(family, **changes)
-    config, params = _load(folder)
+    config, params = load_encoder(folder)
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text(config.saved())
     save_params(out / "model.safetensors", params, config.names)
-    ids, inside = _batch()
+    ids, inside = random_ids(LENGTHS, WIDTH)
     with torch.no_grad():
         theirs = _of_torch(transformers.AutoModel.from_pretrained(out).eval(), ids, inside)
     ours = _encode(config, "float32", params, ids)
@@ -126,8 +114,8 @@ def test_packed_texts_are_as_padded_ones(tiny, family, changes):
     rates |= {"dropout": 0.1, "attention_dropout": 0.1, "mlp_dropout": 0.1}
     # Heads of 16, as the TPU's kernel wants them.
     folder, _ = tiny(family, **changes | rates | {"hidden_size": 64, "dim": 64})
-    config, params = _load(folder)
-    ids, _ = _batch()
+    config, params = load_encoder(folder)
+    ids, _ = random_ids(LENGTHS, WIDTH)
     key, numbers = jax.random.key(3), np.arange(4, dtype=np.int32)
     padded = _encode(config, "float32", params, ids, key)
     if config.attention_probs_dropout_prob:
@@ -154,8 +142,8 @@ def test_packed_texts_are_as_padded_ones(tiny, family, changes):
 
 @pytest.mark.parametrize("family, changes", FAMILIES)
 def test_bfloat16_stays_close(tiny, family, changes):
-    config, params = _load(tiny(family, **changes)[0])
-    ids, inside = _batch()
+    config, params = load_encoder(tiny(family, **changes)[0])
+    ids, inside = random_ids(LENGTHS, WIDTH)
     exact, rough = (
         _encode(config, dtype, params, ids)[inside] for dtype in ("float32", "bfloat16")
     )
@@ -166,7 +154,7 @@ def test_bfloat16_stays_close(tiny, family, changes):
 
 def test_a_window_bounds_the_operations(tiny):
     folder, _ = tiny("modernbert", **SPECIAL, local_attention=4, num_hidden_layers=4)
-    config, params = _load(folder)
+    config, params = load_encoder(folder)
     assert config.windows == (None, 2, 2, None)
     whole, seen = 100 * 100, 100 * 5
     of_pairs = forward_flops(config, params, 100, whole) - forward_flops(config, params, 100, 0)
@@ -176,7 +164,7 @@ def test_a_window_bounds_the_operations(tiny):
 def test_nomic_and_gte_as_they_were_first_published(tiny, tmp_path):
     """Config files of their own code: what they say, and that transformers opens what is saved."""
     folder, _ = tiny("nomic_bert", layer_norm_eps=1e-5)
-    native, _ = _load(folder)
+    native, _ = load_encoder(folder)
     old = {
         "activation_function": "swiglu",
         "auto_map": {
@@ -198,7 +186,7 @@ def test_nomic_and_gte_as_they_were_first_published(tiny, tmp_path):
         "vocab_size": 101,
     }
     (folder / "config.json").write_text(json.dumps(old))
-    config, _ = _load(folder)
+    config, _ = load_encoder(folder)
     assert config == native
     (folder / "config.json").write_text(config.saved())
     again = transformers.AutoModel.from_pretrained(folder)
@@ -215,8 +203,8 @@ def test_gte_whose_positions_are_stretched(tiny):
     del old["rope_parameters"]
     old |= {"rope_theta": 500.0, "rope_scaling": {"type": "ntk", "factor": 4.0}}
     (folder / "config.json").write_text(json.dumps(old))
-    config, params = _load(folder)
-    ids, inside = _batch()
+    config, params = load_encoder(folder)
+    ids, inside = random_ids(LENGTHS, WIDTH)
     ours = _encode(config, "float32", params, ids)
     i = np.arange(6)
     frequencies = 1 / ((500.0 * 4.0) ** (2 * i / 12) * 4.0 ** (2 / 12))
@@ -240,7 +228,6 @@ def test_gte_whose_positions_are_stretched(tiny):
 )
 def test_modernbert_that_cannot_be_served_is_refused(tiny, change, message):
     folder, _ = tiny("modernbert", **SPECIAL)
-    given = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(given | change))
+    rewrite(folder / "config.json", **change)
     with pytest.raises(InputError, match=message):
         read_config(folder / "config.json", ENCODERS)

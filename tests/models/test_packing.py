@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import load_encoder
 
 from llme_jax.devices.sharding import path_name
-from llme_jax.models.families import ENCODERS, read_config
+from llme_jax.models.families import ENCODERS
 from llme_jax.models.packing import pack, padded
 from llme_jax.models.pooling import mean
-from llme_jax.models.weights import load_params
 
 LENGTHS = [np.array([16, 13, 9], np.int32), np.array([7, 1], np.int32)]
 WIDTHS, SIZE = (16, 8), 56  # 46 tokens, 10 of padding
@@ -100,9 +100,8 @@ def test_hidden_states_and_gradients_are_those_of_padded_texts(
     tiny, ids, packing, model_type, dropped, first
 ):
     folder, _ = tiny(model_type, **FAMILIES[model_type])
-    config = read_config(folder / "config.json", ENCODERS)
+    config, params = load_encoder(folder)
     family = ENCODERS[model_type]
-    params = load_params(folder, family.abstract_params(config), config.names)
     key = jax.random.key(0) if dropped else None
     run = partial(family.hidden_states, config, "float32", False, "plain")
     lengths = np.concatenate(LENGTHS)
@@ -138,9 +137,8 @@ def test_hidden_states_and_gradients_are_those_of_padded_texts(
 def test_texts_see_nothing_of_each_other_nor_of_padding(tiny, packing, model_type):
     """The gradient of one text's vectors with respect to every token's word vector."""
     folder, _ = tiny(model_type, **FAMILIES[model_type])
-    config = read_config(folder / "config.json", ENCODERS)
+    config, params = load_encoder(folder)
     family = ENCODERS[model_type]
-    params = load_params(folder, family.abstract_params(config), config.names)
     ids = jnp.arange(SIZE) + 5  # every token has a word vector of its own
     ends = np.cumsum(np.concatenate(LENGTHS))
 

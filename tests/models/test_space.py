@@ -177,41 +177,36 @@ def test_own_texts_and_those_of_a_row(data, tmp_path):
         np.testing.assert_allclose(row["score"], -np.sort(-scores), atol=1e-5)
 
 
-def edited(path, **changes):
-    settings = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps(settings))
-
-
 def reordered(folder):
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps([modules[i] for i in (0, 1, 3, 2)]))
 
 
 REFUSED = {
-    "asks for max, which is not served; --pooling_method cls or mean": lambda f: edited(
+    "asks for max, which is not served; --pooling_method cls or mean": lambda f: tiny.rewrite(
         f / "1_Pooling/config.json", pooling_mode="max"
     ),
-    "asks for manhattan, which is not served": lambda f: edited(
+    "asks for manhattan, which is not served": lambda f: tiny.rewrite(
         f / "config_sentence_transformers.json", similarity_fn_name="manhattan"
     ),
-    "activation_function torch.nn.modules.activation.Mish is not served": lambda f: edited(
+    "activation_function torch.nn.modules.activation.Mish is not served": lambda f: tiny.rewrite(
         f / "2_Dense/config.json", activation_function="torch.nn.modules.activation.Mish"
     ),
-    "takes vectors of 31 numbers, those before it have 32": lambda f: edited(
+    "takes vectors of 31 numbers, those before it have 32": lambda f: tiny.rewrite(
         f / "2_Dense/config.json", in_features=31
     ),
-    "in_features is \"32\"; give a whole number": lambda f: edited(
+    "in_features is \"32\"; give a whole number": lambda f: tiny.rewrite(
         f / "2_Dense/config.json", in_features="32"
     ),
-    "use_residual true is not served": lambda f: edited(
+    "use_residual true is not served": lambda f: tiny.rewrite(
         f / "2_Dense/config.json", use_residual=True
     ),
-    "linear.bias is unexpected": lambda f: edited(f / "2_Dense/config.json", bias=False),
+    "linear.bias is unexpected": lambda f: tiny.rewrite(f / "2_Dense/config.json", bias=False),
     "no model.safetensors in this folder": lambda f: (
         f / "2_Dense/model.safetensors"
     ).unlink(),
     "Transformer, Pooling, Normalize, Dense, an order that is not served": reordered,
-    "prompts in config_sentence_transformers.json are not texts": lambda f: edited(
+    "prompts in config_sentence_transformers.json are not texts": lambda f: tiny.rewrite(
         f / "config_sentence_transformers.json", prompts={"query": 3}
     ),
 }  # fmt: skip
