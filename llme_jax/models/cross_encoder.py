@@ -194,6 +194,11 @@ def load_cross_encoder(
     """
     folder = find_model(name, cache_dir)
     config = read_config(folder / "config.json", ENCODERS)
+    if config.model_type not in HEADS:
+        raise InputError(
+            f"{name}: model_type {config.model_type} is not served as a cross-encoder; give one of "
+            f"{', '.join(HEADS)}, or a language model with --ranker_method yes-no"
+        )
     if max_length > config.max_length:
         raise InputError(
             f"--query_max_length and --key_max_length are {max_length} tokens together: {name} has "

@@ -29,6 +29,7 @@ ENCODERS = {
     "gte": rotary_bert,
     "new": rotary_bert,
     **dict.fromkeys(LANGUAGE_MODELS, llama_encoder),
+    "eurobert": llama_encoder,
     "deberta-v2": deberta,
 }
 

@@ -11,6 +11,7 @@ from llme_jax.models.rope import Rope, read_rope
 # What transformers takes where config.json is silent, for the fields that old files leave out.
 _DEFAULTS = {
     "llama": {"attention_bias": False, "mlp_bias": False},
+    "eurobert": {"attention_bias": False, "mlp_bias": False, "rms_norm_eps": 1e-5},
     "mistral": {"sliding_window": 4096},
     "qwen2": {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
     "qwen3": {

@@ -1,8 +1,9 @@
 """Language models of the Llama family that read texts for their vectors.
 
 They compute what llama.py has, over packed texts, with weights in fp32 and a backward pass. Tokens
-see those before them, or, where config.json says `"is_causal": false`, or for EmbeddingGemma
-`"use_bidirectional_attention": true`, as transformers reads it, all of their text.
+see those before them, or, in EuroBERT (arXiv:2503.05500), where config.json says
+`"is_causal": false`, or for EmbeddingGemma `"use_bidirectional_attention": true`, as transformers
+reads it, all of their text.
 """
 
 import json
@@ -43,6 +44,7 @@ class LlamaEncoderConfig(Architecture):
         given, model = read_json(path), LlamaConfig.read(path)
         causal = given.get("is_causal", True)
         check_type(path, "is_causal", causal, bool)
+        causal = causal and model.model_type != "eurobert"
         if model.gemma:
             causal = causal and not given.get("use_bidirectional_attention", False)
         shared = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "hidden_act")

@@ -125,6 +125,7 @@ def test_others_open_what_is_saved(minilm, texts, tmp_path, pooling, metric, sim
         ("llama", "mean", {"num_key_value_heads": 2}),
         ("qwen3", "mean", {"num_key_value_heads": 4, "is_causal": False}),
         ("qwen3", "last_token", {"num_key_value_heads": 2, "head_dim": 16}),
+        ("eurobert", "last_token", {}),
     ],
 )
 def test_sentence_transformers_opens_every_family(

@@ -42,6 +42,7 @@ FAMILIES = [
     ("gemma3_text", GEMMA | {"use_bidirectional_attention": True}),
     ("gemma3_text", GEMMA),
 ]
+EUROBERT = ("eurobert", {"num_key_value_heads": 2})  # computes what such a qwen2 does
 TYPED = ("nomic_bert", "gte")
 
 
@@ -60,7 +61,7 @@ def _of_torch(model, ids, inside, **more):
     return model(**given).last_hidden_state
 
 
-@pytest.mark.parametrize("family, changes", FAMILIES)
+@pytest.mark.parametrize("family, changes", [*FAMILIES, EUROBERT])
 def test_values_and_gradients_are_those_of_transformers(tiny, tmp_path, family, changes):
     folder, model = tiny(family, **changes)
     config, params = load_encoder(folder)
@@ -92,7 +93,7 @@ def test_values_and_gradients_are_those_of_transformers(tiny, tmp_path, family, 
     assert {n for n in wanted if not n.startswith("pooler")} == set(found)
 
 
-@pytest.mark.parametrize("family, changes", FAMILIES)
+@pytest.mark.parametrize("family, changes", [*FAMILIES, EUROBERT])
 def test_a_saved_model_is_the_same_in_transformers(tiny, tmp_path, family, changes):
     folder, _ = tiny(family, **changes)
     config, params = load_encoder(folder)
