@@ -52,7 +52,7 @@ def nearest(
             total=len(texts),
             desc=f"Tokenising {path.name}",
         )
-        how = {"batch_size": config.evaluation.batch_size, "pad_id": tokenizer.pad_token_id}
+        how = {"batch_size": config.evaluation.batch_size, "pad_id": tokenizer.pad_token_id or 0}
         found = encode(encoder, params, store, field=field, mesh=mesh, **how)
         vectors.append(np.split(found, np.cumsum([len(row) for row in of_rows])[:-1]))
     return [

@@ -177,6 +177,11 @@ def load_dual_encoder(
     for folder in folders:
         sentence_transformers.read_modules(folder)  # are they served?
     configs = [read_config(folder / "config.json", ENCODERS) for folder in folders]
+    if configs[0].module != configs[-1].module:  # one of them reads no special tokens
+        raise InputError(
+            f"{names[0]} and {names[-1]}: static embeddings and an encoder of another kind cannot "
+            "be trained together; give two of one kind"
+        )
     tokenizers = [load_tokenizer(folder) for folder in folders]
     if configs[0].hidden_size != configs[-1].hidden_size:
         raise InputError(
@@ -197,7 +202,7 @@ def load_dual_encoder(
     params = dict(zip(_folders(config.tie_encoders), trees, strict=True))
     space = open_space(
         config, dict(zip(names, folders, strict=True)), configs[0].hidden_size,
-        causal=any(c.causal for c in configs), new_dense=new_dense,
+        served=min((c.poolings for c in configs), key=len), new_dense=new_dense,
     )  # fmt: skip
     if space.layers:
         params["dense_pooler"] = {str(i): of_layer for i, (_, of_layer) in enumerate(space.layers)}
@@ -249,15 +254,19 @@ def save_dual_encoder(
         with atomic_dir(Path(folder) / name, replace=True) as beside:
             (beside / "config.json").write_text(config.saved(), encoding="utf-8")
             save_params(beside / "model.safetensors", params[name], config.names)
-            save_tokenizer(tokenizer, beside)
+            # One folder has one limit; the larger one cuts neither queries nor keys short.
+            limit = max(query_max_length, key_max_length)
+            # Static embeddings have no other place for it.
+            static = config.module == "StaticEmbedding"
+            save_tokenizer(tokenizer, beside, cut_to=limit if static else None)
             sentence_transformers.save_modules(
                 beside,
+                module=config.module,
                 pooling=encoder.pooling,
                 dense=encoder.layers(params),
                 metric=encoder.metric,
                 width=config.hidden_size,
-                # One folder has one limit; the larger one cuts neither queries nor keys short.
-                max_length=max(query_max_length, key_max_length),
+                max_length=limit,
                 prompts=prompts,
             )
 

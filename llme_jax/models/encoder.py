@@ -25,6 +25,7 @@ class Architecture:
     Attributes:
         names: pairs of parts of tensors' names, ours and those in the family's files, where they
             are not the same; replaced in this order.
+        module: what sentence-transformers calls the module that the family's models begin with.
         terms: positions that attention scores by themselves.
     """
 
@@ -43,6 +44,7 @@ class Architecture:
     source: str = field(compare=False, repr=False)  # all of config.json, for saving
 
     names: ClassVar[Sequence[tuple[str, str]]] = ()
+    module: ClassVar[str] = "Transformer"
     terms: ClassVar[frozenset[str]] = frozenset()
 
     def saved(self) -> str:
@@ -65,6 +67,11 @@ class Architecture:
     def causal(self) -> bool:
         """Whether tokens see those before them alone."""
         return False
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """Those served, the first of them where nothing asks for one."""
+        return ("last_token", "mean") if self.causal else ("cls", "mean", "last_token")
 
     @property
     def splits(self) -> bool:

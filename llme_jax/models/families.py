@@ -11,9 +11,9 @@ import jax
 
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
-from llme_jax.models import bert, deberta, llama, llama_encoder, rotary_bert
+from llme_jax.models import bert, deberta, llama, llama_encoder, rotary_bert, static_embedding
 from llme_jax.models.encoder import Architecture
-from llme_jax.models.foreign import read_json
+from llme_jax.models.foreign import is_static, read_json
 
 LANGUAGE_MODELS = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma3_text"), llama)
 ENCODERS = {
@@ -31,16 +31,19 @@ ENCODERS = {
     **dict.fromkeys(LANGUAGE_MODELS, llama_encoder),
     "eurobert": llama_encoder,
     "deberta-v2": deberta,
+    "static_embedding": static_embedding,
+    "model2vec": static_embedding,
 }
 
 
 def read_config(path: Path, families: dict[str, ModuleType]):
-    """Reads a config.json with the module of its model_type.
+    """Reads a config.json with the module of its model_type; static embeddings may have none.
 
     Raises:
         InputError: there is none, or it does not compute such a model.
     """
-    model_type = read_json(path).get("model_type")
+    static = is_static(path.parent)
+    model_type = "static_embedding" if static else read_json(path).get("model_type")
     if model_type is None:
         raise InputError(f'{path}: model_type is missing; add it, as in "model_type": "bert"')
     if not isinstance(model_type, str) or model_type not in families:

@@ -61,6 +61,11 @@ def listed_modules(root: Path) -> list[tuple[str, Path]]:
         raise InputError(f"{path}: a module has no type and path; copy the file again") from None
 
 
+def is_static(folder: Path) -> bool:
+    """Whether a sentence-transformers model has its table of static embeddings in this folder."""
+    return ("StaticEmbedding", folder) in listed_modules(model_root(folder))
+
+
 def check_type(path: Path, name: str, value, wanted: type) -> None:
     """
     Raises:

@@ -63,6 +63,10 @@ def new_adapters(params: dict, names: Names, lora: Lora, seed: int) -> dict:
         for path, leaf in leaves
         if path[-1].key == "kernel"
     }
+    if not kernels:
+        raise InputError(
+            "--lora_rank: static embeddings have no linear maps; leave it out, the table is trained"
+        )
     ends = {name.rpartition(".")[2] for name in kernels}
     for target in lora.target or ():
         if not any(_ends(name, target) for name in kernels):

@@ -28,6 +28,7 @@ _TORCH = {
         for name in ("Tanh", "Sigmoid", "GELU", "ReLU", "SiLU")
     },
 }
+_SERVED = "Transformer and Pooling, or StaticEmbedding, then Dense and Normalize"
 _KEY_PROMPTS = ("document", "passage", "corpus")  # in the order that `encode_document` looks
 
 
@@ -57,18 +58,18 @@ def read_modules(folder: Path) -> Modules:
     listed = listed_modules(model_root(folder))
     kinds = [kind for kind, _ in listed]
     for kind, place in listed:
-        if kind not in ("Transformer", "Pooling", "Dense", "Normalize"):
+        if kind not in ("Transformer", "Pooling", "StaticEmbedding", "Dense", "Normalize"):
             raise InputError(
                 f"{folder}: modules.json lists {place.name} ({kind}), which is not served, and "
-                "without which the vectors are others; give a model of Transformer, Pooling, Dense "
-                "and Normalize"
+                f"without which the vectors are others; give a model of {_SERVED}"
             )
     dense = tuple(place for kind, place in listed if kind == "Dense")
-    served = ["Transformer", "Pooling", *["Dense"] * len(dense), "Normalize"]
+    start = ["StaticEmbedding"] if "StaticEmbedding" in kinds else ["Transformer", "Pooling"]
+    served = [*start, *["Dense"] * len(dense), "Normalize"]
     if listed and kinds not in (served, served[:-1], ["Transformer"]):
         raise InputError(
             f"{folder}: modules.json lists {', '.join(kinds)}, an order that is not served; give a "
-            "model of Transformer, Pooling, Dense and Normalize, in this order"
+            f"model of {_SERVED}, in this order"
         )
     similarity = _similarity(folder)
     if kinds[-1:] == ["Normalize"] and similarity in (None, "ip"):
@@ -182,6 +183,7 @@ def reference_dense(folder: Path) -> Path:
 def save_modules(
     folder: Path,
     *,
+    module: str,
     pooling: str,
     dense: list[tuple[Dense, dict]],
     metric: str,
@@ -192,14 +194,19 @@ def save_modules(
     """Write modules.json and what it names into the Hugging Face folder `folder`.
 
     Args:
+        module: the first one; StaticEmbedding pools by itself.
         dense: the layers behind pooling, as `load_dense` gives them.
         width: D, of the token vectors.
         max_length: tokens a text keeps.
         prompts: the texts that go in front, by name.
     """
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    modes = {key: pooling == name for name, key in _POOLING.items()}
-    _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
+    modules = [("", module)]
+    if module == "Transformer":
+        modules.append(("1_Pooling", "Pooling"))
+        modes = {key: pooling == name for name, key in _POOLING.items()}
+        _write(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width, **modes})
+        limits = {"max_seq_length": max_length, "do_lower_case": False}
+        _write(folder / "sentence_bert_config.json", limits)
     for layer, params in dense:
         modules.append((f"{len(modules)}_Dense", "Dense"))
         save_dense(folder / modules[-1][0], layer, params)
@@ -211,8 +218,6 @@ def save_modules(
         for i, (path, kind) in enumerate(modules)
     ]
     _write(folder / "modules.json", described)
-    limits = {"max_seq_length": max_length, "do_lower_case": False}
-    _write(folder / "sentence_bert_config.json", limits)
     settings = {
         "prompts": prompts,
         "default_prompt_name": None,

@@ -44,13 +44,18 @@ class Space(NamedTuple):
 
 
 def open_space(
-    config: EncoderConfig, folders: dict[str, Path], width: int, *, causal: bool, new_dense: bool
+    config: EncoderConfig,
+    folders: dict[str, Path],
+    width: int,
+    *,
+    served: tuple[str, ...],
+    new_dense: bool,
 ) -> Space:
     """
     Args:
         folders: of the encoder, or of the two that share a space, by their names.
         width: of the token vectors.
-        causal: whether tokens see those before them alone.
+        served: the ways of pooling that the encoders have, the usual one first.
         new_dense: a dense pooler that is asked for, and that the folder does not have, is drawn.
 
     Raises:
@@ -58,11 +63,11 @@ def open_space(
     """
     modules = {name: read_modules(folder) for name, folder in folders.items()}
     named = next(iter({*(config.pooling_method or [])} - {"dense"}), None)
-    served = ("last_token", "mean") if causal else ("cls", "mean", "last_token")
     if named not in (None, *served):
+        token = "first" if named == "cls" else "last"
         raise InputError(
-            f"--pooling_method {named}: the first token of {' and '.join(folders)} sees no other, "
-            f"give {' or '.join(served)}"
+            f"--pooling_method {named}: the {token} token of {' and '.join(folders)} sees no "
+            f"other, give {' or '.join(served)}"
         )
     pooling = _chosen("--pooling_method", named, {n: m.pooling for n, m in modules.items()}, served)
     metric = _chosen(

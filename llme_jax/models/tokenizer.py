@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 from llme_jax.errors import InputError
-from llme_jax.models.foreign import read_json
+from llme_jax.models.foreign import is_static, read_json
 
 # How tokenizer.json's truncation and padding come back as settings of tokenizer_config.json.
 _STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "pad_token_type_id")
@@ -26,6 +26,8 @@ CLASSES = {  # how the names of transformers' classes begin
 def load_tokenizer(folder: Path):
     """The fast tokenizer of a Hugging Face folder, which neither cuts nor pads by itself.
 
+    That of static embeddings adds no special tokens.
+
     The class is looked up here because `AutoTokenizer` imports torch where that is installed.
 
     Raises:
@@ -35,7 +37,9 @@ def load_tokenizer(folder: Path):
 
     path = folder / "tokenizer_config.json"
     settings = read_json(path) if path.is_file() else {}
-    model_type = str(read_json(folder / "config.json").get("model_type"))
+    static = is_static(folder)  # which may have no config.json
+    config = {} if static else read_json(folder / "config.json")
+    model_type = str(config.get("model_type"))
     name = settings.get("tokenizer_class") or f"{CLASSES.get(model_type, 'PreTrained')}Tokenizer"
     if model_type not in CLASSES and (folder / "tokenizer.json").is_file():
         # The classes of language models build a tokenizer by rules of their own; this one takes
@@ -53,16 +57,23 @@ def load_tokenizer(folder: Path):
         raise InputError(f"{folder}: the tokenizer cannot be read ({error})") from error
     if not tokenizer.is_fast:
         raise InputError(f"{folder}: {name} has no fast tokenizer; add a tokenizer.json")
+    if static or model_type == "model2vec":
+        tokenizer.backend_tokenizer.post_processor = None
     return _without_state(tokenizer)
 
 
-def save_tokenizer(tokenizer, folder: Path, max_length: int | None = None) -> None:
-    """Write the tokenizer as transformers does, without cutting or padding.
+def save_tokenizer(
+    tokenizer, folder: Path, max_length: int | None = None, cut_to: int | None = None
+) -> None:
+    """Write the tokenizer as transformers does, without padding.
 
     Args:
         max_length: what others are to cut texts to by default.
+        cut_to: what tokenizer.json itself cuts texts to; None for no cutting.
     """
     tokenizer = _without_state(copy.deepcopy(tokenizer))
+    if cut_to is not None:
+        tokenizer.backend_tokenizer.enable_truncation(cut_to, direction=tokenizer.truncation_side)
     if max_length is not None:
         tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(folder)

@@ -33,7 +33,8 @@ _CHECKPOINT = ("encoder", "query_encoder", "ranker")  # folders of a checkpoint 
 _DOWNLOADED = [
     # Not *.safetensors: some repositories hold the weights a second time in another format.
     "config.json", "model*.safetensors", "model.safetensors.index.json", "modules.json",
-    "config_sentence_transformers.json", "*_Pooling/*", "*_Dense/*", "dense_pooler*", "tokenizer*",
+    "config_sentence_transformers.json", "*_Pooling/*", "*_Dense/*", "*_StaticEmbedding/*",
+    "dense_pooler*", "tokenizer*",
     "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "sentencepiece*", "spiece.model",
 ]  # fmt: skip
@@ -73,11 +74,18 @@ def find_model(name: str, cache_dir: str | None) -> Path:
 
 
 def _with_config(folder: Path) -> Path | None:
-    """Where the model's config.json lies; sentence-transformers may keep it in a folder below."""
+    """Where the model's config.json lies; sentence-transformers may keep it in a folder below.
+
+    Static embeddings may have none: where their table lies.
+    """
     if (folder / "config.json").is_file():
         return folder
-    places = (place for kind, place in listed_modules(folder) if kind == "Transformer")
-    return next((place for place in places if (place / "config.json").is_file()), None)
+    places = {
+        kind: place
+        for kind, place in listed_modules(folder)
+        if kind == "StaticEmbedding" or (place / "config.json").is_file()
+    }
+    return places.get("Transformer") or places.get("StaticEmbedding")
 
 
 class Tensor:
@@ -108,6 +116,32 @@ def open_tensors(folder: Path) -> dict[str, Tensor | np.ndarray]:
         if tensors:
             return tensors
     raise InputError(f"{folder}: no model.safetensors in this folder; give one that has it")
+
+
+def model_tensors(folder: Path) -> dict[str, Tensor | np.ndarray]:
+    """As `open_tensors`, by today's names.
+
+    Checkpoints converted from TensorFlow call LayerNorm's tensors gamma and beta. model2vec calls
+    its table `embeddings`; tokens may share rows of it (`mapping`) and have `weights`.
+
+    Raises:
+        InputError: as `open_tensors`, or mapping or weights do not fit the table.
+    """
+    tensors = {_modern(name): tensor for name, tensor in open_tensors(folder).items()}
+    if "embeddings" not in tensors:
+        return tensors
+    table, rows, weights = (tensors.pop(n, None) for n in ("embeddings", "mapping", "weights"))
+    try:
+        table = table if rows is None else table[...][rows[...]]
+        if weights is not None:
+            table = table[...]
+            table = (table.astype(np.float64) * weights[...][:, None]).astype(table.dtype)
+    except (IndexError, ValueError):
+        raise InputError(
+            f"{folder}: mapping and weights do not fit the table of embeddings; copy "
+            "model.safetensors again"
+        ) from None
+    return tensors | {"embedding.weight": table}
 
 
 def _shards(folder: Path, name: str) -> list[Path]:
@@ -238,7 +272,7 @@ def _is_kernel(path: tuple) -> bool:
 
 def _matched(folder: Path, shapes: dict, names: Names = ()) -> dict:
     """In the shape of `shapes`, the tensor that each parameter is read from."""
-    tensors = {_modern(name): tensor for name, tensor in open_tensors(folder).items()}
+    tensors = model_tensors(folder)
     expected = jax.tree_util.tree_flatten_with_path(shapes)[0]
     prefix = _prefix(tensors, tensor_name(expected[0][0], names))
     problems, leaves = [], []
@@ -312,7 +346,6 @@ def tensor_name(path: tuple, names: Names = ()) -> str:
 
 
 def _modern(name: str) -> str:
-    """Checkpoints converted from TensorFlow call LayerNorm's tensors gamma and beta."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
         "LayerNorm.beta", "LayerNorm.bias"
     )

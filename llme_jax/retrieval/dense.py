@@ -61,7 +61,7 @@ class DenseRetriever:
         mesh: Mesh | None = None,
     ):
         self._config, self._encoder, self._mesh = config, encoder, mesh
-        self._pad_id = tokenizer.pad_token_id
+        self._pad_id = tokenizer.pad_token_id or 0
         instruction = find_eval_instruction(config, eval_data.path, eval_data.task)
         queries = (
             instruction_of(config, eval_data.task, prompt).query + text

@@ -11,13 +11,16 @@ import small_run
 import tiny
 import torch
 from commands import flags
+from safetensors.numpy import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
     Normalize,
     Pooling,
+    StaticEmbedding,
     Transformer,
 )
+from tokenizers import Tokenizer
 
 from llme_jax import retrieve, train
 from llme_jax.config import EncoderConfig
@@ -38,6 +41,26 @@ def model(folder, pooling, *more, similarity="cosine", prompts=None):
         similarity_fn_name=similarity,
         prompts=prompts,
     )
+
+
+def static(folder, *more):
+    """A table of the tokens' vectors; the tokenizer has special tokens, which are not for it."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    table = np.random.default_rng(0).normal(size=(tokenizer.get_vocab_size(), 32))
+    table = StaticEmbedding(tokenizer, embedding_weights=table.astype(np.float32))
+    return SentenceTransformer(modules=[table, *more], device="cpu")
+
+
+def as_model2vec(folder):
+    """Tokens share rows and have weights."""
+    table = load_file(folder / "model.safetensors")["embedding.weight"]
+    tensors = {
+        "embeddings": table[:50],
+        "mapping": np.arange(len(table)) % 50,
+        "weights": np.linspace(0.5, 1.5, len(table)),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_type": "model2vec", "normalize": true}')
 
 
 def in_a_folder_of_its_own(folder):
@@ -63,7 +86,9 @@ KINDS = {
     ),
     "euclidean": lambda bert: model(bert, "mean", similarity="euclidean"),
     "a folder of its own": lambda bert: model(bert, "mean", Normalize(), prompts=PROMPTS),
+    "model2vec": lambda bert: static(bert, Dense(32, 20), Normalize()),
 }
+AFTERWARDS = {"a folder of its own": in_a_folder_of_its_own, "model2vec": as_model2vec}
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +99,7 @@ def data(tmp_path_factory):
 @pytest.fixture(params=KINDS)
 def folder(request, data, tmp_path):
     KINDS[request.param](data / "bert").save(str(tmp_path / "model"))
-    if request.param == "a folder of its own":
-        in_a_folder_of_its_own(tmp_path / "model")
+    AFTERWARDS.get(request.param, lambda _: None)(tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -108,6 +132,9 @@ def test_vectors_are_theirs_before_and_after_training(data, folder, tmp_path):
     more = flags({"query_encoder": folder, "max_steps": 5, "save_steps": 5, "dtype": "fp32"})
     if before.prompts.get("query"):
         more += ["--version", "model"]
+    if isinstance(before[0], StaticEmbedding):
+        more += [*flags({"learning_rate": 0.1, "fsdp": 2}), "--matryoshka_dims", "8", "20"]
+        more += small_run.EVALUATION
     out = tmp_path / "out"
     train.main(small_run.arguments(data, out, *more))
     after = compare(out / "best/encoder")
