@@ -75,7 +75,7 @@ def _find_tokenizer(encoder: EncoderConfig):
         if not (folder / "config.json").is_file():
             from llme_jax.models.weights import find_model  # needs jax, which takes a second
 
-            folder = find_model(encoder.query_encoder, encoder.model_cache_dir)
+            folder = find_model(encoder.query_encoder, encoder.model_cache_dir, weights=False)
         return load_tokenizer(folder)
     except InputError as error:
         raise InputError(

@@ -27,7 +27,14 @@ from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
 from llme_jax.models.pooling import mean
 from llme_jax.models.tokenizer import CLASSES, check_vocabulary, load_tokenizer, save_tokenizer
-from llme_jax.models.weights import find_model, load_params, open_tensors, save_params
+from llme_jax.models.weights import (
+    find_model,
+    has_weights,
+    load_params,
+    open_tensors,
+    save_params,
+    shapes_of_params,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -176,6 +183,7 @@ def load_cross_encoder(
     remat: bool = False,
     attention: AttentionKernel = "auto",
     seed: int = 0,
+    weights: bool = True,
 ) -> tuple[CrossEncoder, dict, object]:
     """Reads a reranker, or an encoder that is to become one.
 
@@ -183,6 +191,7 @@ def load_cross_encoder(
         name: a folder or a name of the Hub.
         max_length: tokens of the longest pair.
         seed: of the parts of the head that the folder does not have.
+        weights: False for the shapes of the parameters, whose weights need not be there.
 
     Returns:
         The encoder; its parameters, a nested dict of float32 numpy arrays; the tokenizer, a fast
@@ -192,7 +201,7 @@ def load_cross_encoder(
         InputError: the model cannot be found, read or served, gives more than one score, or reads
             shorter texts than `max_length`.
     """
-    folder = find_model(name, cache_dir)
+    folder = find_model(name, cache_dir, weights=weights)
     config = read_config(folder / "config.json", ENCODERS)
     if config.model_type not in HEADS:
         raise InputError(
@@ -208,8 +217,10 @@ def load_cross_encoder(
     check_vocabulary(tokenizer, config.vocab_size, name)
     head, given = HEADS[config.model_type], json.loads(config.source)
     shapes = ENCODERS[config.model_type].abstract_params(config)
-    params = {head.prefix: load_params(folder, shapes, config.names)}
-    _add_head(params, folder, head, config, given, seed)
+    load = load_params if weights else shapes_of_params
+    params = {head.prefix: load(folder, shapes, config.names)}
+    tensors = open_tensors(folder) if weights or has_weights(folder) else None
+    _add_head(params, tensors, folder, head, config, given, seed)
     rates = [given.get(rate) if rate else 0.0 for rate in (head.drops_first, head.drops_last)]
     rates = [config.hidden_dropout_prob if rate is None else rate for rate in rates]
     typed = "token_type_ids" in tokenizer.model_input_names  # what others give to the model
@@ -226,11 +237,18 @@ def load_cross_encoder(
 
 
 def _add_head(
-    params: dict, folder: Path, head: Head, config: Architecture, given: dict, seed: int
+    params: dict,
+    tensors: dict | None,
+    folder: Path,
+    head: Head,
+    config: Architecture,
+    given: dict,
+    seed: int,
 ) -> None:
     """Puts the head's parameters beside the encoder's: those of the folder, else new ones.
 
     Args:
+        tensors: of the folder; None where it has no weights.
         given: config.json.
 
     Raises:
@@ -250,11 +268,13 @@ def _add_head(
         layers[head.norm] = {"scale": np.ones(width, np.float32)}
         if given.get("norm_bias", False):
             layers[head.norm]["bias"] = np.zeros(width, np.float32)
-    tensors, new = open_tensors(folder), []
+    new = []
     for path, drawn in layers.items():
         name = ".".join(path)
         found = [
-            n for n in (name, name.removeprefix(f"{head.prefix}.")) if f"{n}.weight" in tensors
+            n
+            for n in (name, name.removeprefix(f"{head.prefix}."))
+            if f"{n}.weight" in (tensors or {})
         ]
         if not found:
             new.append(name)
@@ -263,7 +283,7 @@ def _add_head(
         for step in path[:-1]:
             place = place.setdefault(step, {})
         place[path[-1]] = layer
-    if new:
+    if new and tensors is not None:
         _logger.warning(
             "%s: has no %s, which starts from random (seed %d): train it before you rank with it",
             *(folder, " and no ".join(new), seed),

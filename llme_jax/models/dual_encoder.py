@@ -20,7 +20,7 @@ from llme_jax.models.platform import AttentionKernel, compute_dtype
 from llme_jax.models.pooling import Dense, last_token, mean, normalize, truncate
 from llme_jax.models.space import open_space
 from llme_jax.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
-from llme_jax.models.weights import find_model, load_params, save_params
+from llme_jax.models.weights import find_model, load_params, save_params, shapes_of_params
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class DualEncoder:
 
 
 def load_dual_encoder(
-    config: EncoderConfig, *, remat: bool = False, new_dense: bool = True
+    config: EncoderConfig, *, remat: bool = False, new_dense: bool = True, weights: bool = True
 ) -> tuple[DualEncoder, dict, object]:
     """Read the encoder or encoders that `config` names.
 
@@ -162,6 +162,7 @@ def load_dual_encoder(
 
     Args:
         new_dense: a dense pooler that is asked for, and that the folder does not have, is drawn.
+        weights: False for the shapes of the encoders' parameters, whose weights need not be there.
 
     Returns:
         The encoder; its parameters, a nested dict of float32 numpy arrays: `encoder` (tied) or
@@ -173,7 +174,7 @@ def load_dual_encoder(
         InputError: a model cannot be found, read or served, or the two do not fit together.
     """
     names = [config.query_encoder] + ([] if config.tie_encoders else [config.key_encoder])
-    folders = [find_model(name, config.model_cache_dir) for name in names]
+    folders = [find_model(name, config.model_cache_dir, weights=weights) for name in names]
     for folder in folders:
         sentence_transformers.read_modules(folder)  # are they served?
     configs = [read_config(folder / "config.json", ENCODERS) for folder in folders]
@@ -195,8 +196,9 @@ def load_dual_encoder(
     check_vocabulary(tokenizers[0], configs[0].vocab_size, names[0])
     if tokenizers[0].pad_token is None:  # without one, others refuse to read several texts at once
         tokenizers[0].pad_token = tokenizers[0].eos_token
+    load = load_params if weights else shapes_of_params
     trees = [
-        load_params(folder, ENCODERS[c.model_type].abstract_params(c), c.names)
+        load(folder, ENCODERS[c.model_type].abstract_params(c), c.names)
         for folder, c in zip(folders, configs, strict=True)
     ]
     params = dict(zip(_folders(config.tie_encoders), trees, strict=True))

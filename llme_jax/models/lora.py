@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -98,11 +99,18 @@ def _ends(name: str, target: str) -> bool:
 
 
 def frozen(params: dict, dtype: str) -> dict:
-    """Parameters that are only read, in the type that products are computed in; norms in fp32."""
+    """Parameters that are only read, in the type that products are computed in; norms in fp32.
+
+    Args:
+        params: of arrays, or of their shapes.
+    """
 
     def cast(path, leaf):
-        name = path_name(path)
-        return leaf.astype(dtype) if name.endswith(("kernel", *_WORDS)) else leaf
+        if not path_name(path).endswith(("kernel", *_WORDS)):
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf.update(dtype=jnp.dtype(dtype))
+        return leaf.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

@@ -33,7 +33,9 @@ def encoder_prompts(config: EncoderConfig) -> tuple[str, str] | None:
         InputError: a model cannot be found, or its file of prompts cannot be read.
     """
     names = [config.query_encoder] + ([] if config.tie_encoders else [config.key_encoder])
-    found = [read_prompts(find_model(name, config.model_cache_dir)) for name in names]
+    found = [
+        read_prompts(find_model(name, config.model_cache_dir, weights=False)) for name in names
+    ]
     return found[0] and found[-1] and (found[0][0], found[-1][1])
 
 

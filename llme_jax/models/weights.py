@@ -29,19 +29,23 @@ _IGNORED = re.compile(
     r"|lm_predictions|mask_predictions|position_embeddings)(\.|$)"
 )
 _SERVED_TYPES = {"f64", "f32", "f16", "bf16", "float64", "float32", "float16", "bfloat16"}
+_FILES = ("model.safetensors", "pytorch_model.bin")  # in which weights are
 _CHECKPOINT = ("encoder", "query_encoder", "ranker")  # folders of a checkpoint that hold models
-_DOWNLOADED = [
-    # Not *.safetensors: some repositories hold the weights a second time in another format.
-    "config.json", "model*.safetensors", "model.safetensors.index.json", "modules.json",
-    "config_sentence_transformers.json", "*_Pooling/*", "*_Dense/*", "*_StaticEmbedding/*",
-    "dense_pooler*", "tokenizer*",
-    "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "sentencepiece*", "spiece.model",
+_DESCRIBES = [
+    "config.json", "modules.json", "config_sentence_transformers.json", "*_Pooling/*", "*_Dense/*",
+    "*_StaticEmbedding/*", "dense_pooler*", "tokenizer*", "vocab*", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template*", "sentencepiece*",
+    "spiece.model",
 ]  # fmt: skip
+# Not *.safetensors: some repositories hold the weights a second time in another format.
+_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
 
 
-def find_model(name: str, cache_dir: str | None) -> Path:
+def find_model(name: str, cache_dir: str | None, *, weights: bool = True) -> Path:
     """The folder of a model: `name` itself, or a copy of the Hub's `name` under `cache_dir`.
+
+    Args:
+        weights: whether they are fetched too.
 
     Raises:
         InputError: neither a folder with a config.json nor a model that the Hub hands out.
@@ -59,9 +63,10 @@ def find_model(name: str, cache_dir: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = [*_DOWNLOADED, *(f"0_Transformer/{pattern}" for pattern in _DOWNLOADED)]
+        patterns = [*_DESCRIBES, *(_WEIGHTS if weights else ())]
+        patterns += [f"0_Transformer/{pattern}" for pattern in patterns]
         folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=patterns))
-        if not any(folder.rglob("*.safetensors")):
+        if weights and not any(folder.rglob("*.safetensors")):
             files = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
             patterns += [*files, *(f"0_Transformer/{file}" for file in files)]
             folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=patterns))
@@ -106,7 +111,7 @@ def open_tensors(folder: Path) -> dict[str, Tensor | np.ndarray]:
         InputError: there are no weights, a shard is missing, or reading them takes torch.
     """
     tensors = {}
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in _FILES:
         for path in _shards(folder, name):
             if path.suffix == ".bin":
                 tensors |= read_torch(path)
@@ -142,6 +147,10 @@ def model_tensors(folder: Path) -> dict[str, Tensor | np.ndarray]:
             "model.safetensors again"
         ) from None
     return tensors | {"embedding.weight": table}
+
+
+def has_weights(folder: Path) -> bool:
+    return any(_shards(folder, name) for name in _FILES)
 
 
 def _shards(folder: Path, name: str) -> list[Path]:
@@ -212,6 +221,17 @@ def load_params(folder: Path, shapes: dict, names: Names = ()) -> dict:
     finite = jax.tree.map(lambda leaf: bool(np.isfinite(leaf).all()), params)
     _check_finite(folder, finite, names)
     return params
+
+
+def shapes_of_params(folder: Path, shapes: dict, names: Names = ()) -> dict:
+    """`shapes`, after a look at the weights in `folder`, which need not be there.
+
+    Raises:
+        InputError: as `load_params`, but for what has to be read.
+    """
+    if has_weights(folder):
+        _matched(folder, shapes, names)
+    return shapes
 
 
 def load_params_to(folder: Path, shapes: dict, shardings: dict) -> dict:
@@ -330,8 +350,7 @@ def fingerprint_params(params) -> str:
 
 def fingerprint_files(folder: Path) -> str:
     """A name for the weights of a model's folder, from every bit of their files."""
-    names = "model.safetensors", "pytorch_model.bin"
-    files = sorted({path for name in names for path in _shards(folder, name)})
+    files = sorted({path for name in _FILES for path in _shards(folder, name)})
     bar = tqdm(files, desc="Hashing weights", unit=" files", leave=False)
     return digest([digest_file(path) for path in bar])
 

@@ -40,7 +40,9 @@ class Scoring(NamedTuple, Generic[T]):
     load: Callable[[], Callable[[T, Callable[[int, int], None]], np.ndarray]]
 
 
-def open_ranker(config: RankConfig) -> tuple[CrossEncoder, dict, object, PairLayout]:
+def open_ranker(
+    config: RankConfig, *, weights: bool = True
+) -> tuple[CrossEncoder, dict, object, PairLayout]:
     """The cross-encoder that `config` names, as `load_cross_encoder`, and how it joins pairs.
 
     Raises:
@@ -55,6 +57,7 @@ def open_ranker(config: RankConfig) -> tuple[CrossEncoder, dict, object, PairLay
         remat=config.training.gradient_checkpointing,
         attention=config.ranker.attention,
         seed=config.training.seed,
+        weights=weights,
     )
     return encoder, params, tokenizer, pair_layout(tokenizer, limit, config.data.truncation_side)
 
@@ -65,7 +68,7 @@ def with_own_prompts(config: RankConfig) -> RankConfig:
     Raises:
         InputError: the model cannot be found, or has no prompts that are asked for.
     """
-    folder = find_model(config.ranker.ranker, config.ranker.model_cache_dir)
+    folder = find_model(config.ranker.ranker, config.ranker.model_cache_dir, weights=False)
     data = with_model_prompts(config.data, config.ranker.ranker, read_prompts(folder))
     return replace(config, data=data)
 

@@ -26,7 +26,7 @@ def open_cross(config: RankConfig) -> Opened:
     Raises:
         InputError: as `open_ranker`.
     """
-    encoder, params, tokenizer, layout = open_ranker(config)
+    encoder, params, tokenizer, layout = open_ranker(config, weights=not config.training.plan)
     config = with_own_prompts(config)
     trained, read_only = params, {}
     if lora := Lora.of(config.training):
@@ -72,7 +72,8 @@ class CrossTask:
         return rank_losses.total(scores, teacher, batch.has_scores, recipe)
 
     def forward_flops(self, params: dict, work: dict[str, tuple[float, float]]) -> float:
-        return forward_flops(self.encoder.config, self.encoder.base(params), *work["pairs"])
+        base = params["base"] if self.encoder.lora else self.encoder.base(params)
+        return forward_flops(self.encoder.config, base, *work["pairs"])
 
     def recomputing(self, on: bool) -> "CrossTask":
         return replace(self, encoder=replace(self.encoder, remat=on))

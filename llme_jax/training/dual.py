@@ -29,7 +29,9 @@ def open_dual(config: Config) -> Opened:
     """
     evaluation_sets(config.data)  # refuses one without passages before a model is fetched
     encoder, params, tokenizer = load_dual_encoder(
-        config.encoder, remat=config.training.gradient_checkpointing
+        config.encoder,
+        remat=config.training.gradient_checkpointing,
+        weights=not config.training.plan,
     )
     encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
     encoder.check_dims("--matryoshka_dims", config.loss.matryoshka_dims)

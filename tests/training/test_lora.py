@@ -1,6 +1,7 @@
 """Adapters: thirty steps against peft, what is trained, folders that others open, devices."""
 
 import json
+import shutil
 from functools import partial
 
 import jax
@@ -17,7 +18,7 @@ from samples import torch_loss
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from small_run import STEPS, arguments, write_data
 
-from llme_jax import train
+from llme_jax import rank, train
 from llme_jax.config import Config, DataConfig, EncoderConfig, LossConfig, TrainConfig
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
@@ -165,6 +166,21 @@ def test_only_adapters_are_trained_and_kept(data, run, capsys):
     assert config["base_model_name_or_path"] == str(data / "bert") and config["r"] == 2
     train.main(arguments(data, data / "planned", *LORA, "--plan"))
     assert "parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("main", [train.main, rank.main])
+def test_a_plan_needs_no_weights(data, tmp_path, capsys, main):
+    bare = shutil.copytree(data / "bert", tmp_path / "bare")
+    (bare / "model.safetensors").unlink()
+    said = []
+    for model in (data / "bert", bare):
+        argv = arguments(data, tmp_path / "out", *LORA, "--plan")
+        argv[argv.index("--query_encoder") + 1] = str(model)
+        if main is rank.main:
+            argv[argv.index("--query_encoder")] = "--ranker"
+        assert main(argv) == 0
+        said.append(capsys.readouterr().out)
+    assert "GiB of a device" in said[0] and said[0] == said[1]
 
 
 def test_a_run_is_not_continued_with_another_rank(data, run):
