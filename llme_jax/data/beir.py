@@ -5,7 +5,7 @@
 
 A folder stands for its passages, for the queries of its test split, or for the pairs of its train
 split; the qrels file of another split stands for that one. Qrels are BEIR's (three columns) or
-TREC's (four); what is judged above 0 is a positive.
+TREC's (four); what is judged above 0 is a positive. Retrieval sets of the Hub become such folders.
 """
 
 import glob
@@ -22,17 +22,20 @@ from typing import Literal
 from llme_jax.config import DataConfig, TextConfig
 from llme_jax.config.setting import as_list
 from llme_jax.data.corpus import Corpus
+from llme_jax.data.hf_datasets import is_dataset
+from llme_jax.data.hub_sets import set_place, sets_of
 from llme_jax.data.ids import IdTable, names_passages, with_numbers
 from llme_jax.data.rows import BadRows, expand_paths, read_lines, read_texts
 from llme_jax.data.sources import is_made, is_remote, local_file, resolve_path
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest
-from llme_jax.files.cache import cache_dir
+from llme_jax.files.cache import cache_dir, check_cache
 
 logger = logging.getLogger(__name__)
 
 Role = Literal["corpus", "queries", "pairs"]
-SPLITS = {"queries": ("test", "dev"), "pairs": ("train",)}  # those that a folder stands for
+# Those that a folder stands for; for queries also the only one that it has.
+SPLITS = {"queries": ("test", "dev"), "pairs": ("train",)}
 _QRELS = re.compile(r"qrels\.(.+)\.(tsv|txt)")
 _ENDINGS = re.compile(r"(\.(jsonl?|gz|zst|parquet|arrow|tsv))+$")
 
@@ -65,20 +68,22 @@ def evaluation_sets(data: DataConfig) -> dict[str, DataConfig]:
     Raises:
         InputError: there are no passages to search for one.
     """
-    names, corpora = as_list(data.eval_data), as_list(data.corpus)
+    named, corpora = as_list(data.eval_data), as_list(data.corpus)
     if len(corpora) < 2:
-        corpora = (corpora or [None]) * len(names)
-    pairs = zip(names, corpora, strict=True)
-    sets = [replace(data, eval_data=name, corpus=corpus) for name, corpus in pairs]
+        corpora = (corpora or [None]) * len(named)
+    sets = [
+        replace(data, eval_data=name, corpus=corpus)
+        for several, corpus in zip(named, corpora, strict=True)
+        for name in sets_of(several)
+    ]
     for one in sets:
         if corpus_of(one) is None:
             raise InputError(
                 f"--eval_data {one.eval_data} needs --corpus, the passages that are searched; only "
-                "a BEIR folder brings its own"
+                "a BEIR folder or a retrieval set of the Hub brings its own"
             )
-    return dict(
-        zip(_set_names([_place(name, data).absolute() for name in names]), sets, strict=True)
-    )
+    places = [_place(one.eval_data, data).absolute() for one in sets]
+    return dict(zip(_set_names(places), sets, strict=True))
 
 
 def _set_names(places: list[Path]) -> list[str]:
@@ -146,7 +151,7 @@ def is_converted(data: TextConfig) -> bool:
 
 def _file(data: TextConfig, name: str, role: Role) -> str:
     if _is_table(name, data):
-        path = os.path.expanduser(resolve_path(name, data.data_root))
+        path = str(_place(name, data))
         return as_rows(path, role, data.key_template, _sources(data)) or path
     return local_file(name, data.data_root, data.dataset_cache_dir)
 
@@ -160,6 +165,10 @@ def _is_table(name: str, data: TextConfig) -> bool:
 
 
 def _place(name: str, data: TextConfig) -> Path:
+    if is_dataset(name):
+        check_cache(data.dataset_cache_dir)
+        if place := set_place(name, _sources(data)):
+            return place
     return Path(os.path.expanduser(resolve_path(name, data.data_root)))
 
 
@@ -224,6 +233,8 @@ def _qrels(base: Path, role: Role) -> Path:
         for path in there:
             if _split(path) == split:
                 return path
+    if role == "queries" and len(there) == 1:
+        return there[0]
     named = ", ".join(map(str, there)) or "none"
     raise InputError(
         f"{base}: has no qrels of the split {' or '.join(SPLITS[role])}; name the qrels file of "

@@ -8,6 +8,8 @@ Columns are named as sentence-transformers' users name them, or as our rows do.
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest
 
 TOGETHER = 1000  # rows converted at a time
+SHORT = {"nanobeir": "sentence-transformers/NanoBEIR-en"}  # names of our own
+JUDGED = ("qrels", "default")  # configurations with the judgements; else NAME-qrels has them
 # What a column may be called. Either of the first two is meant where it is there; of the others
 # one alone can be.
 QUERY = ("query", "anchor", "question", "sentence1")
@@ -37,14 +41,41 @@ def dataset_file(name: str, sources: Path) -> str:
         InputError: there is no such dataset or split, the package is not installed, or the columns
             are none of rows.
     """
+    path, *parts = name_parts(name)
+    config, split = (None, *parts)[-2:] if parts else (None, None)
+    with loading(name):
+        dataset = (_load if os.path.isdir(path) else _load_once)(path, config, split)
+    if not len(dataset):
+        raise InputError(f"{name}: has no rows: give a split, or a part, that has some")
+    folder = Path(path).absolute().name
+    stem = ".".join(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in (folder, *parts))
+    file = sources / digest(name, stamps(dataset))[:12] / folder / f"{stem}.json"
+    if not file.is_file():
+        _write(name, dataset, file)
+    return str(file)
+
+
+def name_parts(name: str) -> list[str]:
+    """The folder or the Hub's name, then what stands behind it: CONFIG, SPLIT or nothing.
+
+    Raises:
+        InputError: it is none of the names at the top.
+    """
     # A split's part has a colon of its own: train[:1000].
     path, *parts = re.split(r":(?![^\[]*\])", name.removeprefix("hf:"))
     if not path or len(parts) > 2 or not all(parts):
         raise InputError(f"{name}: write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
-    path = os.path.expanduser(path)
-    config, split = (None, *parts)[-2:] if parts else (None, None)
+    return [os.path.expanduser(SHORT.get(path, path)), *parts]
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """
+    Raises:
+        InputError: instead of what the package raises while it loads.
+    """
     try:
-        dataset = (_load if os.path.isdir(path) else _load_once)(path, config, split)
+        yield
     except ImportError as error:
         raise InputError(f"{name}: {error}: pip install 'llme_jax[datasets]'") from None
     except Exception as error:  # each of its readers has errors of its own
@@ -53,23 +84,37 @@ def dataset_file(name: str, sources: Path) -> str:
             f"{name}: cannot be loaded, {type(error).__name__}: {said}; are name, config, split "
             "and network right?"
         ) from error
-    if not len(dataset):
-        raise InputError(f"{name}: has no rows: give a split, or a part, that has some")
+
+
+def stamps(dataset) -> list[tuple]:
+    """What changes when the data does."""
     files = [file["filename"] for file in dataset.cache_files]
-    stamps = [(os.path.realpath(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
-    folder = Path(path).absolute().name
-    stem = ".".join(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in (folder, *parts))
-    file = sources / digest(name, stamps)[:12] / folder / f"{stem}.json"
-    if not file.is_file():
-        _write(name, dataset, file)
-    return str(file)
+    return [(os.path.realpath(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
+
+
+@cache
+def set_parts(path: str, version: str) -> dict[str, dict] | None:
+    """The splits of corpus, queries and qrels of a retrieval set, by their names; None where it is
+    something else.
+
+    Args:
+        version: what changes with the files of a folder.
+    """
+    import datasets
+
+    names = [] if _is_saved(path) else datasets.get_dataset_config_names(path)
+    if not {"corpus", "queries"} <= {*names}:
+        return None
+    judged = next(((path, name) for name in JUDGED if name in names), (f"{path}-qrels", None))
+    places = {"corpus": (path, "corpus"), "queries": (path, "queries"), "qrels": judged}
+    return {part: datasets.load_dataset(*at, keep_in_memory=False) for part, at in places.items()}
 
 
 def _load(path: str, config: str | None, split: str | None):
     """A split, or the only one; its table stays on disk."""
     import datasets
 
-    if not any(os.path.isfile(f"{path}/{file}.json") for file in ("state", "dataset_dict")):
+    if not _is_saved(path):
         return datasets.load_dataset(path, config, split=split or "train", keep_in_memory=False)
     saved = datasets.load_from_disk(path, keep_in_memory=False)
     if config:
@@ -83,20 +128,27 @@ def _load(path: str, config: str | None, split: str | None):
     )
 
 
+def _is_saved(path: str) -> bool:
+    """Did save_to_disk write it?"""
+    return any(os.path.isfile(f"{path}/{file}.json") for file in ("state", "dataset_dict"))
+
+
 _load_once = cache(_load)  # a run asks for its data several times, and the Hub answers slowly
 
 
 def _write(name: str, dataset, file: Path) -> None:
     convert = _conversion(name, dataset)
-    batches = dataset.with_format("arrow").iter(TOGETHER)
-    with (
-        atomic_text(file) as out,
-        tqdm(desc=f"Reading {name}", total=len(dataset), unit=" rows") as bar,
-    ):
-        for batch in batches:
+    with atomic_text(file) as out:
+        for row in rows_of(name, dataset):
+            out.write(json.dumps(convert(row), ensure_ascii=False, default=str) + "\n")
+
+
+def rows_of(name: str, dataset) -> Iterator[dict]:
+    """The rows of a split without what is null in them, a few at a time in memory."""
+    with tqdm(desc=f"Reading {name}", total=len(dataset), unit=" rows") as bar:
+        for batch in dataset.with_format("arrow").iter(TOGETHER):
             for row in batch.to_pylist():
-                row = convert({k: value for k, value in row.items() if value is not None})
-                out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                yield {k: value for k, value in row.items() if value is not None}
             bar.update(len(batch))
 
 
@@ -130,9 +182,9 @@ def _conversion(name: str, dataset):
     def convert(row: dict) -> dict:
         made = {"query": row.pop(query, None)}
         if pos:
-            made["pos"] = _listed(row.pop(pos, []))
+            made["pos"] = listed(row.pop(pos, []))
         if negatives:
-            made["neg"] = [text for n in negatives for text in _listed(row.pop(n, []))]
+            made["neg"] = [text for n in negatives for text in listed(row.pop(n, []))]
         if scores in row:
             made["teacher_scores"] = row.pop(scores)
         return made | row
@@ -158,7 +210,7 @@ def _numbers(feature) -> str | None:
     return "number" if each is feature else "list"
 
 
-def _listed(value) -> list:
+def listed(value) -> list:
     return value if isinstance(value, list) else [value]
 
 

@@ -128,7 +128,7 @@ def _metrics(lines: list[dict], step: int, settings: dict) -> str:
             rows.append(f"| {name.removeprefix('eval_')} | {first} | {value:.4f} |")
     sets, corpora = (as_list(settings.get(name)) for name in ("eval_data", "corpus"))
     corpus = f", passages {', '.join(corpora)}" if corpora else ""
-    mean = "; without the name of a set, the mean" if len(sets) > 1 else ""
+    mean = "; without the name of a set, the mean" if any("/" in name for name in now) else ""
     return f"On {', '.join(sets)}{corpus}{mean}:\n\n" + "\n".join(rows)
 
 
