@@ -100,6 +100,19 @@ class DataConfig(TextConfig):
         unit="FILE",
         reads="data",
     )
+    train_corpus: str | None = setting(
+        None,
+        "JSON-lines file with the passages that --train_data names by id, or a BEIR folder "
+        f"[--corpus]; also {SOURCES_HELP}.",
+        unit="FILE",
+        reads="data",
+    )
+    train_queries: str | None = setting(
+        None,
+        f"JSON-lines file with the queries that --train_data names by id; also {SOURCES_HELP}.",
+        unit="FILE",
+        reads="data",
+    )
     train_group_size: int = setting(
         8,
         "Keys a query is trained with: 1 positive, the others negatives; 1: pairs alone, whose "

@@ -24,6 +24,7 @@ from llme_jax.config.setting import as_list
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.hf_datasets import is_dataset
 from llme_jax.data.hub_sets import set_place, sets_of
+from llme_jax.data.id_texts import ids_in, with_texts
 from llme_jax.data.ids import IdTable, names_passages, with_numbers
 from llme_jax.data.rows import BadRows, expand_paths, read_lines, read_texts
 from llme_jax.data.sources import is_made, is_remote, local_file, resolve_path
@@ -48,7 +49,8 @@ def check_files(data: TextConfig) -> None:
     """
     if isinstance(data, DataConfig) and data.train_data:
         training_files(data)
-    named = [(f, name) for f in ("eval_data", "corpus") for name in as_list(getattr(data, f))]
+    flags = ("eval_data", "corpus", "train_corpus", "train_queries")
+    named = [(f, name) for f in flags for name in as_list(getattr(data, f, None))]
     for flag, name in named:
         if is_remote(name, data.data_root) or _is_table(name, data):
             continue
@@ -132,14 +134,31 @@ def queries_file(data: TextConfig) -> str:
 
 
 def training_files(data: DataConfig) -> list[str]:
-    """The JSON lines of --train_data, see `expand_paths`."""
+    """The JSON lines of --train_data, see `expand_paths`; ids have become texts."""
     paths = []
     for pattern in data.train_data:
         if _is_table(pattern, data):
             paths.append(_file(data, pattern, "pairs"))
         else:
             paths += expand_paths([pattern], data.data_root, data.dataset_cache_dir)
-    return paths
+    return [_with_texts(path, data) for path in paths]
+
+
+def _with_texts(path: str, data: DataConfig) -> str:
+    corpora, files = as_list(data.corpus), {}
+    corpus = data.train_corpus or (corpora[0] if len(corpora) == 1 else None)
+    given = {"queries": ("queries", data.train_queries), "passages": ("corpus", corpus)}
+    for kind in ids_in(path):
+        role, name = given[kind]
+        if name is None:
+            raise InputError(
+                f"{path}: names its {kind} by id: give the --train_{role} that has them"
+            )
+        files[kind] = _file(data, name, role)
+    if not files:
+        return path
+    sources, bad = _sources(data), data.max_bad_rows
+    return with_texts(path, files, data.key_template, sources, max_bad_rows=bad)
 
 
 def is_converted(data: TextConfig) -> bool:

@@ -2,7 +2,8 @@
 
     hf:NAME[:SPLIT], hf:NAME:CONFIG:SPLIT       NAME is a folder if there is one, else the Hub's
 
-Columns are named as sentence-transformers' users name them, or as our rows do.
+Columns are named as sentence-transformers' users name them, or as our rows do. Those that hold ids
+instead of texts become `query_id`, `pos_id` and `neg_id`.
 """
 
 import json
@@ -26,6 +27,10 @@ JUDGED = ("qrels", "default")  # configurations with the judgements; else NAME-q
 QUERY = ("query", "anchor", "question", "sentence1")
 POSITIVE = ("pos", "positive", "answer", "passage", "sentence2")
 NEGATIVE = re.compile(r"negatives?_?(\d*)")
+# The same with ids; the columns above hold ids where they hold whole numbers.
+QUERY_ID = ("query_id", "qid")
+POSITIVE_ID = ("pos_id", "positive_id", "positive_ids")
+NEGATIVE_ID = re.compile(r"negatives?_ids?_?(\d*)")
 SCORES = ("teacher_scores", "scores", "score", "labels", "label")
 ENOUGH = {"pos", "neg", "history", "pos_index", "pos_id", "answers"}  # one of them, with a query
 
@@ -153,26 +158,35 @@ def rows_of(name: str, dataset) -> Iterator[dict]:
 
 
 def _conversion(name: str, dataset):
-    """What makes a row of {query, pos, neg, teacher_scores} of one of the dataset.
+    """What makes a row of {query, pos, neg, teacher_scores} of one of the dataset, with `query_id`,
+    `pos_id` and `neg_id` where it has ids.
 
     Raises:
         InputError: names the columns that there are, and those that would do.
     """
-    columns = dataset.column_names
-    query = _column(name, columns, QUERY)
-    pos = None if {"pos", "history"} & {*columns} else _column(name, columns, POSITIVE)
-    if not query or not (pos or ENOUGH & {*columns}):
+    columns, features = dataset.column_names, dataset.features
+    ours = {*columns}
+    query = _column(name, columns, QUERY) or _column(name, columns, QUERY_ID)
+    pos = None
+    if not {"pos", "history"} & ours:
+        pos = _column(name, columns, POSITIVE) or _column(name, columns, POSITIVE_ID)
+    if not query or not (pos or ENOUGH & ours):
         if "text" in columns:  # a corpus
             return lambda row: row
         raise InputError(
             f"{name}: has the columns {', '.join(columns)}: rename some (rename_column), rows need "
-            f"{_either(QUERY)}, and {_either(POSITIVE)}; a corpus needs text"
+            f"{_either(QUERY)}, and {_either(POSITIVE)}, or query_id and positive_id; a corpus "
+            "needs text"
         )
-    found = [] if {"neg", "history"} & {*columns} else filter(NEGATIVE.fullmatch, columns)
-    negatives = sorted(found, key=lambda column: int(NEGATIVE.fullmatch(column)[1] or 0))
-    kinds = {c: _numbers(dataset.features[c]) for c in SCORES if c in columns}
+    named = NEGATIVE_ID if pos in POSITIVE_ID else NEGATIVE
+    found = [] if {"neg", "history"} & ours else filter(named.fullmatch, columns)
+    negatives = sorted(found, key=lambda column: int(named.fullmatch(column)[1] or 0))
+    asked = "query_id" if query in QUERY_ID or _holds(features[query], "u?int") else "query"
+    by_id = pos in POSITIVE_ID or (pos and _holds(features[pos], "u?int"))
+    right, wrong = ("pos_id", "neg_id") if by_id else ("pos", "neg")
+    kinds = {c: _holds(features[c], "u?int|float|bool") for c in SCORES if c in columns}
     scores = next((column for column, kind in kinds.items() if kind == "list"), None)
-    if pos and not scores and (one := [c for c, kind in kinds.items() if kind == "number"]):
+    if pos and not scores and (one := [c for c, kind in kinds.items() if kind == "value"]):
         raise InputError(
             f"{name}: {one[0]} is one number a row, and a pair that has a low one is no positive: "
             "keep the rows that are positives and remove the column, or make it a list, a number "
@@ -180,11 +194,11 @@ def _conversion(name: str, dataset):
         )
 
     def convert(row: dict) -> dict:
-        made = {"query": row.pop(query, None)}
+        made = {asked: row.pop(query, None)}
         if pos:
-            made["pos"] = listed(row.pop(pos, []))
+            made[right] = listed(row.pop(pos, []))
         if negatives:
-            made["neg"] = [text for n in negatives for text in listed(row.pop(n, []))]
+            made[wrong] = [text for n in negatives for text in listed(row.pop(n, []))]
         if scores in row:
             made["teacher_scores"] = row.pop(scores)
         return made | row
@@ -202,12 +216,12 @@ def _column(name: str, columns: list[str], known: tuple[str, ...]) -> str | None
     return found[0] if found else None
 
 
-def _numbers(feature) -> str | None:
-    """Whether a column has a number a row, or a list of them."""
+def _holds(feature, types: str) -> str | None:
+    """Whether a column has a value of one of the types a row, or a list of them."""
     each = getattr(feature, "feature", feature)
-    if not re.match("u?int|float|bool", str(getattr(each, "dtype", None))):
+    if not re.match(types, str(getattr(each, "dtype", None))):
         return None
-    return "number" if each is feature else "list"
+    return "value" if each is feature else "list"
 
 
 def listed(value) -> list:

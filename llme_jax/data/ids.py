@@ -17,25 +17,28 @@ logger = logging.getLogger(__name__)
 FIELDS = ("_id", "id", "docid", "doc_id", "pid")  # of a passage; the first that it has
 
 
-def id_of(passage: dict) -> str | None:
+def id_of(passage: dict, fields: tuple[str, ...] = FIELDS) -> str | None:
     """The id of a line of a corpus; None where it has none."""
-    value = next((passage[name] for name in FIELDS if passage.get(name) is not None), None)
+    value = next((passage[name] for name in fields if passage.get(name) is not None), None)
     return None if value is None else str(value)
 
 
 class IdTable:
     """The passages of a corpus by their ids; 16 bytes a passage.
 
+    Args:
+        fields: where ids are; the first that a passage has.
+
     Raises:
         InputError: a passage has no id, or that of another.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, fields: tuple[str, ...] = FIELDS):
         def convert(passage: dict) -> int:
-            name = id_of(passage)
+            name = id_of(passage, fields)
             if name is None:
                 raise InputError(
-                    f"has no {', '.join(FIELDS[:-1])} or {FIELDS[-1]}, by which rows name passages"
+                    f"has no {', '.join(fields[:-1])} or {fields[-1]}, by which rows name it"
                 )
             return _hash(name)
 
@@ -77,10 +80,7 @@ def with_numbers(path: str, corpus: str | None, sources: Path, *, lenient: bool)
         return path
     if corpus is None:
         raise InputError(f"{path}: names passages by id: give the --corpus that has them")
-    stamps = [(os.path.realpath(f), os.stat(f).st_size, os.stat(f).st_mtime_ns)
-              for f in (path, corpus)]  # fmt: skip
-    place = Path(path)
-    out = sources / digest("ids", stamps)[:12] / place.absolute().parent.name / place.name
+    out = derived(path, [corpus], sources)
     if out.is_file():
         return str(out)
     table, missing = IdTable(corpus), 0
@@ -112,27 +112,47 @@ def with_numbers(path: str, corpus: str | None, sources: Path, *, lenient: bool)
     return str(out)
 
 
+def derived(path: str, files: list[str], sources: Path, *settings) -> Path:
+    """Where rows stand that are made from those of `path` with the help of `files`; another place
+    when one of them changes."""
+    stats = [(os.path.realpath(f), os.stat(f)) for f in (path, *files)]
+    stamps = [(f, stat.st_size, stat.st_mtime_ns) for f, stat in stats]
+    place = Path(path)
+    key = digest("ids", stamps, *settings)[:12]
+    return sources / key / place.absolute().parent.name / place.name
+
+
 def names_passages(path: str) -> bool:
     """Whether the first row names passages by id; what is no row is said by those who read it."""
-    if not os.path.isfile(path):
+    try:
+        return any(_ids(first_row(path), kind) is not None for kind in ("pos", "neg"))
+    except InputError:
         return False
+
+
+def first_row(path: str) -> dict:
+    """The first row of a file; an empty one where it has none, or one that cannot be read."""
     try:
         with open(path, "rb") as file:
-            record = parse_line(next((line for line in file if line.strip()), b""))
-        return any(_ids(record, kind) is not None for kind in ("pos", "neg"))
+            return parse_line(next((line for line in file if line.strip()), b"{}"))
     except (OSError, InputError):
-        return False
+        return {}
 
 
 def _ids(record: dict, kind: str) -> list[str | int] | None:
     """The ids in a row; None where it has none, or numbers already."""
-    numbers, ids = record.get(f"{kind}_index"), record.get(f"{kind}_id")
+    numbers = record.get(f"{kind}_index")
     if isinstance(numbers, list) and any(isinstance(n, str) for n in numbers):
-        ids, name = numbers, f"{kind}_index"
-    elif numbers is None and ids is not None:
-        name = f"{kind}_id"
-    else:
-        return None
-    if not isinstance(ids, list) or not all(type(i) in (str, int) for i in ids):
+        return checked_ids(record, f"{kind}_index")
+    return checked_ids(record, f"{kind}_id") if numbers is None else None
+
+
+def checked_ids(record: dict, name: str) -> list[str | int] | None:
+    """
+    Raises:
+        InputError: the field is no list of ids.
+    """
+    ids = record.get(name)
+    if ids is not None and not (isinstance(ids, list) and all(type(i) in (str, int) for i in ids)):
         raise InputError(f"{name} is {shown(ids)}: give a list of ids")
     return ids

@@ -9,6 +9,8 @@ import datasets
 import pytest
 from samples import assert_same, make_rows, plan_rows
 
+from llme_jax.config import DataConfig
+from llme_jax.data.beir import training_files
 from llme_jax.data.hf_datasets import is_dataset
 from llme_jax.data.rows import expand_paths
 from llme_jax.data.sources import is_made, local_file
@@ -63,6 +65,23 @@ def read(name: str) -> list[dict]:
             {"query": "q", "pos": ["a"], "neg": ["n"], "pos_index": [7]},
         ),
         ({"_id": "d1", "title": "t", "text": "p"}, {"_id": "d1", "title": "t", "text": "p"}),
+        ({"qid": 7, "text": "q"}, {"qid": 7, "text": "q"}),
+        (
+            {"query_id": "7", "positive_id": "1", "negative_id": "2", "negative": "text"},
+            {"query_id": "7", "pos_id": ["1"], "neg_id": ["2"], "negative": "text"},
+        ),
+        (
+            {"query": 7, "positive": 1, "negative_2": 3, "negative_1": 2},
+            {"query_id": 7, "pos_id": [1], "neg_id": [2, 3]},
+        ),
+        (
+            {"anchor": "q", "positive_ids": [1, 4], "negative_ids": [2], "scores": [2.0, 1.0, 0.0]},
+            {"query": "q", "pos_id": [1, 4], "neg_id": [2], "teacher_scores": [2.0, 1.0, 0.0]},
+        ),
+        (
+            {"query_id": 7, "query": "q", "positive": "a", "positive_id": 1},
+            {"query": "q", "pos": ["a"], "query_id": 7, "positive_id": 1},
+        ),
     ],
 )
 def test_columns_become_rows(columns, row):
@@ -87,6 +106,67 @@ def test_training_batches_are_those_of_the_file(write_rows, prepared):
     assert one.sizes == other.sizes
     for chosen in ([0, 7, 39, 12], [3, 1, 30, 8]):
         assert_same(one.assemble(plan_rows(chosen)), other.assemble(plan_rows(chosen)))
+
+
+@pytest.fixture
+def by_id(write_rows):
+    """Rows with texts; the same with ids as JSON lines, and as hf:of/nq; settings that resolve
+    them."""
+    ids, rows, texts = {}, [], []
+    for i, row in enumerate(make_rows(40)):
+        found = {name: row[name] for name in ("query", "pos", "neg")}
+        scores = {name: row[name] for name in ("teacher_scores",) if name in row}
+        made = {"query_id": 100 + i} | {
+            f"{kind}_id": [ids.setdefault(key, 1000 - len(ids)) for key in row[kind]]
+            for kind in ("pos", "neg")
+        }
+        rows.append(made | scores)
+        texts.append(found | made | scores)
+    save({"pid": [*ids.values()], "text": [*ids]}, "of/passages")
+    asked = [row["query"] for row in texts]
+    save({"qid": [row["query_id"] for row in rows], "text": asked}, "of/queries")
+    named = {"query": "query_id", "positive": "pos_id", "negatives": "neg_id"}
+    named["scores"] = "teacher_scores"
+    save({new: [row.get(old) for row in rows] for new, old in named.items()}, "of/nq")
+    files = {"train_queries": "hf:of/queries", "train_corpus": "hf:of/passages"}
+    return texts, write_rows("nq.json", rows), files | {"key_template": "{text}"}
+
+
+def test_ids_become_texts(by_id, write_rows, prepared):
+    texts, path, files = by_id
+    data = DataConfig(train_data=["hf:of/nq", path], **files)
+    made, same = map(Path, training_files(data))
+    assert made.read_bytes() == same.read_bytes() and made.parts[-2:] == ("nq", "nq.json")
+    assert [json.loads(line) for line in made.read_text().splitlines()] == texts
+    assert training_files(data) == [str(made), str(same)]  # made once
+    one, other = prepared("hf:of/nq", **files), prepared(write_rows("texts.json", texts))
+    assert_same(one.assemble(plan_rows([0, 7, 39])), other.assemble(plan_rows([0, 7, 39])))
+
+    # Without a corpus for training, --corpus has the passages.
+    data.corpus, data.train_corpus = data.train_corpus, None
+    assert training_files(data)[0] == str(made)
+    data.corpus = [data.corpus, "other.json"]
+    with pytest.raises(InputError, match=r"nq.json: names its passages by id: give the --train_c"):
+        training_files(data)
+
+
+def test_an_id_that_nothing_has(by_id, caplog):
+    _, path, files = by_id
+    row = {"query_id": 100, "pos_id": [1000]}
+    Path(path).write_text("".join(json.dumps(row | {"neg_id": i}) + "\n" for i in ([999], [77])))
+    data = DataConfig(train_data=[path], **files)
+    said = (
+        r"nq.json:2: neg_id has 77, which no line of \S+passages.json has: give the --train_corpus"
+    )
+    with pytest.raises(InputError, match=said):
+        training_files(data)
+    data.max_bad_rows = 1
+    (made,) = training_files(data)
+    assert len(Path(made).read_text().splitlines()) == 1
+    assert "nq.json:2: neg_id has 77" in caplog.text and "left out" in caplog.text
+    data.train_queries = None
+    with pytest.raises(InputError, match=r"nq.json: names its queries by id: give the --train_q"):
+        training_files(data)
 
 
 def test_splits_and_folders(tmp_path):
