@@ -37,7 +37,10 @@ class Embeddings:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, rows: slice) -> np.ndarray:
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        """Of neighbouring rows, or of those with these numbers, in any order."""
+        if not isinstance(rows, slice):
+            return self._taken(rows)
         start, stop, _ = rows.indices(len(self))
         parts = [self._shards[0][:0]]
         i = bisect_right(self._ends, start)
@@ -46,6 +49,14 @@ class Embeddings:
             parts.append(self._shards[i][start - first : stop - first])
             start, i = self._ends[i], i + 1
         return parts[-1] if len(parts) <= 2 else np.concatenate(parts)  # one shard: no copy
+
+    def _taken(self, rows: np.ndarray) -> np.ndarray:
+        out = np.empty((*rows.shape, self.shape[1]), np.float32)
+        of_row = np.searchsorted(self._ends, rows, side="right")
+        for i in np.unique(of_row):
+            here = of_row == i
+            out[here] = self._shards[i][rows[here] - (self._ends[i - 1] if i else 0)]
+        return out
 
 
 def in_use(
@@ -108,9 +119,10 @@ def encode_to_disk(
             f"--load_encode: {folder} has no embeddings of this corpus by this encoder with these "
             "settings; make them with --save_encode"
         )
-    manifest = {**describe, "texts": len(store), "shard": shard or SHARD}
-    with atomic_write(place / "manifest.json") as beside:
-        beside.write_text(json.dumps(manifest, indent=2) + "\n")
+    if not have.all():  # they may be in a folder that is read-only
+        manifest = {**describe, "texts": len(store), "shard": shard or SHARD}
+        with atomic_write(place / "manifest.json") as beside:
+            beside.write_text(json.dumps(manifest, indent=2) + "\n")
     if have.any() and not have.all():
         logger.info("%d of %d shards are encoded already", have.sum(), len(have))
     for start, path, size, there in zip(starts, paths, sizes, have, strict=True):

@@ -35,6 +35,8 @@ def test_slices_are_those_of_the_whole(store, tmp_path, shard):
         for stop in (0, start, start + 1, start + 8, 23, 40):
             np.testing.assert_array_equal(got[start:stop], whole[start:stop])
     np.testing.assert_array_equal(got[:], whole)
+    rows = np.random.default_rng(1).integers(0, 23, (5, 3))
+    np.testing.assert_array_equal(got[rows], whole[rows])
     assert json.loads((made / "manifest.json").read_text())["texts"] == 23
     forget(made)
     assert not made.exists()
