@@ -157,7 +157,8 @@ def random_batch(
     rows: slice = slice(None),
     blocks: bool = False,
 ) -> Batch:
-    """Texts of all lengths, teacher scores for three rows of four, keys that repeat.
+    """Texts of all lengths, teacher scores for three rows of four, keys that repeat, a teacher's
+    vectors of save_bert's width.
 
     Args:
         rows: the queries to keep, with their keys.
@@ -184,6 +185,7 @@ def random_batch(
         has_scores[rows],
         key_hash[rows].reshape(-1, 2),
         key_hash[rows, :1],
+        rng.normal(size=(num_queries, 1 + group, 32)).astype(np.float32)[rows],
     )
 
 

@@ -90,6 +90,7 @@ class RankLossConfig(DistillConfig):
     )
 
     negative_cross_device: ClassVar[bool] = True  # pairs meet only those of their own query
+    embedding_weight: ClassVar[float] = 0.0  # a pair has no vectors
 
 
 @dataclass

@@ -75,6 +75,17 @@ class LossConfig(DistillConfig):
         "Weight of a term that spreads the queries' vectors, and the keys', over the sphere.",
         least=0,
     )
+    teacher_encoder: str | None = setting(
+        None,
+        "Hub name or folder of an encoder whose vectors of queries and keys are to be learnt.",
+        unit="MODEL",
+        reads="model",
+    )
+    embedding_weight: float = setting(
+        0.0,
+        "Weight of the mean squared difference from the vectors of --teacher_encoder.",
+        least=0,
+    )
     matryoshka_dims: list[int] | None = setting(
         None,
         "Train the first numbers of the vectors, as many as each of these says, to do alone "

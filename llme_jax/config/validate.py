@@ -32,8 +32,8 @@ def validate(config: Config) -> None:
         InputError: names the setting, its value and the remedy.
     """
     check_encoder(config.encoder)
-    _check_training(config)
     _check_loss(config.loss)
+    _check_training(config)
     sets, corpora = as_list(config.data.eval_data), as_list(config.data.corpus)
     rows = [name for name in sets if name.endswith((".json", ".jsonl"))]
     if rows and not corpora:  # of others it is seen once they are there, see data/beir.py
@@ -91,6 +91,11 @@ def _check_loss(loss: LossConfig) -> None:
             f"--hardness_mode {loss.hardness_mode}, --hardness_strength {loss.hardness_strength}: "
             "give both, the strength above 0"
         )
+    if (loss.teacher_encoder is None) != (loss.embedding_weight == 0):
+        raise InputError(
+            f"--teacher_encoder {loss.teacher_encoder}, --embedding_weight "
+            f"{loss.embedding_weight}: give both, the weight above 0"
+        )
     if loss.partition_mode != "joint" and (alone := directions - {"query_to_doc", "doc_to_query"}):
         raise InputError(
             f"--partition_mode {loss.partition_mode}: {min(alone)} has no positive of its own; "
@@ -113,7 +118,8 @@ def _check_training(config: Config | RankConfig) -> None:
         raise InputError(f"--report_to {' '.join(train.report_to)}: leave out none, or the others")
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
         raise InputError("nothing to train: give --max_steps or --num_train_epochs above 0")
-    if loss.contrastive_weight <= 0 and loss.distill_weight <= 0 and not data.use_train_config:
+    weights = loss.contrastive_weight, loss.distill_weight, loss.embedding_weight
+    if not any(weights) and not data.use_train_config:
         raise InputError(
             "--contrastive_weight and --distill_weight are both 0: give at least one a weight"
         )

@@ -64,6 +64,8 @@ class Batch(NamedTuple):
     has_scores: Bool[ndarray, "B"]
     key_hash: UInt32[ndarray, "M 2"]  # identity of the key's text
     positive_hash: UInt32[ndarray, "B P 2"]  # all known positives, padded by repeating key 0
+    # A teacher's of each query and its keys, where they are to be learnt.
+    teacher_vectors: Float32[ndarray, "B 1+N E"] | None = None
 
 
 def describe_shapes(batch: Batch) -> str:

@@ -129,7 +129,8 @@ def _possible_loss(
     scored = how.group_size > 1 and not np.isnan(store.rows.highest[rows]).all()
     if loss.distill_weight <= 0 or scored:
         return loss
-    if loss.stable_distill or loss.contrastive_weight <= 0:
+    alone = loss.stable_distill or loss.contrastive_weight <= 0
+    if alone and loss.embedding_weight <= 0:
         setting = "stable_distill" if loss.stable_distill else "contrastive_weight 0"
         missing, remedy = "no row has teacher_scores", "add teacher_scores to its rows"
         if how.group_size == 1:

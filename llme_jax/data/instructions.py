@@ -187,7 +187,7 @@ def with_model_prompts(data: T, name: str, prompts: tuple[str, str] | None) -> T
             )
         own = data.query_instruction, data.key_instruction
         query, key = (p if text is None else text for text, p in zip(own, prompts, strict=True))
-        logger.info("before each query: %r, before each key: %r", query, key)
+        logger.info("%s: before each query: %r, before each key: %r", name, query, key)
         return replace(data, query_instruction=query, key_instruction=key)
     chosen = data.query_instruction is not None or data.key_instruction is not None
     if prompts is not None and not chosen and prompts not in (used := _possible(data)):

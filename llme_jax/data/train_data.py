@@ -20,7 +20,7 @@ from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.rows import BadRows, not_read
 from llme_jax.data.select import select_keys
 from llme_jax.data.tokens import TokenStore, fingerprint
-from llme_jax.data.train_store import TrainStore, open_store
+from llme_jax.data.train_store import TeacherVectors, TrainStore, open_store
 from llme_jax.data.widths import choose_sizes, usual_width
 from llme_jax.errors import InputError
 from llme_jax.files.cache import cache_dir
@@ -108,6 +108,11 @@ class TrainData:
         # Widths of blocks and numbers of tokens, ascending, by path and name of the stream.
         self._shapes: dict[str | None, dict[str, tuple[list[int], list[int]]]] = {}
 
+    @property
+    def stores(self) -> dict[str, TrainStore]:
+        """The store of every file, by path."""
+        return {d.path: d.store for d in self._datasets}
+
     def recipe(self, dataset: int | None) -> DistillConfig:
         """The losses of a batch from one dataset, or of a mixed one (None)."""
         return self._mixed if dataset is None else self.recipes[dataset]
@@ -187,7 +192,7 @@ class TrainData:
         local = [c.of(np.arange(start, stop)) for c in chosen]
         parts = [_targets(c, num_positives) for c in local]
         at = np.argsort(np.concatenate([c.at for c in local]))
-        scores, has_scores, key_hash, positive_hash = (
+        scores, has_scores, key_hash, positive_hash, *vectors = (
             np.concatenate(field)[at] for field in zip(*parts, strict=True)
         )
         owned = slice(start * devices // size, stop * devices // size)
@@ -196,7 +201,8 @@ class TrainData:
             name: self._texts(local, rows, self._streams[name], order, shapes[name], owned)
             for name, order in orders.items()
         }
-        return Batch(texts, scores, has_scores, key_hash.reshape(-1, 2), positive_hash)
+        hashes = key_hash.reshape(-1, 2), positive_hash
+        return Batch(texts, scores, has_scores, *hashes, *vectors)
 
     def _texts(
         self,
@@ -306,6 +312,7 @@ def prepare(
     bad_rows: BadRows,
     layout: PairLayout | None = None,
     streams: Streams | None = None,
+    teacher_width: int | None = None,
 ) -> TrainData:
     """Reads, validates and tokenises --train_data, or opens what an earlier run left in the cache.
 
@@ -314,6 +321,8 @@ def prepare(
         streams: which of them go through a model together; None: all.
         seed: of the sample that max_sample_num takes and of all choices of keys.
         bad_rows: gets the invalid lines of all files.
+        teacher_width: numbers of the vectors that batches bring, zeros until the stores get a
+            teacher's; None: they bring none.
 
     Raises:
         InputError: a file, a row or a setting that cannot be trained on.
@@ -331,6 +340,8 @@ def prepare(
     for path, store in stores.items():
         if store.unread:
             logger.warning("%s: %s", path, not_read(store.unread))
+        if teacher_width:
+            store.teacher = TeacherVectors.zeros(store, teacher_width)
     datasets, repeats = [], Counter()
     for path in paths:
         folder = Path(path).absolute().parent.name
@@ -344,18 +355,21 @@ def prepare(
 
 
 def _targets(chosen: _Chosen, num_positives: int) -> tuple[ndarray, ...]:
-    """Teacher scores, whether there are any, identities of keys and of known positives."""
+    """Teacher scores, whether there are any, identities of keys and of known positives; then a
+    teacher's vectors, where there is one."""
     store, rows, keys = chosen.store, chosen.rows, chosen.keys
     scores = store.scores[store.entries(rows, keys)]
     has_scores = ~np.isnan(store.rows.highest[rows])
     column = np.arange(num_positives)
     listed = column < store.rows.n_pos[rows][:, None]
     positives = store.entries(rows, np.where(listed, column, keys[:, :1]))
+    vectors = [] if store.teacher is None else [store.teacher.of(store.lines[rows], keys)]
     return (
         np.where(has_scores[:, None], scores, 0).astype(np.float32),
         has_scores,
         _halves(store.key_hash[chosen.key_texts()]),
         _halves(store.key_hash[store.candidates[positives]]),
+        *vectors,
     )
 
 

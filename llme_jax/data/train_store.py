@@ -50,6 +50,7 @@ class TrainStore:
     """A training file of n rows, tokenised; opened by `open_store`.
 
     Attributes:
+        name: of everything that it depends on.
         queries, keys: the tokens of n queries and of all distinct keys.
         offsets, candidates, scores, lines, key_hash: see COLUMNS.
         rows: what the row filters look at.
@@ -57,10 +58,12 @@ class TrainStore:
         unread: fields that no command knows.
         content: hash of the file.
         layout: how queries and keys are joined to pairs; None where they are read apart.
+        teacher: vectors for batches to bring; None: they bring none.
     """
 
     def __init__(self, folder: Path, content: str, layout: PairLayout | None = None):
-        self.content, self.layout = content, layout
+        self.name, self.content, self.layout = folder.name, content, layout
+        self.teacher: TeacherVectors | None = None
         self.queries, self.keys = TokenStore(folder / "queries"), TokenStore(folder / "keys")
         columns = {
             name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in COLUMNS
@@ -92,6 +95,31 @@ class TrainStore:
     def entries(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Where candidates [B, N] of rows [B] stand in `candidates` and `scores`; int64[B, N]."""
         return self.offsets[rows][:, None] + columns
+
+
+class TeacherVectors(NamedTuple):
+    """Another model's vectors of the texts of a training file.
+
+    Attributes:
+        store: the file as that model reads it: all rows of the student's, its own numbers of texts.
+        queries, keys: float32[n, E] of that store's texts.
+    """
+
+    store: TrainStore
+    queries: np.ndarray
+    keys: np.ndarray
+
+    @classmethod
+    def zeros(cls, store: TrainStore, width: int) -> "TeacherVectors":
+        """A stand-in that takes no memory."""
+        shapes = (len(store.queries), width), (len(store.keys), width)
+        return cls(store, *(np.broadcast_to(np.float32(0), shape) for shape in shapes))
+
+    def of(self, lines: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Of the query and the candidates [B, N] of the rows in these lines; float32[B, 1+N, E]."""
+        rows = np.searchsorted(self.store.lines, lines)
+        keys = self.store.candidates[self.store.entries(rows, columns)]
+        return np.concatenate([self.queries[rows][:, None], self.keys[keys]], axis=1)
 
 
 def open_store(

@@ -49,15 +49,15 @@ def last_token(hidden: Float[Array, "T D"], packing: Packing) -> Float[Array, "R
     return hidden[packing.starts + jnp.concatenate(packing.lengths) - 1]
 
 
-def normalize(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
+def normalize(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """x / max(|x|, 1e-12) along the last axis, as `torch.nn.functional.normalize`."""
     # The maximum is taken inside the root: the gradient of a root at 0 is not finite.
     return x / jnp.sqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
 
 
-def truncate(x: Float[Array, "B D"], dim: int, metric: str) -> Float[Array, "B d"]:
+def truncate(x: Float[Array, "*B D"], dim: int, metric: str) -> Float[Array, "*B d"]:
     """The first `dim` numbers of each embedding, of length 1 again when the metric is cos.
 
     So they are searched with. MatryoshkaLoss of sentence-transformers normalises them always.
     """
-    return normalize(x[:, :dim]) if metric == "cos" else x[:, :dim]
+    return normalize(x[..., :dim]) if metric == "cos" else x[..., :dim]

@@ -53,6 +53,7 @@ class CrossTask:
     flag = "--ranker"
     exports = (FOLDER,)
     streams: ClassVar = {"pairs": ("pair",)}
+    teacher = None
 
     @property
     def rules(self) -> tuple:

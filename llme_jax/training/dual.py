@@ -19,6 +19,7 @@ from llme_jax.retrieval.evaluate import RetrievalEvaluator
 from llme_jax.training import losses
 from llme_jax.training.chunks import over_texts
 from llme_jax.training.task import Opened
+from llme_jax.training.teacher import Teacher
 
 
 def open_dual(config: Config) -> Opened:
@@ -35,6 +36,7 @@ def open_dual(config: Config) -> Opened:
     )
     encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
     encoder.check_dims("--matryoshka_dims", config.loss.matryoshka_dims)
+    teacher = Teacher(config, encoder) if config.loss.teacher_encoder else None
     prompts = encoder_prompts(config.encoder)
     config = replace(
         config, data=with_model_prompts(config.data, config.encoder.query_encoder, prompts)
@@ -50,7 +52,7 @@ def open_dual(config: Config) -> Opened:
         read_only = {name: frozen(params[name], encoder.dtype) for name in encoder.folders}
         trained = {"lora": adapters}
         trained |= {name: of for name, of in params.items() if name not in read_only}
-    return Opened(DualTask(config, encoder, tokenizer), trained, read_only)
+    return Opened(DualTask(config, encoder, tokenizer, teacher), trained, read_only)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class DualTask:
     config: Config
     encoder: DualEncoder
     tokenizer: object
+    teacher: Teacher | None = None
 
     flag = "--query_encoder"
     layout = None  # queries and keys are read apart
@@ -95,7 +98,7 @@ class DualTask:
         of_batch = partial(losses.total, loss=recipe, dense_metric=self.encoder.metric)
         if recipe.negative_cross_device or devices == 1:
             return of_batch(*inputs)
-        per_device = [x.reshape(devices, -1, *x.shape[1:]) for x in inputs]
+        per_device = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), inputs)
         value, parts = jax.vmap(of_batch)(*per_device)
         return value.mean(), {name: part.mean() for name, part in parts.items()}
 

@@ -20,6 +20,7 @@ from llme_jax.data.tokens import fingerprint
 from llme_jax.data.train_data import TrainData, prepare
 from llme_jax.devices import sharding, topology
 from llme_jax.devices.runtime import lost_process
+from llme_jax.files.atomic import digest
 from llme_jax.files.cache import check_cache
 from llme_jax.models.weights import fingerprint_params
 from llme_jax.plots import draw_curves
@@ -83,6 +84,7 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
         bad_rows=bad_rows,
         layout=task.layout,
         streams=task.streams,
+        teacher_width=task.teacher and task.teacher.width,
     )
     folder.check_data(data)
     plan = data.plan(global_batch)
@@ -113,9 +115,12 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
             "the checkpoint to continue from": start,
             f"{task.flag}, its tokenizer": fingerprint(task.tokenizer),
             f"{task.flag}, its weights": loaded,
+            "--teacher_encoder, its files": task.teacher and digest(task.teacher.facts),
         }
         check_hosts(config, data, folder.path, facts)
     held.enter_context(folder.held())
+    if task.teacher:
+        task.teacher.teach(data, mesh)
     frozen = sharding.to_mesh(frozen, sharding.state_sharding(mesh, frozen, task.rules))
     if start is None:
         start = 0

@@ -222,6 +222,17 @@ def spread_out(query: Float[Array, "B D"], key: Float[Array, "M D"]) -> Float[Ar
     return jax.vmap(of_column)(jnp.concatenate([query[None], columns])).mean()
 
 
+def embedding_mse(
+    query: Float[Array, "B D"], key: Float[Array, "M D"], teacher: Float[Array, "B T D"]
+) -> Float[Array, ""]:
+    """Mean squared difference from a teacher's vectors of each query and its keys, T texts.
+
+    arXiv:2004.09813, and MSELoss of sentence-transformers.
+    """
+    keys = key.reshape(len(query), -1, key.shape[1])
+    return jnp.mean((jnp.concatenate([query[:, None], keys], axis=1) - teacher) ** 2)
+
+
 def total(
     query: Float[Array, "B D"],
     key: Float[Array, "M D"],
@@ -229,19 +240,22 @@ def total(
     has_scores: Bool[Array, "B"],
     key_hash: UInt32[Array, "M 2"],
     positive_hash: UInt32[Array, "B P 2"],
+    teacher_vectors: Float[Array, "B T E"] | None,
     loss: LossConfig,
     dense_metric: str,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of one batch and its parts by name.
 
     Both losses on: their weighted sum. One on: that loss, unweighted, as in the reference. The
-    weight of `spread_out` always counts. With `matryoshka_dims` all are sums over the truncated
-    vectors (arXiv:2205.13147).
+    weights of `spread_out` and `embedding_mse` always count. With `matryoshka_dims` all are sums
+    over the truncated vectors (arXiv:2205.13147), the teacher's too.
     """
-    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    vectors = [(query, key)]
-    if dims := loss.matryoshka_dims:
-        vectors = [[truncate(x, dim, dense_metric) for x in (query, key)] for dim in dims]
+
+    def cut(vectors):
+        vectors, dims = vectors.astype(jnp.float32), loss.matryoshka_dims
+        return [truncate(vectors, dim, dense_metric) for dim in dims] if dims else [vectors]
+
+    vectors = [*zip(cut(query), cut(key), strict=True)]
     rest = teacher_scores, has_scores, key_hash, positive_hash, loss, dense_metric
     each = [_parts(*of_dim, *rest) for of_dim in vectors]
     weights = loss.matryoshka_weights or [1.0] * len(each)
@@ -250,10 +264,14 @@ def total(
         return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
     parts = {name: summed(of_dim[name] for of_dim in each) for name in each[0]}
-    value = weighted_sum(parts, loss)
+    value = weighted_sum(parts, loss) if parts else 0.0  # a teacher's vectors may be all there is
     if loss.spread_weight > 0:
         parts["spread"] = summed(spread_out(*of_dim) for of_dim in vectors)
         value += loss.spread_weight * parts["spread"]
+    if loss.embedding_weight > 0:
+        taught = zip(vectors, cut(teacher_vectors), strict=True)
+        parts["embedding"] = summed(embedding_mse(*of_dim, teacher) for of_dim, teacher in taught)
+        value += loss.embedding_weight * parts["embedding"]
     return value, parts
 
 

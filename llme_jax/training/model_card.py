@@ -12,10 +12,10 @@ from llme_jax.training.task import Task
 MARK = "<!-- Written by llme_jax. Without this line it is yours, and is left as it is. -->"
 # In the words of a setting, what decides what was learnt.
 LOSS = (
-    "contrastive_weight", "distill_weight", "spread_weight", "contrastive_directions",
-    "false_negative_margin", "hardness_mode", "hardness_strength", "stable_distill", "distill_loss",
-    "matryoshka_dims", "matryoshka_weights", "cos_temperature", "teacher_temperature",
-    "train_group_size", "select_positive",
+    "contrastive_weight", "distill_weight", "spread_weight", "embedding_weight", "teacher_encoder",
+    "contrastive_directions", "false_negative_margin", "hardness_mode", "hardness_strength",
+    "stable_distill", "distill_loss", "matryoshka_dims", "matryoshka_weights", "cos_temperature",
+    "teacher_temperature", "train_group_size", "select_positive",
 )  # fmt: skip
 OPTIMIZER = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "seed")
 # How each exported folder is used; one of another task has no card.
@@ -58,8 +58,9 @@ def _card(name: str, folder: Path, config, task: Task, data: TrainData, batch: i
     settings = config.flat()
     base = settings[name if name in settings else "query_encoder"]
     licence = base_licence(base)
-    if Path(base).expanduser().is_dir():  # where it lies means nothing elsewhere
-        base = Path(base).expanduser().resolve().name
+    base = _named(base)
+    if teacher := settings.get("teacher_encoder"):
+        settings["teacher_encoder"] = _named(teacher)
     repo, where = settings["push_to_hub"], folder
     if repo and not place_in_repo(name):
         where = repo  # at the top, from where it opens by its name
@@ -105,6 +106,12 @@ Queries were cut at {settings["query_max_length"]} tokens, keys at {settings["ke
 {f"The base model has {licence}" if licence else f"See the base model, {base}"}; what it was \
 trained on may ask for more.
 """
+
+
+def _named(model: str) -> str:
+    """A name of the Hub, or that of a folder: where it lies means nothing elsewhere."""
+    folder = Path(model).expanduser()
+    return folder.resolve().name if folder.is_dir() else model
 
 
 def _listed(settings: dict, names: tuple[str, ...]) -> str:

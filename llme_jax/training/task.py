@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from llme_jax.config import Config, DistillConfig, RankConfig
 from llme_jax.data.batch import Batch, Texts
 from llme_jax.data.pairs import PairLayout
+from llme_jax.training.teacher import Teacher
 
 Params = dict  # nested, of arrays; what is trained and what is frozen differ in their first keys
 
@@ -44,6 +45,7 @@ class Task(Protocol):
             batch has; None: it has `query` and `key`.
         passes: what a step computes, in forward passes: 3, or 2 where most weights are frozen.
         streams: fields that go through a model together, by what a batch calls their texts.
+        teacher: whose vectors of all texts a batch brings; None: it brings none.
     """
 
     config: Config | RankConfig
@@ -54,6 +56,7 @@ class Task(Protocol):
     layout: PairLayout | None
     passes: int
     streams: dict[str, tuple[str, ...]]
+    teacher: Teacher | None
 
     def outputs(
         self,

@@ -52,6 +52,7 @@ NUMBERS = {
     "device_memory": (float, False, False, True, "15.75"),
     "distill_weight": (float, False, True, True, "0.5"),
     "early_exit_steps": (int, False, False, False, "1"),
+    "embedding_weight": (float, False, True, True, "100"),
     "eval_steps": (int, False, False, False, "10"),
     "false_negative_margin": (float, True, True, True, "0.1"),
     "few_shot": (int, False, True, False, "5"),

@@ -28,10 +28,20 @@ KEY_HASH = np.arange(2 * B * N, dtype=np.uint32).reshape(-1, 2)
 POSITIVE_HASH = KEY_HASH.reshape(B, N, 2)[:, :1]
 
 
-def total(query, key, loss, metric, has=ALL, teacher=TEACHER, hashes=(KEY_HASH, POSITIVE_HASH)):
+def total(
+    query,
+    key,
+    loss,
+    metric,
+    has=ALL,
+    teacher=TEACHER,
+    hashes=(KEY_HASH, POSITIVE_HASH),
+    vectors=None,
+):
     """Of vectors as they come: [B, D] and [B, N, D]."""
     unit = normalize if metric == "cos" else lambda x: x
-    query, key, *rest = map(jnp.asarray, (query, key.reshape(-1, D), teacher, has, *hashes))
+    batch = query, key.reshape(-1, D), teacher, has, *hashes, vectors
+    query, key, *rest = jax.tree.map(jnp.asarray, batch)
     return losses.total(unit(query), unit(key), *rest, loss, metric)
 
 
@@ -235,6 +245,35 @@ def test_vectors_are_spread_out(weights, dims):
         return whole
 
     assert_same(loss, theirs)
+
+
+@pytest.mark.parametrize(("metric", "contrastive"), [("cos", 0.0), ("ip", 0.0), ("cos", 0.3)])
+@pytest.mark.parametrize("dims", [None, [12, 3]])
+def test_vectors_of_a_teacher(metric, contrastive, dims):
+    """With Matryoshka widths the teacher's are cut as the student's; it may have more numbers."""
+    loss = LossConfig(
+        **CONTRASTIVE | {"contrastive_weight": contrastive},
+        teacher_encoder="teacher",
+        embedding_weight=50.0,
+        matryoshka_dims=dims,
+    )
+    vectors = RNG.normal(size=(B, 1 + N, 20 if dims else D)).astype(np.float32)
+
+    def theirs(columns):
+        whole = 0.0
+        for dim in dims or [D]:
+            wanted = torch.tensor(vectors, dtype=torch.float64)[..., :dim]
+            cut = [x[:, :dim] for x in columns]
+            if dims and metric == "cos":
+                wanted, *cut = (F.normalize(x, dim=-1) for x in (wanted, *cut))
+            mse = st_losses.MSELoss(None)
+            whole += 50 * mse.compute_loss_from_embeddings(cut, [*wanted.unbind(1)])
+            if contrastive:
+                mnrl = st_losses.MultipleNegativesRankingLoss(None, scale=SCALE)
+                whole += mnrl.compute_loss_from_embeddings(cut, None)
+        return whole
+
+    assert_same(loss, theirs, metric, vectors=vectors)
 
 
 @pytest.mark.parametrize("wanted", [["query_to_doc"], [*DIRECTIONS]], ids=["one", "all"])

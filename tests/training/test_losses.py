@@ -34,7 +34,7 @@ def value_and_grads(query, key, teacher, has_scores, key_hash, positive_hash, lo
     query, key, *rest = map(jnp.asarray, (query, key, teacher, has_scores, key_hash, positive_hash))
 
     def value(query, key):
-        return losses.total(query, key, *rest, loss, metric)[0]
+        return losses.total(query, key, *rest, None, loss, metric)[0]
 
     return jax.value_and_grad(value, (0, 1))(query, key)
 

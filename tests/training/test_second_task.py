@@ -26,6 +26,7 @@ WIDTH, STEPS = 8, 12
 
 class DotPairs:
     flag, rules, exports, layout, passes = "--words", FSDP_RULES, ("words",), None, 3
+    teacher = None
 
     def __init__(self, config, tokenizer):
         self.config, self.tokenizer = config, tokenizer

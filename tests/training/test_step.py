@@ -26,7 +26,13 @@ RECIPES = {
     "kl": replace(CONTRASTIVE, contrastive_weight=0.0, distill_weight=1.0),
     "stable": replace(CONTRASTIVE, distill_weight=0.7, stable_distill=True),
     "margin_mse": replace(CONTRASTIVE, distill_weight=0.5, distill_loss="margin_mse"),
-    "directions": replace(CONTRASTIVE, contrastive_directions=[*DIRECTIONS], spread_weight=0.3),
+    "directions": replace(
+        CONTRASTIVE,
+        contrastive_directions=[*DIRECTIONS],
+        spread_weight=0.3,
+        teacher_encoder="teacher",
+        embedding_weight=10.0,
+    ),
     "hardness": replace(
         CONTRASTIVE,
         hardness_mode="all_negatives",
