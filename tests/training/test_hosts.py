@@ -4,8 +4,10 @@ import json
 
 import pytest
 import tiny
-from commands import finish, patient, start_together
+from commands import finish, free_port, patient, start, start_together
 from small_run import EVALUATION, arguments, write_data
+
+from llme_jax.training.metrics_log import read_metrics
 
 pytestmark = patient
 # Two processes, each in a folder of its own, try one run after the other and say what they hear.
@@ -79,3 +81,48 @@ def test_what_differs_is_said_on_both(said, name, message):
 
 def test_hosts_that_agree_train(said):
     assert all("same trained" in text for text in said)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.slow
+def test_a_file_that_one_host_lacks_ends_the_run_on_all(data, tmp_path):
+    """The processes are named by flags; the second has another data root."""
+    together = f"--coordinator_address 127.0.0.1:{free_port()} --num_processes 2 --process_id"
+    argv = arguments(data, tmp_path / "out", *together.split())
+    first = start([*argv, "0"], devices=1)
+    second = start([*argv, "1", "--data_root", str(tmp_path)], devices=1)
+    assert f"there is no file {tmp_path}/train.json" in finish(second, code=2)
+    assert "lost another process" in finish(first, code=1)
+    assert not read_metrics(tmp_path / "out/metrics.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--learning_rate", "1e-4"], "--learning_rate: differs between process 0 and process 1"),
+        (["--data_root", "{other}"], "--train_data, file {root}: differs between process 0 and"),
+        ([], "--output_dir out: process 1 does not see what process 0 writes there"),
+    ],
+)
+def test_hosts_that_would_train_something_else_are_refused(data, tmp_path, more, message):
+    """The second host is in another folder; its data are not those of the first."""
+    other = tmp_path / data.name
+    other.mkdir()
+    lines = (data / "train.json").read_text().splitlines(keepends=True)
+    (other / "train.json").write_text("".join([*lines[1:], lines[0]]))
+    together = f"--coordinator_address 127.0.0.1:{free_port()} --num_processes 2 --process_id"
+    argv = [*arguments(data, tmp_path / "out"), "--output_dir", "out", *together.split()]
+    more = [word.format(other=other) for word in more]
+    where = [tmp_path / "0", tmp_path / "1" if not more else tmp_path / "0"]
+    processes = []
+    for number, flags in ((0, []), (1, more)):
+        where[number].mkdir(exist_ok=True)
+        processes.append(start([*argv, str(number), *flags], devices=1, cwd=where[number]))
+    for process in processes:
+        assert f"error: {message.format(root=data.name)}" in finish(process, code=2)
+    assert not [*tmp_path.glob("*/out/*")]
