@@ -77,7 +77,8 @@ class EncoderConfig(HubConfig):
     truncate_dim: int | None = setting(
         None,
         "Search and evaluate with this many numbers of each vector, the first; of length 1 again "
-        "where the similarity is cos [all].",
+        "where the similarity is cos [as the model's folder says, else all]. The folder of a "
+        "trained encoder says it too.",
         unit="NUMBERS",
         least=1,
         may_change=True,

@@ -218,9 +218,9 @@ def load_dual_encoder(
         dtype=compute_dtype(config.dtype),
         remat=remat,
         attention=config.attention,
-        truncate_dim=config.truncate_dim,
+        truncate_dim=space.truncate_dim,
     )
-    encoder.check_dims("--truncate_dim", config.truncate_dim and [config.truncate_dim])
+    encoder.check_dims("--truncate_dim", space.truncate_dim and [space.truncate_dim])
     return encoder, params, tokenizers[0]
 
 
@@ -270,6 +270,7 @@ def save_dual_encoder(
                 width=config.hidden_size,
                 max_length=limit,
                 prompts=prompts,
+                truncate_dim=encoder.truncate_dim,
             )
 
     for name, source, base in zip(encoder.adapter_folders, encoder.folders, bases, strict=False):

@@ -10,7 +10,7 @@ from llme_jax.errors import InputError
 
 _SIZES = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
-    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "truncate_dim"),
 }
 _POINTER = b"version https://git-lfs"
 

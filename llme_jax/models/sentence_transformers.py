@@ -39,11 +39,13 @@ class Modules(NamedTuple):
         pooling: `cls`, `mean`, or the name of another that is not served; None: nothing is said.
         dense: the folders of its Dense modules, in order.
         similarity: `cos`, `ip`, `l2`, or the name of another; None: nothing is said.
+        truncate_dim: how many numbers of a vector are kept; None: all.
     """
 
     pooling: str | None
     dense: tuple[Path, ...]
     similarity: str | None
+    truncate_dim: int | None
 
 
 def read_modules(folder: Path) -> Modules:
@@ -53,7 +55,7 @@ def read_modules(folder: Path) -> Modules:
 
     Raises:
         InputError: modules.json lists one that is not served, or in an order that is not: a part
-            of the model would be left out.
+            of the model would be left out. Or truncate_dim is no whole number above 0.
     """
     listed = listed_modules(model_root(folder))
     kinds = [kind for kind, _ in listed]
@@ -74,7 +76,7 @@ def read_modules(folder: Path) -> Modules:
     similarity = _similarity(folder)
     if kinds[-1:] == ["Normalize"] and similarity in (None, "ip"):
         similarity = "cos"
-    return Modules(_pooling(folder, dict(listed)), dense, similarity)
+    return Modules(_pooling(folder, dict(listed)), dense, similarity, _truncate_dim(folder))
 
 
 def _pooling(folder: Path, of_kind: dict[str, Path]) -> str | None:
@@ -94,6 +96,14 @@ def _pooling(folder: Path, of_kind: dict[str, Path]) -> str | None:
 def _similarity(folder: Path) -> str | None:
     named = _settings(folder).get("similarity_fn_name")
     return {name: metric for metric, name in _SIMILARITY.items()}.get(named, named)
+
+
+def _truncate_dim(folder: Path) -> int | None:
+    dim = _settings(folder).get("truncate_dim")
+    if dim is not None:
+        path = model_root(folder) / "config_sentence_transformers.json"
+        check_type(path, "truncate_dim", dim, int)
+    return dim
 
 
 def _settings(folder: Path) -> dict:
@@ -190,6 +200,7 @@ def save_modules(
     width: int,
     max_length: int,
     prompts: dict[str, str],
+    truncate_dim: int | None,
 ) -> None:
     """Write modules.json and what it names into the Hugging Face folder `folder`.
 
@@ -199,6 +210,7 @@ def save_modules(
         width: D, of the token vectors.
         max_length: tokens a text keeps.
         prompts: the texts that go in front, by name.
+        truncate_dim: numbers of a vector that are kept; None for all.
     """
     modules = [("", module)]
     if module == "Transformer":
@@ -223,6 +235,7 @@ def save_modules(
         "default_prompt_name": None,
         "similarity_fn_name": _SIMILARITY[metric],
     }
+    settings |= {} if truncate_dim is None else {"truncate_dim": truncate_dim}
     _write(folder / "config_sentence_transformers.json", settings)
 
 

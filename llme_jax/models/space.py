@@ -13,6 +13,7 @@ from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
 from llme_jax.models.pooling import Dense
 from llme_jax.models.sentence_transformers import (
+    Modules,
     load_dense,
     load_reference_dense,
     read_modules,
@@ -43,6 +44,7 @@ class Space(NamedTuple):
     pooling: str
     layers: Layers
     metric: str
+    truncate_dim: int | None
 
 
 def open_space(
@@ -88,7 +90,7 @@ def open_space(
         layers = [(Dense(width), {"kernel": _dense_pooler(name, folder, width, new_dense)})]
     elif not layers and reference_dense(folder).is_file():
         _logger.warning("%s: --pooling_method without dense leaves it out", reference_dense(folder))
-    return Space(pooling, layers, metric)
+    return Space(pooling, layers, metric, _truncate_dim(config.truncate_dim, modules))
 
 
 def _chosen(
@@ -110,6 +112,15 @@ def _chosen(
         if own not in (None, given):
             _logger.warning("%s: its folder says %s, %s %s is used", name, own, flag, given)
     return given
+
+
+def _truncate_dim(given: int | None, modules: dict[str, Modules]) -> int | None:
+    stored = {module.truncate_dim for module in modules.values()}
+    if given is None and len(stored) > 1:
+        raise InputError(
+            f"{' and '.join(modules)} keep different parts of their vectors: give --truncate_dim"
+        )
+    return given or stored.pop()
 
 
 def load_layers(places: tuple[Path, ...], width: int) -> Layers:

@@ -157,13 +157,13 @@ def test_the_first_token_of_a_causal_model_is_refused(tiny_with_tokenizer):
 
 @pytest.mark.parametrize("metric", ["cos", "ip"])
 def test_truncated_vectors_are_those_of_sentence_transformers(minilm, texts, tmp_path, metric):
-    encoder, params, tokenizer = load_dual_encoder(_config(minilm, dense_metric=metric))
-    _save(tmp_path, encoder, params, tokenizer, prompts={})
-    config = _config(tmp_path / "encoder", truncate_dim=64)
-    ours = _encode(*load_dual_encoder(config), texts, field="key")
-    model = SentenceTransformer(str(tmp_path / "encoder"), device="cpu", truncate_dim=64)
+    config = _config(minilm, dense_metric=metric, truncate_dim=64)
+    _save(tmp_path, *load_dual_encoder(config), prompts={})
+    ours = _encode(*load_dual_encoder(_config(tmp_path / "encoder")), texts, field="key")
+    model = SentenceTransformer(str(tmp_path / "encoder"), device="cpu")
     theirs = model.encode(texts, normalize_embeddings=metric == "cos")
-    assert ours.shape == (len(texts), 64)
+    assert model.truncate_dim == 64 and ours.shape == (len(texts), 64)
+    assert load_dual_encoder(_config(tmp_path / "encoder", truncate_dim=384))[0].truncate_dim == 384
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())  # fp32 rounding
     with pytest.raises(InputError, match=r"^--truncate_dim 385: .* 384 numbers, give 384 or less"):
         load_dual_encoder(_config(minilm, truncate_dim=385))

@@ -233,6 +233,9 @@ REFUSED = {
         f / "2_Dense/model.safetensors"
     ).unlink(),
     "Transformer, Pooling, Normalize, Dense, an order that is not served": reordered,
+    "truncate_dim is 0; give what the model has": lambda f: tiny.rewrite(
+        f / "config_sentence_transformers.json", truncate_dim=0
+    ),
     "prompts in config_sentence_transformers.json are not texts": lambda f: tiny.rewrite(
         f / "config_sentence_transformers.json", prompts={"query": 3}
     ),
@@ -266,6 +269,8 @@ def test_two_encoders_share_a_space(data, tmp_path):
         if name == "b":
             torch.nn.init.ones_(bert[2].linear.weight)
         bert.save(str(tmp_path / name))
+    shutil.copytree(tmp_path / "a", tmp_path / "cut")
+    edited(tmp_path / "cut/config_sentence_transformers.json", truncate_dim=8)
 
     def load(key, **how):
         return load_dual_encoder(
@@ -282,3 +287,5 @@ def test_two_encoders_share_a_space(data, tmp_path):
         load("b")
     with pytest.raises(InputError, match=r"ask for .*: give --pooling_method"):
         load("c")
+    with pytest.raises(InputError, match="keep different parts of their vectors: give --trunc"):
+        load("cut")
