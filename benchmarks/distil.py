@@ -30,6 +30,14 @@ RETRIEVER = (
 )
 
 
+LOSSES = {  # of retriever 2
+    "contrastive": "--contrastive_weight 1 --distill_weight 0",
+    "kl": "{both} --teacher_temperature {args.teacher_temperature}",
+    "margin_mse": "--contrastive_weight 0 {margin}",
+    "margin_mse+": "{both} {margin}",
+}
+
+
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("data/distil"))
@@ -44,6 +52,7 @@ def main() -> None:
     parser.add_argument("--negatives", type=int, default=9, help="mined, and scored")
     parser.add_argument("--teacher_temperature", type=float, default=1.0)
     parser.add_argument("--distilled_weight", type=float, default=0.2, help="contrastive")
+    parser.add_argument("--losses", nargs="+", default=[*LOSSES], choices=LOSSES)
     parser.add_argument("--margin_temperature", type=float, default=10, help="of the teacher")
     args = parser.parse_args()
     write_small(args.folder, args.passages)
@@ -134,17 +143,15 @@ def teacher(args, seed: int, out: Path) -> Path:
 def students(args, seed: int, out: Path, scored: Path) -> None:
     """The same retriever from the same rows, by its losses."""
     _, _, train = flags(args, seed, out)
-    both = f"--contrastive_weight {args.distilled_weight} --distill_weight 1"
-    temperature = f"--teacher_temperature {args.margin_temperature}"
-    losses = {
-        "contrastive": "--contrastive_weight 1 --distill_weight 0",
-        "kl": f"{both} --teacher_temperature {args.teacher_temperature}",
-        "margin_mse": "--contrastive_weight 0 --distill_loss margin_mse " + temperature,
-        "margin_mse+": f"{both} --distill_loss margin_mse {temperature}",
+    words = {
+        "args": args,
+        "both": f"--contrastive_weight {args.distilled_weight} --distill_weight 1",
+        "margin": f"--distill_loss margin_mse --teacher_temperature {args.margin_temperature}",
     }
-    for name, loss in losses.items():
-        words = f"{train} --train_data {scored} {loss}"
-        report(seed, f"{name} 2", retriever(words, out / name))
+    for name in args.losses:
+        loss = LOSSES[name].format(**words)
+        found = retriever(f"{train} --train_data {scored} {loss}", out / name)
+        report(seed, f"{name} 2", found)
 
 
 def retriever(words: str, out: Path) -> dict[str, float]:

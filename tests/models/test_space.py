@@ -270,7 +270,7 @@ def test_two_encoders_share_a_space(data, tmp_path):
             torch.nn.init.ones_(bert[2].linear.weight)
         bert.save(str(tmp_path / name))
     shutil.copytree(tmp_path / "a", tmp_path / "cut")
-    edited(tmp_path / "cut/config_sentence_transformers.json", truncate_dim=8)
+    tiny.rewrite(tmp_path / "cut/config_sentence_transformers.json", truncate_dim=8)
 
     def load(key, **how):
         return load_dual_encoder(
