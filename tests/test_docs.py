@@ -173,7 +173,7 @@ def shell(tmp_path, root, bucket, monkeypatch):
     return Shell(folder, root, bucket)
 
 
-SLOW = ("pipeline", "recipes", "pods")
+SLOW = ("data", "evaluate", "pipeline", "pods", "recipes", "rerank")
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,7 @@ KINDS = {
     "--distill_loss margin_mse --teacher_temperature 5 --teacher_encoder {data}/bert "
     "--embedding_weight 8".split(),
 }
-slow = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "plain"]
-of_every_kind = pytest.mark.parametrize("kind", ["plain", *slow])
+slow = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 
 
 def of_kind(kind: str, data: Path, output_dir: Path, *more: str) -> list[str]:
@@ -117,7 +116,7 @@ def test_the_encoder_opens_in_sentence_transformers(data, uninterrupted):
     np.testing.assert_allclose(np.asarray(ours), want, atol=1e-5)
 
 
-@of_every_kind
+@pytest.mark.parametrize("kind", slow)
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(
     data, undisturbed, tmp_path, kind
 ):
@@ -148,7 +147,9 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_weights(
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_sigterm_and_ctrl_c_save_and_leave(data, uninterrupted, tmp_path, number):
     out = tmp_path / "out"
     argv = arguments(data, out, "--save_steps", "1000")
@@ -165,6 +166,7 @@ def test_sigterm_and_ctrl_c_save_and_leave(data, uninterrupted, tmp_path, number
     assert_same_bits(weights(out), weights(uninterrupted))
 
 
+@pytest.mark.slow
 def test_a_run_whose_terminal_is_gone_ends(data, uninterrupted, tmp_path):
     """Nobody reads what it says any more; it must not wait for a checkpoint nobody finishes."""
     out = tmp_path / "out"
@@ -205,7 +207,7 @@ def test_an_encoder_of_several_tasks_has_the_prompts_of_each(data, tmp_path):
     assert model.prompts["tool-document"] == tool.key
 
 
-@of_every_kind
+@pytest.mark.parametrize("kind", ["plain", *slow[1:]])
 @patient
 def test_two_processes_with_four_devices_each(data, undisturbed, tmp_path, kind):
     argv = of_kind(kind, data, tmp_path / "out", *EVALUATION)

@@ -9,7 +9,7 @@ from small_run import EVALUATION, arguments, write_data
 
 from llme_jax.training.metrics_log import read_metrics
 
-pytestmark = patient
+pytestmark = [patient, pytest.mark.slow]
 # Two processes, each in a folder of its own, try one run after the other and say what they hear.
 CODE = """
 import json, os, sys
@@ -88,7 +88,6 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.slow
 def test_a_file_that_one_host_lacks_ends_the_run_on_all(data, tmp_path):
     """The processes are named by flags; the second has another data root."""
     together = f"--coordinator_address 127.0.0.1:{free_port()} --num_processes 2 --process_id"
@@ -100,7 +99,6 @@ def test_a_file_that_one_host_lacks_ends_the_run_on_all(data, tmp_path):
     assert not read_metrics(tmp_path / "out/metrics.jsonl")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [
