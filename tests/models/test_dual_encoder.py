@@ -337,7 +337,7 @@ def test_a_folder_that_is_saved_again_is_replaced_whole(tiny_with_tokenizer, tmp
     assert not (out / "encoder" / "stale").exists()
 
 
-def _interrupt(*_):
+def _interrupt(*_, **__):
     raise KeyboardInterrupt
 
 
