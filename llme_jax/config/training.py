@@ -170,6 +170,14 @@ class TrainConfig(OutputConfig):
         least=1,
         may_change=True,
     )
+    sub_batch_tokens: int | None = setting(
+        None,
+        "As --sub_batch_size, by tokens, padding counted: many short texts or few long ones at a "
+        "time.",
+        unit="TOKENS",
+        least=1,
+        may_change=True,
+    )
     gradient_checkpointing: bool = setting(
         False,
         "Recompute activations in the backward pass: less memory, more time.",

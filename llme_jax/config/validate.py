@@ -128,10 +128,30 @@ def _check_training(config: Config | RankConfig) -> None:
             f"--distill_loss {loss.distill_loss}: --stable_distill distils in its own way; "
             "give one of them"
         )
+    _check_sub_batches(config)
     names = measured(ev)
     if train.metric_for_best_model not in (None, *names):
         raise InputError(
             f"--metric_for_best_model {train.metric_for_best_model}: choose from {', '.join(names)}"
+        )
+
+
+def _check_sub_batches(config: Config | RankConfig) -> None:
+    train, lengths = config.training, (config.data.query_max_length, config.data.key_max_length)
+    if (tokens := train.sub_batch_tokens) is None:
+        return
+    if train.sub_batch_size is not None:
+        raise InputError(
+            f"--sub_batch_size {train.sub_batch_size}, --sub_batch_tokens {tokens}: give one of "
+            "them"
+        )
+    longest, what = max(lengths), "text"
+    if isinstance(config, RankConfig):
+        longest, what = sum(lengths), "pair"
+    if tokens < longest:
+        raise InputError(
+            f"--sub_batch_tokens {tokens}: the longest {what} may have {longest}, as "
+            f"--query_max_length and --key_max_length say; give {longest} or more, or lower these"
         )
 
 

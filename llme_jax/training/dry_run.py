@@ -18,6 +18,7 @@ from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.train_data import SAMPLED_BATCHES, TrainData
 from llme_jax.devices import sharding, topology
 from llme_jax.devices.memory import Needs, needs
+from llme_jax.training.chunks import Chunk
 from llme_jax.training.step import Step, TrainState
 from llme_jax.training.task import Params, Task
 from llme_jax.training.telemetry import count
@@ -184,7 +185,7 @@ class DryRun:
             self.task.recomputing(settings.gradient_checkpointing),
             self.optimizer,
             mesh=mesh,
-            chunk=settings.sub_batch_size,
+            chunk=Chunk.of(settings),
             seed=settings.seed,
             shardings=shardings,
             frozen=sharding.abstract(self.frozen, frozen),
@@ -226,14 +227,12 @@ class DryRun:
             return flags, lambda: self._memory(largest.batch, largest.recipe, other)
 
         remat = {} if settings.gradient_checkpointing else {"gradient_checkpointing": True}
-        texts = max(len(x) for t in largest.batch.texts.values() for x in t.place.values())
-        texts //= devices
-        chunks = [*_halves(min(texts, settings.sub_batch_size or texts))]
+        chunks = self._smaller_chunks(largest)
         spread = [n for n in range(settings.fsdp + 1, devices + 1) if devices % n == 0]
         rows = [*_halves(self.plan.batch_size // devices)]
         fitting = [
             *mildest([changed(**remat)] if remat else []),
-            *mildest([changed(sub_batch_size=size) for size in chunks]),
+            *mildest([changed(**chunk) for chunk in chunks]),
             *mildest([changed(fsdp=n) for n in spread]),
             *mildest(
                 [(f"--per_device_train_batch_size {n}", partial(self._smaller, n)) for n in rows]
@@ -241,8 +240,18 @@ class DryRun:
         ]
         if not fitting:
             both = remat | ({"fsdp": spread[-1]} if spread else {})
-            fitting = mildest([changed(**both, sub_batch_size=size) for size in chunks])
+            fitting = mildest([changed(**both, **chunk) for chunk in chunks])
         return fitting, min(tried.items(), key=lambda one: one[1], default=None)
+
+    def _smaller_chunks(self, largest: Program) -> list[dict[str, int]]:
+        """Settings of smaller and smaller sub-batches; of tokens where there are such already."""
+        if tokens := self.settings.sub_batch_tokens:
+            longest = max(w for t in self._longest(largest).batch.texts.values() for w in t.widths)
+            return [{"sub_batch_tokens": n} for n in _halves(tokens) if n >= longest]
+        texts = max(len(x) for t in largest.batch.texts.values() for x in t.place.values())
+        texts //= self.mesh.size
+        most = min(texts, self.settings.sub_batch_size or texts)
+        return [{"sub_batch_size": n} for n in _halves(most)]
 
     def _smaller(self, rows: int) -> float:
         """Bytes of a device with batches of so many queries a device."""
@@ -252,7 +261,7 @@ class DryRun:
         return self._memory(longest.batch, longest.recipe, self.settings)
 
     def _describe(self, survey: Survey) -> str:
-        again = self.settings.gradient_checkpointing or self.settings.sub_batch_size is not None
+        again = self.settings.gradient_checkpointing or Chunk.of(self.settings) is not None
         passes = self.task.passes + (1 if again else 0)  # forward once more
         per_step = passes * self.settings.gradient_accumulation_steps / 1e12
         held = self.abstract, self.frozen

@@ -26,6 +26,7 @@ from llme_jax.models.weights import fingerprint_params
 from llme_jax.plots import draw_curves
 from llme_jax.retrieval.results import check_log
 from llme_jax.training.checkpoint import Checkpoints
+from llme_jax.training.chunks import Chunk
 from llme_jax.training.dry_run import DryRun
 from llme_jax.training.host_check import check_hosts
 from llme_jax.training.hub import check_hub, push
@@ -144,7 +145,7 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
         task,
         optimizer,
         mesh=mesh,
-        chunk=settings.sub_batch_size,
+        chunk=Chunk.of(settings),
         seed=settings.seed,
         shardings=shardings,
         frozen=frozen,

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from llme_jax.config import DistillConfig
 from llme_jax.data.batch import Batch
 from llme_jax.devices.sharding import on_each_device, replicated
+from llme_jax.training.chunks import Chunk
 from llme_jax.training.task import Params, Task
 
 
@@ -52,7 +53,7 @@ class Step:
 
     Args:
         mesh: the devices; every batch axis is divisible by their number.
-        chunk: texts a device holds activations of at a time, None for all.
+        chunk: of how much a device holds activations at a time, None for all.
         seed: dropout of batch t is drawn from (seed, t).
         shardings: where the state lives; the new state goes to the same place.
         frozen: parameters that the loss reads and the optimizer leaves alone, on the mesh.
@@ -67,7 +68,7 @@ class Step:
         optimizer: optax.GradientTransformation,
         *,
         mesh: Mesh,
-        chunk: int | None,
+        chunk: Chunk | None,
         seed: int,
         shardings: TrainState | None = None,
         frozen: Params | None = None,

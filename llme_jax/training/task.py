@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from llme_jax.config import Config, DistillConfig, RankConfig
 from llme_jax.data.batch import Batch, Texts
 from llme_jax.data.pairs import PairLayout
+from llme_jax.training.chunks import Chunk
 from llme_jax.training.teacher import Teacher
 
 Params = dict  # nested, of arrays; what is trained and what is frozen differ in their first keys
@@ -64,7 +65,7 @@ class Task(Protocol):
         texts: dict[str, Texts],
         key: jax.Array | None,
         *,
-        chunk: int | None,
+        chunk: Chunk | None,
     ) -> dict[str, jax.Array]:
         """What the model makes of a device's texts, by field, in the order of the batch's rows.
 
@@ -73,7 +74,7 @@ class Task(Protocol):
         Args:
             params: what is trained and what is frozen, together, whole.
             key: what dropout is drawn from; None for no dropout.
-            chunk: texts of which activations are held at a time, None for all.
+            chunk: of how much activations are held at a time, None for all.
         """
 
     def loss(

@@ -110,6 +110,11 @@ def test_mistakes_are_one_sentence(line, message):
         ("--metric_for_best_model map@3", "choose from mrr@1, mrr@5,"),
         ("--cutoffs 0 10", "--cutoffs 0: ranks start at 1"),
         ("--max_steps 0 --num_train_epochs 0", "nothing to train"),
+        ("--sub_batch_size 8 --sub_batch_tokens 4096", "give one of them"),
+        (
+            "--sub_batch_tokens 99 --query_max_length 32 --key_max_length 128",
+            "--sub_batch_tokens 99: the longest text may have 128, as --query_max_length and ",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(line, message):
@@ -132,6 +137,7 @@ def test_settings_that_cannot_work_are_refused(line, message):
         ("--train_data a.json --stable_distill --distill_loss ranknet", "give one of them"),
         ("--train_data a.json --contrastive_weight 0 --distill_weight 0", "are both 0"),
         ("--train_data a.json --metric_for_best_model recall@3", "choose from mrr@1, mrr@5,"),
+        ("--train_data a.json --sub_batch_tokens 256", "the longest pair may have 512"),
         ("--eval_data a.json --query_encoder x", "unknown flag --query_encoder"),
         ("--config qa.py", "--config qa.py: is for python -m llme_jax.train"),
     ],

@@ -95,6 +95,7 @@ NUMBERS = {
     "spread_weight": (float, False, True, True, "0.1"),
     "student_temperature": (float, False, False, True, "1"),
     "sub_batch_size": (int, False, False, False, "8"),
+    "sub_batch_tokens": (int, False, False, False, "1024"),
     "target_length": (int, False, False, False, "256"),
     "teacher_scores_margin": (float, False, True, True, "0.1"),
     "teacher_scores_min": (float, True, True, True, "-2.5"),

@@ -85,13 +85,16 @@ def test_what_does_not_fit_has_remedies_that_do(data, tmp_path, capsys):
     assert not out.exists()
 
     # Nothing is enough: what was tried last, everything together, takes least.
-    assert train.main(arguments(data, out, "--plan", *more, "--device_memory", "1e-5")) == 1
-    said = capsys.readouterr().out
-    assert re.search(
-        r"none of the settings that were tried, --gradient_checkpointing true --fsdp 8 "
-        r"--sub_batch_size 1 takes 0\.00 GiB",
-        said,
-    )
+    tokens = ["--sub_batch_tokens", "64"]
+    for flags, least in (([], "--sub_batch_size 1"), (tokens, "--sub_batch_tokens 16")):
+        flags = [*more, *flags, "--device_memory", "1e-5"]
+        assert train.main(arguments(data, out, "--plan", *flags)) == 1
+        said = capsys.readouterr().out
+        assert re.search(
+            r"none of the settings that were tried, --gradient_checkpointing true --fsdp 8 "
+            rf"{least} takes 0\.00 GiB",
+            said,
+        )
 
 
 def test_batches_that_add_up_take_the_gradients_besides(data, tmp_path, capsys, monkeypatch):

@@ -16,6 +16,7 @@ from llme_jax.config import RankConfig, TrainConfig
 from llme_jax.data.rows import BadRows
 from llme_jax.data.train_data import prepare
 from llme_jax.devices import sharding
+from llme_jax.training.chunks import Chunk
 from llme_jax.training.cross import open_cross
 from llme_jax.training.optim import make_optimizer
 from llme_jax.training.step import Step, init_state
@@ -160,8 +161,8 @@ def _at(tree, path):
         {"devices": 1},
         {"devices": 2},
         {"devices": 8, "fsdp": 4},
-        {"devices": 8, "chunk": 1},
-        {"devices": 4, "chunk": 3, "fsdp": 2},
+        {"devices": 8, "chunk": Chunk(1)},
+        {"devices": 4, "chunk": Chunk(64, tokens=True), "fsdp": 2},
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from llme_jax.config import Config, EncoderConfig, LossConfig, TrainConfig
 from llme_jax.config.training import DIRECTIONS
 from llme_jax.devices import sharding
 from llme_jax.models.dual_encoder import load_dual_encoder
+from llme_jax.training.chunks import Chunk, over_texts
 from llme_jax.training.dual import DualTask
 from llme_jax.training.optim import make_optimizer, schedule
 from llme_jax.training.step import Step, TrainState, init_state
@@ -136,7 +138,7 @@ def test_dropout_does_not_depend_on_the_devices(tmp_path):
     for how in (
         {"devices": 8},
         {"devices": 2, "blocks": True},  # nor on blocks
-        {"chunk": 3, "blocks": True},  # nor on sub-batches
+        {"chunk": Chunk(100, tokens=True), "blocks": True},  # nor on sub-batches
     ):
         got = gradient(encoder, **how)
         assert got[0] == pytest.approx(want[0], rel=1e-6)
@@ -145,7 +147,13 @@ def test_dropout_does_not_depend_on_the_devices(tmp_path):
 
 @pytest.mark.parametrize(
     ("devices", "chunk", "recipe"),
-    [(1, 4, "stable"), (1, 7, "stable"), (8, 1, "stable"), *((8, 3, name) for name in RECIPES)],
+    [
+        (1, Chunk(4), "stable"),
+        (1, Chunk(100, tokens=True), "stable"),
+        (2, Chunk(100, tokens=True), "stable"),
+        (8, Chunk(16, tokens=True), "stable"),
+        *((8, Chunk(3), name) for name in RECIPES),
+    ],
 )
 def test_sub_batches_give_the_gradient_of_the_whole_batch(
     folder, on_one_device, devices, chunk, recipe
@@ -167,7 +175,23 @@ def test_sub_batches_take_less_memory(folder):
         program = step.gradient.lower(params, {}, batch, 0, recipe=CONTRASTIVE).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    assert bytes_needed(16) < bytes_needed(None) / 4
+    assert bytes_needed(Chunk(16)) < bytes_needed(None) / 4
+
+
+@pytest.mark.parametrize("tokens", [64, 100, 500, 10_000])
+def test_sub_batches_have_so_many_tokens_at_most(tokens):
+    texts = tiny.random_batch(16, 4, key_length=60, blocks=True).texts["texts"]
+    seen = []  # tokens, and those of the blocks they attend in, of each program
+
+    def compute(ids, packing, *, dropout_key):
+        blocks = zip(packing.lengths, packing.widths, strict=True)
+        seen.append((len(ids), sum(len(n) * width for n, width in blocks)))
+        return packing.starts
+
+    chunk = Chunk(tokens, tokens=True)
+    jax.eval_shape(partial(over_texts, compute, dropout_key=None, chunk=chunk), texts)
+    assert np.max(seen) <= tokens
+    assert len(seen) == (1 if tokens == 10_000 else len(texts.widths))  # else all at once
 
 
 def test_without_negatives_across_devices_each_device_is_a_batch(folder):
