@@ -22,7 +22,7 @@ from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.layers import ACTIVATIONS
-from llme_jax.models.lora import Lora, adapted, merged
+from llme_jax.models.lora import Lora, adapted, merged, save_adapters
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
 from llme_jax.models.pooling import mean
@@ -106,11 +106,23 @@ class CrossEncoder:
         """The rules that place the parameters."""
         return ENCODERS[self.config.model_type].SHARDING
 
+    @property
+    def adapter_folders(self) -> tuple[str, ...]:
+        """As of `DualEncoder`."""
+        return ("adapter",) if self.lora and not self.config.splits else ()
+
     def base(self, params: dict) -> dict:
         """The encoder's parameters."""
         if self.lora:
-            return adapted(params["base"], params["lora"], self.lora)
+            return adapted(params["base"], params["lora"]["base"], self.lora)
         return {k: v for k, v in params[self.head.prefix].items() if k != "pooler"}
+
+    def apart(self, params: dict) -> dict:
+        """The encoder's parameters as `base`, and the head's, with the names that files have."""
+        base, prefix = self.base(params), self.head.prefix
+        inner = {k: v for k, v in params[prefix].items() if k not in base}
+        head = {k: v for k, v in params.items() if k != prefix}
+        return {"base": base} | head | ({prefix: inner} if inner else {})
 
     def score(
         self,
@@ -311,21 +323,32 @@ def _read_layer(folder: Path, tensors: dict, name: str, like: dict) -> dict:
 
 
 def save_cross_encoder(
-    folder: str | os.PathLike, encoder: CrossEncoder, params: dict, tokenizer, *, max_length: int
+    folder: str | os.PathLike,
+    encoder: CrossEncoder,
+    params: dict,
+    tokenizer,
+    *,
+    max_length: int,
+    base: str | None = None,
 ) -> None:
     """Writes `{folder}/ranker`, which transformers and sentence-transformers open as it is.
 
-    It is written beside and renamed, so that it is there completely or not at all.
+    It is written beside and renamed, so that it is there completely or not at all. Adapters are
+    merged into it, and are in `{folder}/adapter`, with the head, as peft has them.
 
     Args:
         params: as `load_cross_encoder` gives them, of numpy or of fully addressable jax arrays.
         max_length: tokens of the longest pair.
+        base: the model that adapters are for.
     """
     if encoder.lora:
-        base = merged(params["base"], params["lora"], encoder.lora)
-        prefix = encoder.head.prefix
-        heads = {k: v for k, v in params.items() if k not in ("base", "lora")}
-        params = heads | {prefix: base | heads.get(prefix, {})}
+        adapters, prefix, names = params["lora"]["base"], encoder.head.prefix, encoder.config.names
+        head = {k: v for k, v in params.items() if k not in ("base", "lora")}
+        for name in encoder.adapter_folders:
+            under = {prefix: adapters}
+            save_adapters(Path(folder) / name, under, names, encoder.lora, base, head)
+        weights = merged(params["base"], adapters, encoder.lora)
+        params = head | {prefix: weights | head.get(prefix, {})}
     with atomic_dir(Path(folder) / FOLDER, replace=True) as beside:
         config = json.loads(encoder.config.saved())
         config |= {

@@ -274,9 +274,9 @@ def save_dual_encoder(
             )
 
     for name, source, base in zip(encoder.adapter_folders, encoder.folders, bases, strict=False):
-        with atomic_dir(Path(folder) / name, replace=True) as beside:
-            config = encoder.key_config if source == "key_encoder" else encoder.query_config
-            save_adapters(beside, params["lora"][source], config.names, encoder.lora, base)
+        config = encoder.key_config if source == "key_encoder" else encoder.query_config
+        adapters = params["lora"][source]
+        save_adapters(Path(folder) / name, adapters, config.names, encoder.lora, base)
 
 
 def _folders(tied: bool) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ W + (alpha / r) A B. Adapters lie in a tree of their own, with the paths of thei
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from llme_jax.config import TrainConfig
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
+from llme_jax.files.atomic import atomic_dir
 from llme_jax.models.layers import LowRank
 from llme_jax.models.weights import Names, tensor_name
 
@@ -46,6 +47,27 @@ class Lora:
     @property
     def scale(self) -> float:
         return self.alpha / self.rank
+
+
+def with_adapters(
+    params: dict, names: dict[str, Names], lora: Lora, dtype: str, seed: int
+) -> tuple[dict, dict]:
+    """What is trained of a model, and what is only read.
+
+    Args:
+        params: of its parts, by name.
+        names: of the parts that get adapters, as in `load_params`.
+        dtype: what products are computed in.
+
+    Returns:
+        The adapters of each part under `lora`, beside the parts that have none; those that have.
+
+    Raises:
+        InputError: as `new_adapters`.
+    """
+    adapters = {part: new_adapters(params[part], of, lora, seed) for part, of in names.items()}
+    whole = {part: of for part, of in params.items() if part not in names}
+    return {"lora": adapters} | whole, {part: frozen(params[part], dtype) for part in names}
 
 
 def new_adapters(params: dict, names: Names, lora: Lora, seed: int) -> dict:
@@ -140,14 +162,20 @@ def _with(params: dict, adapters: dict, make: Callable) -> dict:
     return params
 
 
-def save_adapters(folder: Path, adapters: dict, names: Names, lora: Lora, base: str) -> None:
-    """Writes the adapters as peft does, for the model `base`.
+def save_adapters(
+    folder: Path, adapters: dict, names: Names, lora: Lora, base: str, head: dict | None = None
+) -> None:
+    """Writes the adapters as peft does, for the model `base`, whole or not at all.
 
     Args:
-        folder: is there.
         names: as in `load_params`.
+        head: of a reranker, trained whole; `adapters` have the names of its encoder before them.
     """
     tensors, targets = {}, []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(head or {}):
+        leaf = np.asarray(leaf, np.float32)
+        leaf = leaf.T if path[-1].key == "kernel" else leaf
+        tensors[f"base_model.model.{tensor_name(path, names)}"] = np.ascontiguousarray(leaf)
     for path, leaf in jax.tree_util.tree_leaves_with_path(adapters):
         name = tensor_name(path[:-1], names).removesuffix(".weight")
         which = path[-1].key
@@ -155,17 +183,25 @@ def save_adapters(folder: Path, adapters: dict, names: Names, lora: Lora, base: 
             targets.append(name)
         leaf = np.ascontiguousarray(np.asarray(leaf, np.float32).T)
         tensors[f"base_model.model.{name}.{which[:-1]}{which[-1].upper()}.weight"] = leaf
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION",
+        "task_type": "SEQ_CLS" if head else "FEATURE_EXTRACTION",
         "base_model_name_or_path": base,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(targets),
+        "modules_to_save": sorted(_outermost(head, {*adapters})) if head else None,
         "inference_mode": True,
     }
     text = json.dumps(config, indent=2) + "\n"
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+    with atomic_dir(folder, replace=True) as beside:
+        save_file(tensors, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+        (beside / "adapter_config.json").write_text(text, encoding="utf-8")
+
+
+def _outermost(head: dict, encoders: set[str]) -> Iterator[str]:
+    """The names of a head's modules; of one that lies in the encoder, from there on."""
+    for name, below in head.items():
+        yield from (f"{name}.{inner}" for inner in below) if name in encoders else (name,)

@@ -12,7 +12,7 @@ from llme_jax.config import RankConfig
 from llme_jax.data.pairs import PairLayout
 from llme_jax.models.cross_encoder import FOLDER, CrossEncoder, save_cross_encoder
 from llme_jax.models.families import forward_flops
-from llme_jax.models.lora import Lora, frozen, new_adapters
+from llme_jax.models.lora import Lora, with_adapters
 from llme_jax.rerank.cross_scorer import open_ranker, with_own_prompts
 from llme_jax.rerank.evaluate import RerankEvaluator
 from llme_jax.training import rank_losses
@@ -28,17 +28,12 @@ def open_cross(config: RankConfig) -> Opened:
     """
     encoder, params, tokenizer, layout = open_ranker(config, weights=not config.training.plan)
     config = with_own_prompts(config)
-    trained, read_only = params, {}
+    frozen = {}
     if lora := Lora.of(config.training):
-        names, prefix = encoder.config.names, encoder.head.prefix
-        base = encoder.base(params)
-        trained = {"lora": new_adapters(base, names, lora, config.training.seed)}
-        trained |= {name: of for name, of in params.items() if name != prefix}
-        if head := {name: of for name, of in params[prefix].items() if name not in base}:
-            trained[prefix] = head
-        read_only = {"base": frozen(base, encoder.dtype)}
+        parts, names = encoder.apart(params), {"base": encoder.config.names}
+        params, frozen = with_adapters(parts, names, lora, encoder.dtype, config.training.seed)
         encoder = replace(encoder, lora=lora)
-    return Opened(CrossTask(config, encoder, tokenizer, layout), trained, read_only)
+    return Opened(CrossTask(config, encoder, tokenizer, layout), params, frozen)
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,6 @@ class CrossTask:
     layout: PairLayout
 
     flag = "--ranker"
-    exports = (FOLDER,)
     streams: ClassVar = {"pairs": ("pair",)}
     teacher = None
 
@@ -60,8 +54,8 @@ class CrossTask:
         return self.encoder.sharding_rules
 
     @property
-    def passes(self) -> int:
-        return 2 if self.encoder.lora else 3
+    def exports(self) -> tuple[str, ...]:
+        return (FOLDER, *self.encoder.adapter_folders)
 
     def outputs(self, params, texts, key, *, chunk):
         compute = partial(self.encoder.score_packed, params)
@@ -91,4 +85,5 @@ class CrossTask:
             params=params,
             tokenizer=self.tokenizer,
             max_length=self.layout.limit,
+            base=self.config.ranker.ranker,
         )

@@ -145,9 +145,7 @@ class DryRun:
         found = topology.estimate(text, chip)
         seconds = sum(found.seconds.values())
         params = self.abstract.params | self.frozen
-        flops = (
-            self.task.passes * self.task.forward_flops(params, work(program.batch)) / self.mesh.size
-        )
+        flops = self._passes * self.task.forward_flops(params, work(program.batch)) / self.mesh.size
         kinds = ", ".join(f"{kind} {1e3 * s:.1f}" for kind, s in found.seconds.items())
         exchanged = ", ".join(f"{n / 2**20:.1f} MiB {kind}" for kind, n in found.exchanged.items())
         lines = [
@@ -163,6 +161,12 @@ class DryRun:
                 f"{chip.flops / 1e12:.0f} TFLOP/s"
             )
         return "\n".join(lines)
+
+    @property
+    def _passes(self) -> int:
+        """What a step computes, in forward passes: there are no gradients of frozen weights."""
+        trained, frozen = map(_numbers, (self.abstract.params, self.frozen))
+        return 2 if frozen > trained else 3
 
     def _limit(self) -> float | None:
         """Bytes of a device, where that is known."""
@@ -262,10 +266,10 @@ class DryRun:
 
     def _describe(self, survey: Survey) -> str:
         again = self.settings.gradient_checkpointing or Chunk.of(self.settings) is not None
-        passes = self.task.passes + (1 if again else 0)  # forward once more
+        passes = self._passes + (1 if again else 0)  # forward once more
         per_step = passes * self.settings.gradient_accumulation_steps / 1e12
         held = self.abstract, self.frozen
-        parameters = sum(x.size for x in jax.tree.leaves((self.abstract.params, self.frozen)))
+        parameters = _numbers((self.abstract.params, self.frozen))
         shardings = sharding.state_sharding(self.mesh, held, self.task.rules)
         state = _bytes(sharding.abstract(held, shardings))
         lines = [
@@ -286,6 +290,10 @@ def _halves(number: int) -> Iterator[int]:
     while number > 1:
         number //= 2
         yield number
+
+
+def _numbers(tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def _bytes(tree) -> int:

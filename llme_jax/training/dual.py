@@ -13,7 +13,7 @@ from llme_jax.data.beir import evaluation_sets
 from llme_jax.data.instructions import instruction_of, with_model_prompts
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder, save_dual_encoder
 from llme_jax.models.families import forward_flops
-from llme_jax.models.lora import Lora, frozen, new_adapters
+from llme_jax.models.lora import Lora, with_adapters
 from llme_jax.models.space import encoder_prompts
 from llme_jax.retrieval.evaluate import RetrievalEvaluator
 from llme_jax.training import losses
@@ -41,18 +41,13 @@ def open_dual(config: Config) -> Opened:
     config = replace(
         config, data=with_model_prompts(config.data, config.encoder.query_encoder, prompts)
     )
-    trained, read_only = params, {}
+    frozen = {}
     if lora := Lora.of(config.training):
-        encoder = replace(encoder, lora=lora)
         configs = encoder.query_config, encoder.key_config
-        adapters = {
-            name: new_adapters(params[name], of.names, lora, config.training.seed)
-            for name, of in zip(encoder.folders, configs, strict=False)
-        }
-        read_only = {name: frozen(params[name], encoder.dtype) for name in encoder.folders}
-        trained = {"lora": adapters}
-        trained |= {name: of for name, of in params.items() if name not in read_only}
-    return Opened(DualTask(config, encoder, tokenizer, teacher), trained, read_only)
+        names = {part: of.names for part, of in zip(encoder.folders, configs, strict=False)}
+        params, frozen = with_adapters(params, names, lora, encoder.dtype, config.training.seed)
+        encoder = replace(encoder, lora=lora)
+    return Opened(DualTask(config, encoder, tokenizer, teacher), params, frozen)
 
 
 @dataclass(frozen=True)
@@ -80,10 +75,6 @@ class DualTask:
     @property
     def exports(self) -> tuple[str, ...]:
         return self.encoder.folders + self.encoder.adapter_folders
-
-    @property
-    def passes(self) -> int:
-        return 2 if self.encoder.lora else 3
 
     def outputs(self, params, texts, key, *, chunk):
         out = {}

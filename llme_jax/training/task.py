@@ -44,7 +44,6 @@ class Task(Protocol):
         exports: the folders of a checkpoint that users take away.
         layout: how each query is joined with its keys, which makes `pair` the one field that a
             batch has; None: it has `query` and `key`.
-        passes: what a step computes, in forward passes: 3, or 2 where most weights are frozen.
         streams: fields that go through a model together, by what a batch calls their texts.
         teacher: whose vectors of all texts a batch brings; None: it brings none.
     """
@@ -55,7 +54,6 @@ class Task(Protocol):
     rules: tuple
     exports: tuple[str, ...]
     layout: PairLayout | None
-    passes: int
     streams: dict[str, tuple[str, ...]]
     teacher: Teacher | None
 

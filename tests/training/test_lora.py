@@ -22,6 +22,7 @@ from llme_jax import rank, train
 from llme_jax.config import Config, DataConfig, EncoderConfig, LossConfig, TrainConfig
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
+from llme_jax.models.cross_encoder import HEADS
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.lora import Lora, new_adapters
 from llme_jax.training.dual import open_dual
@@ -122,6 +123,10 @@ def test_targets_are_ends_of_names(tmp_path):
         new_adapters(shapes, config.names, Lora(33, 4.0), seed=0)
 
 
+SMALL = {
+    "xlm-roberta": {"max_position_embeddings": 80},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+}
 LORA = ["--lora_rank", "2", "--learning_rate", "0.02", "--save_steps", "4"]
 
 
@@ -189,16 +194,35 @@ def test_a_run_is_not_continued_with_another_rank(data, run):
     assert "lora_rank" in finish(start(argv, devices=1), code=2)
 
 
-def test_a_reranker_of_adapters(data, tmp_path):
-    argv = arguments(data, tmp_path / "out", *LORA, "--max_steps", "4")
+@pytest.mark.parametrize(
+    "model_type",
+    ["bert", "modernbert", *(pytest.param(n, marks=pytest.mark.slow) for n in SMALL)],
+)
+def test_a_reranker_of_adapters(data, tmp_path, model_type):
+    """The merged folder is the base with the adapters and the head that peft reads."""
+    base = data / "bert"
+    if model_type != "bert":
+        base = tiny.save_encoder(tmp_path / "base", model_type, **SMALL.get(model_type, {}))
+    argv = arguments(data, tmp_path / "out", *LORA, "--max_steps", "4", "--lora_alpha", "6")
     place = argv.index("--query_encoder")
-    argv[place : place + 2] = ["--ranker", str(data / "bert")]
-    finish(start(argv, devices=2, command="rank"))
-    folder = tmp_path / "out/checkpoint-4/ranker"
-    scores = CrossEncoder(str(folder), device="cpu").predict([("w1 w2", "w3"), ("w1", "w4 w5")])
-    assert np.isfinite(scores).all() and scores[0] != scores[1]
-    base = load_file(data / "bert/model.safetensors")
-    merged = load_file(folder / "model.safetensors")
-    prefix = "bert."
-    same = [n for n in base if np.array_equal(base[n], merged[prefix + n])]
-    assert len(base) - len(same) == 6  # the linear maps of one layer
+    argv[place : place + 2] = ["--ranker", str(base)]
+    assert rank.main(argv) == 0
+    ranker, adapter = (tmp_path / "out/checkpoint-4" / name for name in ("ranker", "adapter"))
+
+    rng = np.random.default_rng(0)
+    pairs = [(tiny.text(rng), tiny.text(rng)) for _ in range(8)]
+    merged, apart = (CrossEncoder(str(ranker), device="cpu") for _ in range(2))
+    classifier = transformers.AutoModelForSequenceClassification
+    model = PeftModel.from_pretrained(classifier.from_pretrained(base, num_labels=1), adapter)
+    apart.model.load_state_dict(model.merge_and_unload().state_dict())
+    scores = merged.predict(pairs)
+    assert np.ptp(scores) > 0.01
+    np.testing.assert_allclose(apart.predict(pairs), scores, atol=1e-5)
+
+    # Of the encoder nothing else has changed.
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, ranker))
+    before = {f"{HEADS[model_type].prefix}.{name}": tensor for name, tensor in before.items()}
+    changed = [n for n in before if n in after and not np.array_equal(before[n], after[n])]
+    adapters = load_file(adapter / "adapter_model.safetensors")
+    names = [n.removeprefix("base_model.model.") for n in adapters if "lora_A" in n]
+    assert sorted(changed) == sorted(n.replace("lora_A.", "") for n in names)

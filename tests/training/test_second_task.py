@@ -25,7 +25,7 @@ WIDTH, STEPS = 8, 12
 
 
 class DotPairs:
-    flag, rules, exports, layout, passes = "--words", FSDP_RULES, ("words",), None, 3
+    flag, rules, exports, layout = "--words", FSDP_RULES, ("words",), None
     teacher = None
 
     def __init__(self, config, tokenizer):
