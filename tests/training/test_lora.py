@@ -38,7 +38,7 @@ SHORT = DataConfig(query_max_length=16, key_max_length=16)
 @pytest.mark.parametrize(
     "make, pooling, target",
     [
-        (tiny.save_bert, "cls", None),
+        pytest.param(tiny.save_bert, "cls", None, marks=pytest.mark.slow),
         (
             partial(tiny.save_encoder, model_type="llama", num_key_value_heads=2),
             "last_token",
@@ -146,6 +146,7 @@ def _adapter(out, step=STEPS):
     return load_file(out / f"checkpoint-{step}/adapter/adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_devices(data, run, tmp_path):
     """Killed halfway, continued on 4 devices with fsdp and GradCache: the same adapters."""
     out, _ = run
