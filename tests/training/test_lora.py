@@ -35,10 +35,11 @@ LOSS = LossConfig(
 SHORT = DataConfig(query_max_length=16, key_max_length=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make, pooling, target",
     [
-        pytest.param(tiny.save_bert, "cls", None, marks=pytest.mark.slow),
+        (tiny.save_bert, "cls", None),
         (
             partial(tiny.save_encoder, model_type="llama", num_key_value_heads=2),
             "last_token",
