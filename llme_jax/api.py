@@ -56,7 +56,7 @@ class Encoder:
         self._params = on_every_device(params, self._mesh)
         # Copies of a tokenizer take longer than a question does.
         self._cutting = cache(partial(cutting_backend, tokenizer, side=data.truncation_side))
-        self.width: int = encoder.width
+        self.width: int = encoder.truncate_dim or encoder.width
         self.metric: Literal["cos", "ip", "l2"] = encoder.metric
 
     @classmethod

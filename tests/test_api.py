@@ -88,7 +88,7 @@ def compiled():
     [
         ("--version model", {}),
         ("--version llm-embedder", {"version": "llm-embedder"}),
-        ("--add_instruction false", {"add_instruction": False}),
+        ("--add_instruction false --truncate_dim 9", {"add_instruction": False, "truncate_dim": 9}),
         ("--dense_metric l2 --pooling_method cls", {"version": "bge", "dense_metric": "l2"}),
     ],
 )

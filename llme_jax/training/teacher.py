@@ -47,7 +47,10 @@ class Teacher:
         name = config.loss.teacher_encoder
         own = {"pooling_method": None, "dense_metric": None, "truncate_dim": None}
         settings = replace(config.encoder, query_encoder=name, tie_encoders=True, **own)
-        self._encoder, self._params, tokenizer = load_dual_encoder(settings)
+        encoder, self._params, tokenizer = load_dual_encoder(
+            settings, weights=not config.training.plan
+        )
+        self._encoder = replace(encoder, truncate_dim=None)  # all numbers, whatever its folder says
         self.width = self._encoder.width
         _check_vectors(name, self._encoder, student, config.loss.matryoshka_dims)
         self._tokenizer, self._batch_size = tokenizer, config.evaluation.batch_size

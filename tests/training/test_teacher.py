@@ -1,6 +1,7 @@
 """A teacher's vectors: what sentence-transformers makes of the rows, computed once, learnt."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,6 +150,16 @@ def test_what_cannot_teach_is_refused(data, tmp_path, more, message):
         train.main(command(data, tmp_path / "out", *more.format(data=data).split()))
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_all_numbers_are_learnt_whatever_its_folder_keeps(data, tmp_path):
+    cut = shutil.copytree(data / "teacher", tmp_path / "cut")
+    tiny.rewrite(cut / "config_sentence_transformers.json", truncate_dim=8)
+    opened = dual.open_dual(
+        cli.parse(command(data, tmp_path / "out", "--teacher_encoder", str(cut)), "train", "")
+    )
+    whole = dual.open_dual(cli.parse(command(data, tmp_path / "out"), "train", ""))
+    assert opened.task.teacher.facts == whole.task.teacher.facts
 
 
 def test_vectors_that_cannot_come_near_are_named(caplog):
