@@ -82,7 +82,8 @@ def _in_chunks(
     computes each chunk again there: GradCache (arXiv:2101.06983), the gradient unchanged.
     """
     rows, width = block[0].shape
-    chunks = -(-rows // min(chunk.rows(width), rows))
+    # Two turns at least: XLA takes a scan of one for no loop, and keeps its activations.
+    chunks = max(-(-rows // min(chunk.rows(width), rows)), min(2, rows))
     each = -(-rows // chunks)
 
     def split(x):

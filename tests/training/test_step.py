@@ -167,15 +167,18 @@ def test_sub_batches_give_the_gradient_of_the_whole_batch(
 
 def test_sub_batches_take_less_memory(folder):
     encoder, params, _ = load(folder)
-    batch = jax.tree.map(jnp.asarray, tiny.random_batch(64, 8))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
 
-    def bytes_needed(chunk):
+    def bytes_needed(chunk, **how):
+        batch = jax.tree.map(jnp.asarray, tiny.random_batch(64, 8, **how))
         step = Step(task(encoder), optax.identity(), mesh=mesh, chunk=chunk, seed=0)
         program = step.gradient.lower(params, {}, batch, 0, recipe=CONTRASTIVE).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     assert bytes_needed(Chunk(16)) < bytes_needed(None) / 4
+    # Every block would fit into a turn; it takes two, or all activations were kept.
+    blocks = {"key_length": 60, "blocks": True}
+    assert bytes_needed(Chunk(560), **blocks) < bytes_needed(None, **blocks) / 2
 
 
 @pytest.mark.parametrize("tokens", [64, 100, 500, 10_000])
