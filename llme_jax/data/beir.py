@@ -29,7 +29,7 @@ from llme_jax.data.ids import IdTable, names_passages, with_numbers
 from llme_jax.data.rows import BadRows, expand_paths, read_lines, read_texts
 from llme_jax.data.sources import is_made, is_remote, local_file, resolve_path
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_text, digest
+from llme_jax.files.atomic import atomic_text, digest, stamp
 from llme_jax.files.cache import cache_dir, check_cache
 
 logger = logging.getLogger(__name__)
@@ -347,8 +347,8 @@ def _made(
     base: Path, files: list[Path], rows: Iterator[dict], sources: Path, name: str, *depends: str
 ) -> str:
     """The rows as JSON lines in a file that is made when one of `files` is new."""
-    stamps = [(os.path.realpath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    out = sources / digest(stamps, depends)[:12] / base.absolute().name / f"{name}.json"
+    key = digest([stamp(file) for file in files], depends)[:12]
+    out = sources / key / base.absolute().name / f"{name}.json"
     if not out.is_file():
         with atomic_text(out) as file:
             for row in rows:

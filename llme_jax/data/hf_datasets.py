@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_text, digest
+from llme_jax.files.atomic import atomic_text, digest, stamp
 
 TOGETHER = 1000  # rows converted at a time
 SHORT = {"nanobeir": "sentence-transformers/NanoBEIR-en"}  # names of our own
@@ -93,8 +93,7 @@ def loading(name: str) -> Iterator[None]:
 
 def stamps(dataset) -> list[tuple]:
     """What changes when the data does."""
-    files = [file["filename"] for file in dataset.cache_files]
-    return [(os.path.realpath(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
+    return [stamp(file["filename"]) for file in dataset.cache_files]
 
 
 @cache

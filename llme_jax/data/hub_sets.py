@@ -23,7 +23,7 @@ from llme_jax.data.hf_datasets import (
 )
 from llme_jax.data.ids import FIELDS, id_of
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_dir, digest
+from llme_jax.files.atomic import atomic_dir, digest, stamp
 
 QRELS = ("query-id", "corpus-id", "score")  # the last may be missing: all are positives
 
@@ -97,7 +97,7 @@ def _parts(name: str) -> dict[str, dict] | None:
         return None
     path = name_parts(name)[0]
     files = sorted(Path(path).rglob("*")) if os.path.isdir(path) else []
-    version = digest([(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files])
+    version = digest([stamp(file) for file in files])
     with loading(name):
         return set_parts(path, version)
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from hashlib import blake2b
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from llme_jax.data.rows import BadRows, parse_line, read_lines, shown
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_text, digest
+from llme_jax.files.atomic import atomic_text, digest, stamp
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +114,8 @@ def with_numbers(path: str, corpus: str | None, sources: Path, *, lenient: bool)
 def derived(path: str, files: list[str], sources: Path, *settings) -> Path:
     """Where rows stand that are made from those of `path` with the help of `files`; another place
     when one of them changes."""
-    stats = [(os.path.realpath(f), os.stat(f)) for f in (path, *files)]
-    stamps = [(f, stat.st_size, stat.st_mtime_ns) for f, stat in stats]
     place = Path(path)
-    key = digest("ids", stamps, *settings)[:12]
+    key = digest("ids", [stamp(file) for file in (path, *files)], *settings)[:12]
     return sources / key / place.absolute().parent.name / place.name
 
 

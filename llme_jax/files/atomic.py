@@ -106,6 +106,12 @@ def digest(*parts) -> str:
     return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
+def stamp(path: str | os.PathLike) -> tuple[str, int, int]:
+    """What changes when a file does, without reading it: its place, size and time."""
+    stat = os.stat(path)
+    return os.path.realpath(path), stat.st_size, stat.st_mtime_ns
+
+
 def digest_file(path: Path) -> str:
     """sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:

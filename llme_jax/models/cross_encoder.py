@@ -231,7 +231,7 @@ def load_cross_encoder(
     shapes = ENCODERS[config.model_type].abstract_params(config)
     load = load_params if weights else shapes_of_params
     params = {head.prefix: load(folder, shapes, config.names)}
-    tensors = open_tensors(folder) if weights or has_weights(folder) else None
+    tensors = open_tensors(folder) if has_weights(folder) else {}
     _add_head(params, tensors, folder, head, config, given, seed)
     rates = [given.get(rate) if rate else 0.0 for rate in (head.drops_first, head.drops_last)]
     rates = [config.hidden_dropout_prob if rate is None else rate for rate in rates]
@@ -250,7 +250,7 @@ def load_cross_encoder(
 
 def _add_head(
     params: dict,
-    tensors: dict | None,
+    tensors: dict,
     folder: Path,
     head: Head,
     config: Architecture,
@@ -260,7 +260,7 @@ def _add_head(
     """Puts the head's parameters beside the encoder's: those of the folder, else new ones.
 
     Args:
-        tensors: of the folder; None where it has no weights.
+        tensors: of the folder; empty where it has no weights.
         given: config.json.
 
     Raises:
@@ -284,9 +284,7 @@ def _add_head(
     for path, drawn in layers.items():
         name = ".".join(path)
         found = [
-            n
-            for n in (name, name.removeprefix(f"{head.prefix}."))
-            if f"{n}.weight" in (tensors or {})
+            n for n in (name, name.removeprefix(f"{head.prefix}.")) if f"{n}.weight" in tensors
         ]
         if not found:
             new.append(name)
@@ -295,7 +293,7 @@ def _add_head(
         for step in path[:-1]:
             place = place.setdefault(step, {})
         place[path[-1]] = layer
-    if new and tensors is not None:
+    if new and tensors:
         _logger.warning(
             "%s: has no %s, which starts from random (seed %d): train it before you rank with it",
             *(folder, " and no ".join(new), seed),

@@ -20,7 +20,7 @@ from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
 from llme_jax.models.layers import LowRank
-from llme_jax.models.weights import Names, tensor_name
+from llme_jax.models.weights import Names, file_tensors, tensor_name
 
 # Tables of words, which are as large as a third of a small model.
 _WORDS = ("word_embeddings/embedding", "tok_embeddings/embedding", "embed_tokens/embedding")
@@ -171,11 +171,8 @@ def save_adapters(
         names: as in `load_params`.
         head: of a reranker, trained whole; `adapters` have the names of its encoder before them.
     """
-    tensors, targets = {}, []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(head or {}):
-        leaf = np.asarray(leaf, np.float32)
-        leaf = leaf.T if path[-1].key == "kernel" else leaf
-        tensors[f"base_model.model.{tensor_name(path, names)}"] = np.ascontiguousarray(leaf)
+    targets, of_head = [], file_tensors(head or {}, names)
+    tensors = {f"base_model.model.{name}": tensor for name, tensor in of_head.items()}
     for path, leaf in jax.tree_util.tree_leaves_with_path(adapters):
         name = tensor_name(path[:-1], names).removesuffix(".weight")
         which = path[-1].key

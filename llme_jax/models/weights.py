@@ -330,12 +330,22 @@ def save_params(path: Path, params: dict, names: Names = ()) -> None:
     Args:
         names: as for `load_params`.
     """
+    # transformers refuses files without the metadata.
+    save_file(file_tensors(params, names), path, metadata={"format": "pt"})
+
+
+def file_tensors(params: dict, names: Names = ()) -> dict[str, np.ndarray]:
+    """`params` as files have them: float32, by Hugging Face names, kernels transposed.
+
+    Args:
+        names: as for `load_params`.
+    """
     tensors = {}
     for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         leaf = np.asarray(leaf, np.float32)
         leaf = leaf.T if _is_kernel(keys) else leaf
         tensors[tensor_name(keys, names)] = np.ascontiguousarray(leaf)
-    save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
+    return tensors
 
 
 def fingerprint_params(params) -> str:
