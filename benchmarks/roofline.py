@@ -26,8 +26,8 @@ from llme_jax.config import Config, LossConfig, TrainConfig
 from llme_jax.data.batch import Batch, Order, pack_texts, work
 from llme_jax.data.widths import usual_width
 from llme_jax.devices import sharding, topology
+from llme_jax.inference.over_store import batch_shapes
 from llme_jax.lm import likelihood
-from llme_jax.lm.batch_rows import batch_shapes
 from llme_jax.models.bert import BertConfig, abstract_params
 from llme_jax.models.causal_lm import CausalLM, sharded_shapes
 from llme_jax.models.cross_encoder import CrossEncoder

@@ -24,19 +24,15 @@ def main(argv: list[str]) -> int:
     config = cli.parse(argv, "rank", __doc__, RankConfig)
     validate_ranking(config)
 
-    if config.training.topology:
-        from llme_jax.devices.topology import run_elsewhere
-
-        code = run_elsewhere(config.training.topology, "llme_jax.rank", argv)
-        if code is not None:
-            return code
-
     # Only now, so that --help and a misspelt flag are answered before jax is loaded.
     from llme_jax.devices.runtime import started
+    from llme_jax.devices.topology import run_elsewhere
     from llme_jax.rerank.run import rerank
     from llme_jax.training.cross import open_cross
     from llme_jax.training.loop import train
 
+    if (code := run_elsewhere(config.planning.topology, "llme_jax.rank", argv)) is not None:
+        return code
     with started(config.processes, config.data.dataset_cache_dir, WHEN_FULL):
         return train(config, open_cross) if config.data.train_data else rerank(config)
 

@@ -17,8 +17,11 @@ def main(argv: list[str]) -> int:
 
     # Only now, so that --help and a misspelt flag are answered before jax is loaded.
     from llme_jax.devices.runtime import started
+    from llme_jax.devices.topology import run_elsewhere
     from llme_jax.retrieval.run import retrieve
 
+    if (code := run_elsewhere(config.planning.topology, "llme_jax.retrieve", argv)) is not None:
+        return code
     with started(config.processes, config.data.dataset_cache_dir, WHEN_FULL):
         return retrieve(config)
 

@@ -19,8 +19,11 @@ def main(argv: list[str]) -> int:
 
     # Only now, so that --help and a misspelt flag are answered before jax is loaded.
     from llme_jax.devices.runtime import started
+    from llme_jax.devices.topology import run_elsewhere
     from llme_jax.lm.scoring import score
 
+    if (code := run_elsewhere(config.planning.topology, "llme_jax.score", argv)) is not None:
+        return code
     with started(config.processes, None, WHEN_FULL):
         return score(config)
 

@@ -22,6 +22,7 @@ from llme_jax.config.pipeline import (
     Stage,
     UsefulScores,
 )
+from llme_jax.config.plan import PlanConfig
 from llme_jax.config.rank import RankDataConfig, RankerConfig, RankLossConfig, RerankConfig
 from llme_jax.config.retrieval import EvalConfig, MetricsConfig, MiningConfig, RetrievalConfig
 from llme_jax.config.training import DistillConfig, LossConfig, TrainConfig
@@ -42,6 +43,7 @@ __all__ = [
     "NotBelow",
     "PipelineConfig",
     "PipelineSettings",
+    "PlanConfig",
     "ProcessConfig",
     "RankConfig",
     "RankDataConfig",

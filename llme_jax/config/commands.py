@@ -7,6 +7,7 @@ from llme_jax.config.data import DataConfig, TextConfig
 from llme_jax.config.lm import LMConfig, ScoringConfig
 from llme_jax.config.model import EncoderConfig
 from llme_jax.config.pipeline import PipelineConfig
+from llme_jax.config.plan import PlanConfig
 from llme_jax.config.rank import RankDataConfig, RankerConfig, RankLossConfig, RerankConfig
 from llme_jax.config.retrieval import (
     EvalConfig,
@@ -59,6 +60,7 @@ class Config(Groups):
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
+    planning: PlanConfig = field(default_factory=PlanConfig)
     processes: ProcessConfig = field(default_factory=ProcessConfig)
 
 
@@ -71,6 +73,7 @@ class RetrieveConfig(Groups):
     evaluation: MeasureConfig = field(default_factory=MeasureConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     mining: MiningConfig = field(default_factory=MiningConfig)
+    planning: PlanConfig = field(default_factory=PlanConfig)
     processes: ProcessConfig = field(default_factory=ProcessConfig)
 
 
@@ -83,6 +86,7 @@ class RankConfig(Groups):
     loss: RankLossConfig = field(default_factory=RankLossConfig)
     evaluation: RerankConfig = field(default_factory=RerankConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
+    planning: PlanConfig = field(default_factory=PlanConfig)
     processes: ProcessConfig = field(default_factory=ProcessConfig)
 
 
@@ -92,6 +96,7 @@ class ScoreConfig(Groups):
 
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     lm: LMConfig = field(default_factory=LMConfig)
+    planning: PlanConfig = field(default_factory=PlanConfig)
     processes: ProcessConfig = field(default_factory=ProcessConfig)
 
 

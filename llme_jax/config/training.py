@@ -7,7 +7,6 @@ from llme_jax.config.setting import Group, setting
 
 DIRECTIONS = ("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
 REPORTS = ("none", "tensorboard", "wandb", "trackio")
-TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4")  # 8 chips each
 
 
 @dataclass(unsafe_hash=True)
@@ -125,24 +124,6 @@ class TrainConfig(OutputConfig):
 
     title = "training"
 
-    plan: bool = setting(
-        False,
-        "Do not train: say what the run would take (memory, operations, padding, programs).",
-        may_change=True,
-    )
-    device_memory: float | None = setting(
-        None,
-        "Memory of a device, for --plan [what the device reports].",
-        unit="GIB",
-        above=0,
-        may_change=True,
-    )
-    topology: str | None = setting(
-        None,
-        "Devices that are not here, for --plan: it compiles for them [those that are here].",
-        choices=TOPOLOGIES,
-        may_change=True,
-    )
     max_steps: int = setting(
         -1,
         "Optimizer steps; -1: as many as --num_train_epochs makes.",

@@ -17,6 +17,7 @@ from llme_jax.config.evaluation import METHODS, TASKS, EvaluateConfig, TaskConfi
 from llme_jax.config.lm import ReaderConfig
 from llme_jax.config.merge import MergingConfig
 from llme_jax.config.model import EncoderConfig
+from llme_jax.config.plan import PlanConfig
 from llme_jax.config.rank import RANK_COLLATIONS
 from llme_jax.config.retrieval import METRICS, NQ_CUTOFFS, EvalConfig, RetrievalConfig
 from llme_jax.config.setting import as_list
@@ -47,7 +48,7 @@ def validate(config: Config) -> None:
 
 def validate_ranking(config: RankConfig) -> None:
     """As `validate`, for llme_jax.rank."""
-    data, ranker, _, ev, train, _ = config.groups()
+    data, ranker, _, ev, train, *_ = config.groups()
     if ev.load_result and not data.corpus:
         raise InputError("--load_result needs --corpus, the passages whose numbers it holds")
     if data.train_data:
@@ -69,10 +70,9 @@ def validate_ranking(config: RankConfig) -> None:
             )
         return
     _check_cache_variable()
+    _check_planning(config.planning)
     if not data.eval_data:
         raise InputError("give --train_data to train a ranker, or --eval_data to rerank")
-    if train.plan:
-        raise InputError("--plan: says what training takes, give --train_data")
     if train.push_to_hub:
         raise InputError("--push_to_hub: uploads what was trained, give --train_data")
     if in_bucket(train.output_dir):
@@ -112,8 +112,7 @@ def _check_loss(loss: LossConfig) -> None:
 def _check_training(config: Config | RankConfig) -> None:
     data, loss, ev, train = config.data, config.loss, config.evaluation, config.training
     _check_cache_variable()
-    if train.topology and not train.plan:
-        raise InputError("--topology: says for which devices --plan compiles; give --plan")
+    _check_planning(config.planning)
     if "none" in train.report_to and len(train.report_to) > 1:
         raise InputError(f"--report_to {' '.join(train.report_to)}: leave out none, or the others")
     if train.max_steps <= 0 and train.num_train_epochs <= 0:
@@ -164,13 +163,19 @@ def measured(ev: EvalConfig) -> list[str]:
 
 def validate_retrieval(config: RetrieveConfig) -> None:
     """As `validate`, for llme_jax.retrieve."""
-    data, encoder, _, retrieval, mining, _ = config.groups()
+    data, encoder, _, retrieval, mining, *_ = config.groups()
     for flag in ("eval_data", "corpus"):
         if getattr(data, flag) is None:
             raise InputError(f"--{flag} is missing: give a JSON-lines file")
     check_encoder(encoder)
     _check_cache_variable()
     _check_retrieval(retrieval)
+    _check_planning(config.planning)
+    if config.planning.plan and (retrieval.retrieval_method != "dense" or retrieval.load_result):
+        raise InputError(
+            "--plan: says what encoding and searching take; give --retrieval_method dense and no "
+            "--load_result"
+        )
     for name in ("rerank_max_score", "rerank_margin"):
         if getattr(mining, name) is not None and not mining.rerank_result:
             raise InputError(f"--{name} needs --rerank_result, where the reranker's scores are")
@@ -179,6 +184,11 @@ def validate_retrieval(config: RetrieveConfig) -> None:
             f"--range_max {mining.range_max}: leaves no rank, give more than --range_min "
             f"{mining.range_min}"
         )
+
+
+def _check_planning(planning: PlanConfig) -> None:
+    if planning.topology and not planning.plan:
+        raise InputError("--topology: says for which devices --plan compiles; give --plan")
 
 
 def _check_retrieval(retrieval: RetrievalConfig) -> None:
@@ -197,9 +207,12 @@ def _check_retrieval(retrieval: RetrievalConfig) -> None:
 
 def validate_scoring(config: ScoreConfig) -> None:
     """As `validate`, for llme_jax.score."""
-    scoring, lm, _ = config.groups()
+    scoring, lm, *_ = config.groups()
     if scoring.eval_data is None:
         raise InputError("--eval_data is missing: give a JSON-lines file")
+    if config.planning.plan and (scoring.report or scoring.load_score):
+        raise InputError("--plan: says what scoring takes; leave out --report and --load_score")
+    _check_planning(config.planning)
     _check_cache_variable()
     check_batch_size(lm)
 

@@ -42,11 +42,11 @@ def compiles_for() -> str | None:
     return os.environ.get(_CHILD)
 
 
-def run_elsewhere(topology: str, module: str, argv: list[str]) -> int | None:
+def run_elsewhere(topology: str | None, module: str, argv: list[str]) -> int | None:
     """Runs a command again in a process that can compile for these devices; its exit code.
 
     Returns:
-        None: this is that process.
+        None: this is that process, or there are none that are not here.
 
     Raises:
         InputError: their compiler is not installed.
@@ -74,8 +74,10 @@ def environment(topology: str) -> dict[str, str]:
     }
 
 
-def devices(topology: str) -> list:
-    """The devices, to make a mesh of."""
+def devices(topology: str | None) -> list | None:
+    """The devices, to make a mesh of; None where there are none that are not here."""
+    if topology is None:
+        return None
     from jax.experimental import topologies
 
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)

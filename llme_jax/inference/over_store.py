@@ -28,6 +28,24 @@ def rows_a_batch(mesh: Mesh, width: int, most: int) -> int:
     return a_device * mesh.size
 
 
+def sharing(mesh: Mesh) -> int:
+    """Devices that share the rows of a batch."""
+    return mesh.size // mesh.shape["tensor"]
+
+
+def enough_rows(mesh: Mesh, texts: int) -> int:
+    """Rows of a batch that has room for all of so few texts: a power of two a device."""
+    devices = sharing(mesh)
+    return devices << (-(-texts // devices) - 1).bit_length()
+
+
+def batch_shapes(mesh: Mesh, rows: int, *of_a_row: tuple[int, ...]) -> list[jax.ShapeDtypeStruct]:
+    """Integers of a batch with so many rows a device, enough to compile with."""
+    shapes = [(rows * sharing(mesh), *shape) for shape in of_a_row]
+    how = {"dtype": np.int32, "sharding": batch_sharding(mesh)}
+    return [jax.ShapeDtypeStruct(shape, **how) for shape in shapes]
+
+
 def over_store(
     store: TokenStore | Pairs,
     launch: Callable[..., jax.Array],
@@ -51,8 +69,7 @@ def over_store(
         done: is told texts and tokens of each batch as it is finished.
     """
     lengths = store.lengths
-    devices = mesh.size // mesh.shape["tensor"]  # that share the rows
-    enough = devices << (-(-len(store) // devices) - 1).bit_length()
+    enough = enough_rows(mesh, len(store))
     results, pending = None, deque()
 
     def fetch():

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from llme_jax.data.widths import fitting
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import batch_sharding, to_mesh
-from llme_jax.inference.over_store import over_store
-from llme_jax.lm.batch_rows import BatchRows, batch_shapes
+from llme_jax.inference.over_store import batch_shapes, over_store
+from llme_jax.lm.batch_rows import BatchRows
 from llme_jax.lm.prompts import Prompts
 from llme_jax.models.causal_lm import CausalLM
 

@@ -14,8 +14,8 @@ from llme_jax.data.tokens import TokenStore
 from llme_jax.data.widths import fitting
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import batch_sharding, to_mesh
-from llme_jax.inference.over_store import over_store
-from llme_jax.lm.batch_rows import BatchRows, batch_shapes
+from llme_jax.inference.over_store import batch_shapes, over_store
+from llme_jax.lm.batch_rows import BatchRows
 from llme_jax.lm.likelihood import PREDICTED, SLOTS, log_probabilities, slots_for
 from llme_jax.models.attention import NOT_SEEN
 from llme_jax.models.causal_lm import CausalLM

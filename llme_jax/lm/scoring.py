@@ -15,13 +15,15 @@ from llme_jax.data.rows import SCORES_OF, parse_scoring_row
 from llme_jax.data.scoring import ScoringData, check_eval_data
 from llme_jax.data.sources import is_made, local_file
 from llme_jax.data.tokens import fingerprint
-from llme_jax.data.widths import choose_widths
+from llme_jax.data.widths import choose_widths, fitting
+from llme_jax.devices import topology
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest
 from llme_jax.files.storage import check_writable, result_path
 from llme_jax.inference.partial_results import PartialResults, decimals, parts_folder
-from llme_jax.lm.likelihood import Scorer
+from llme_jax.lm.dry_run import show_plan
+from llme_jax.lm.likelihood import Scorer, analyse
 from llme_jax.lm.prompts import TEMPLATES, Pair, PromptMaker, Prompts
 from llme_jax.lm.teacher_report import report_on
 from llme_jax.models.causal_lm import CausalLM, load_causal_lm, open_causal_lm
@@ -47,7 +49,7 @@ REDUCTIONS = {
 
 def score(config: ScoreConfig) -> int:
     """Returns the exit code."""
-    settings, model, _ = config.groups()
+    settings, model, planning, _ = config.groups()
     path = Path(local_file(settings.eval_data, settings.data_root)).expanduser()
     made = is_made(settings.eval_data, settings.data_root)
     beside = Path.cwd() if made and not settings.report else path.parent
@@ -61,12 +63,28 @@ def score(config: ScoreConfig) -> int:
         return report_on(path) if jax.process_index() == 0 else 0
     check_eval_data(path)
     # Each process scores its share with its own devices: nothing waits for another host.
-    mesh = make_mesh(model.fsdp, model.tensor, devices=jax.local_devices())
-    lm, folder, tokenizer = open_lm(model)
+    devices = topology.devices(planning.topology) or jax.local_devices()
+    mesh = make_mesh(model.fsdp, model.tensor, devices=devices)
+    lm, folder, tokenizer = open_lm(model, weights=not planning.plan)
     data = ScoringData(path, lambda record, _: parse_scoring_row(record, TEMPLATES))
     out = result_path(beside, path, "scored", settings.save_name)
     most = 1 if settings.answer_reduction == "first" else None
     pairs = data.candidates * (np.minimum(data.answers, 1) if most else data.answers)
+
+    def prepared() -> tuple[PromptMaker, np.ndarray, list[int]]:
+        """What makes prompts, tokens of some, and the widths of batches that suit them."""
+        limits = model.key_max_length, model.context_max_length
+        prompts = PromptMaker(tokenizer, key_max_length=limits[0], context_max_length=limits[1])
+        lengths, many = _sample(data, most, prompts).store.lengths, pairs.sum() > MANY_PAIRS
+        widths = choose_widths(lengths, limits[1], MANY_WIDTHS if many else WIDTHS)
+        return prompts, lengths, widths
+
+    if planning.plan:
+        _, lengths, widths = prepared()
+        return show_plan(
+            *(planning, lm, mesh, lengths, int(pairs.sum()), lambda n: fitting(widths, n)),
+            *(widths[-1], model.rows, analyse, "--lm_batch_size"),
+        )
     partial = PartialResults(_parts_folder(out, data, folder, lm, tokenizer, config), pairs)
     missing = partial.missing(PART[jax.default_backend()] * jax.local_device_count())
     if partial.found:
@@ -77,11 +95,7 @@ def score(config: ScoreConfig) -> int:
             "have no score yet; run without it to score them"
         )
     if missing:
-        limits = model.key_max_length, model.context_max_length
-        prompts = PromptMaker(tokenizer, key_max_length=limits[0], context_max_length=limits[1])
-        sample = _sample(data, most, prompts)
-        count = MANY_WIDTHS if len(partial.scores) > MANY_PAIRS else WIDTHS
-        widths = choose_widths(sample.store.lengths, limits[1], count)
+        prompts, _, widths = prepared()
         scorer = Scorer(lm, load_causal_lm(lm, folder, mesh), mesh, widths, model.rows)
 
         def tokenized(ranges) -> Iterator[Prompts]:
@@ -99,14 +113,17 @@ def score(config: ScoreConfig) -> int:
     return report_on(out)
 
 
-def open_lm(model: LMConfig) -> tuple[CausalLM, Path, object]:
+def open_lm(model: LMConfig, *, weights: bool = True) -> tuple[CausalLM, Path, object]:
     """The language model that `model` names, see `open_causal_lm`.
 
     Raises:
         InputError: it cannot be found or served, or reads shorter prompts.
     """
     opened = open_causal_lm(
-        model.model_name_or_path, dtype=model.lm_dtype, cache_dir=model.model_cache_dir
+        model.model_name_or_path,
+        dtype=model.lm_dtype,
+        cache_dir=model.model_cache_dir,
+        weights=weights,
     )
     if model.context_max_length > (readable := opened[0].max_length):
         raise InputError(
@@ -135,7 +152,7 @@ def _sample(data: ScoringData, most: int | None, prompts: PromptMaker) -> Prompt
 
 def _parts_folder(out: Path, data, folder: Path, lm, tokenizer, config: ScoreConfig) -> Path:
     """Where unfinished scores are kept: a folder for each set of things that they depend on."""
-    settings, model, _ = config.groups()
+    settings, model, *_ = config.groups()
     describe = {
         "data": data.digest,
         "weights": fingerprint_files(folder),

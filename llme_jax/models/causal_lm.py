@@ -5,10 +5,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+import jax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from llme_jax.devices.sharding import abstract, state_sharding
+from llme_jax.devices.sharding import abstract, path_name, state_sharding
 from llme_jax.models.families import LANGUAGE_MODELS, read_config
 from llme_jax.models.llama import Cache, LlamaConfig
 from llme_jax.models.platform import compute_dtype
@@ -72,16 +73,39 @@ class CausalLM:
         """Scores of the next token in float32."""
         return self._family.logits(self.config, params, hidden)
 
+    def flops(self, tokens: float | int, pairs: float | int) -> float:
+        """Operations of the matrix products of `hidden`.
+
+        2 for each weight of a linear layer and token, 4 D for each pair of tokens and layer of
+        which one sees the other.
+
+        Args:
+            pairs: of tokens of a text, the squares of the texts' lengths.
+        """
+        config, leaves = self.config, jax.tree_util.tree_leaves_with_path(self.abstract_params())
+        names = {path_name(path): x.size for path, x in leaves}
+        linear = sum(n for name, n in names.items() if "kernel" in name and "lm_head" not in name)
+        seen = (pairs + tokens) / 2
+        attended = sum(seen if w is None else min(seen, tokens * w) for w in config.windows)
+        return 2 * linear * tokens + 4 * config.num_attention_heads * config.head_dim * attended
+
 
 def open_causal_lm(
-    name: str, *, dtype: Literal["auto", "fp32", "bf16"], cache_dir: str | None
+    name: str,
+    *,
+    dtype: Literal["auto", "fp32", "bf16"],
+    cache_dir: str | None,
+    weights: bool = True,
 ) -> tuple[CausalLM, Path, object]:
     """A model without its weights, the folder that has them, and its tokenizer.
+
+    Args:
+        weights: False where these need not be there.
 
     Raises:
         InputError: the model cannot be found or served.
     """
-    folder = find_model(name, cache_dir)
+    folder = find_model(name, cache_dir, weights=weights)
     config = read_config(folder / "config.json", LANGUAGE_MODELS)
     return CausalLM(config, compute_dtype(dtype)), folder, load_tokenizer(folder)
 

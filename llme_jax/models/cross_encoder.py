@@ -20,7 +20,7 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
 from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.encoder import Architecture
-from llme_jax.models.families import ENCODERS, read_config
+from llme_jax.models.families import ENCODERS, forward_flops, read_config
 from llme_jax.models.layers import ACTIVATIONS
 from llme_jax.models.lora import Lora, adapted, merged, save_adapters
 from llme_jax.models.packing import Packing, padded
@@ -116,6 +116,11 @@ class CrossEncoder:
         if self.lora:
             return adapted(params["base"], params["lora"]["base"], self.lora)
         return {k: v for k, v in params[self.head.prefix].items() if k != "pooler"}
+
+    def flops(self, params: dict, tokens: float | int, pairs: float | int) -> float:
+        """Operations of `score` without the head, see `forward_flops`."""
+        base = params["base"] if self.lora else self.base(params)
+        return forward_flops(self.config, base, tokens, pairs)
 
     def apart(self, params: dict) -> dict:
         """The encoder's parameters as `base`, and the head's, with the names that files have."""

@@ -13,7 +13,7 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
 from llme_jax.models import sentence_transformers
 from llme_jax.models.encoder import Architecture
-from llme_jax.models.families import ENCODERS, read_config
+from llme_jax.models.families import ENCODERS, forward_flops, read_config
 from llme_jax.models.lora import Lora, adapted, merged, save_adapters
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
@@ -119,6 +119,17 @@ class DualEncoder:
             return embeddings
         return truncate(embeddings, self.truncate_dim, self.metric)
 
+    def flops(
+        self, params: dict, field: Literal["query", "key"], tokens: float | int, pairs: float | int
+    ) -> float:
+        """Operations of `encode_packed`, see `forward_flops`."""
+        config = self.query_config if field == "query" else self.key_config
+        return forward_flops(config, params[self._part(field)], tokens, pairs)
+
+    def _part(self, field: Literal["query", "key"]) -> str:
+        """The name of the encoder of queries or keys among the parameters."""
+        return "encoder" if self.tied else f"{field}_encoder"
+
     def encode_packed(
         self,
         params: dict,
@@ -135,7 +146,7 @@ class DualEncoder:
             dropout_key: drops as config.json says; None for no dropout.
         """
         config = self.query_config if field == "query" else self.key_config
-        name = "encoder" if self.tied else f"{field}_encoder"
+        name = self._part(field)
         weights = params[name]
         if self.lora:
             weights = adapted(weights, params["lora"][name], self.lora)

@@ -9,14 +9,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from llme_jax.config import RankConfig, RankDataConfig
+from llme_jax.config import PlanConfig, RankConfig, RankDataConfig
 from llme_jax.data.candidates import CandidateRow
 from llme_jax.data.instructions import instruction_of, with_model_prompts
 from llme_jax.data.pairs import PairLayout, Pairs, pair_layout
 from llme_jax.data.tokens import bare_tokens, fingerprint, plain_backend
 from llme_jax.data.widths import fine_width
-from llme_jax.devices.sharding import make_mesh, on_each_device, replicated
-from llme_jax.inference.over_store import over_store, rows_a_batch
+from llme_jax.devices import topology
+from llme_jax.devices.memory import Needs, needs
+from llme_jax.devices.sharding import abstract, make_mesh, on_each_device, replicated
+from llme_jax.inference.dry_run import Reading, show, smaller_batches
+from llme_jax.inference.over_store import batch_shapes, over_store, rows_a_batch
 from llme_jax.models.cross_encoder import CrossEncoder, load_cross_encoder
 from llme_jax.models.sentence_transformers import read_prompts
 from llme_jax.models.weights import find_model, fingerprint_params
@@ -29,15 +32,18 @@ class Scoring(NamedTuple, Generic[T]):
     """A way to score the candidates of rows.
 
     Attributes:
-        describe: what scores depend on, besides the rows, by name.
+        describe: gives what scores depend on, besides the rows, by name.
         tokens: makes the input of all pairs of some rows, on the host.
         load: puts the model on the devices; returns what gives the pairs' scores, float32[n], and
             tells of pairs and tokens of each batch.
+        plan: says what scoring will take: of some of the rows, and the number of all pairs, to the
+            exit code.
     """
 
-    describe: dict[str, str]
+    describe: Callable[[], dict[str, str]]
     tokens: Callable[[Sequence[CandidateRow]], T]
     load: Callable[[], Callable[[T, Callable[[int, int], None]], np.ndarray]]
+    plan: Callable[[Sequence[CandidateRow], int], int]
 
 
 def open_ranker(
@@ -81,20 +87,24 @@ def open_cross_scorer(config: RankConfig) -> Scoring:
     Raises:
         InputError: as `open_ranker`.
     """
-    data = config.data
-    encoder, params, tokenizer, layout = open_ranker(config)
-    mesh = make_mesh(devices=jax.local_devices())
+    data, planning = config.data, config.planning
+    encoder, params, tokenizer, layout = open_ranker(config, weights=not planning.plan)
+    mesh = make_mesh(devices=topology.devices(planning.topology) or jax.local_devices())
     scorer = CrossScorer(data, encoder, tokenizer, layout, mesh, config.evaluation.batch_size)
-    describe = {
-        "weights": fingerprint_params(params),
-        "model": repr(replace(encoder, remat=False)),
-        "tokenizer": fingerprint(tokenizer),
-        "pairs": repr(layout),
-        "instruction": repr(
-            (data.add_instruction and data.version, data.query_instruction, data.key_instruction)
-        ),
-    }
-    return Scoring(describe, scorer.tokens, partial(scorer.bound, params))
+
+    version = data.add_instruction and data.version
+
+    def describe() -> dict[str, str]:
+        return {
+            "weights": fingerprint_params(params),
+            "model": repr(replace(encoder, remat=False)),
+            "tokenizer": fingerprint(tokenizer),
+            "pairs": repr(layout),
+            "instruction": repr((version, data.query_instruction, data.key_instruction)),
+        }
+
+    plan = partial(scorer.plan, planning, params)
+    return Scoring(describe, scorer.tokens, partial(scorer.bound, params), plan)
 
 
 class CrossScorer:
@@ -161,20 +171,66 @@ class CrossScorer:
         pairs, most = tokens
         if not len(pairs):
             return np.zeros(0, np.float32)
-        mesh, at_once = self._mesh, self._rows * max(most, 1)
-        # Not that of these pairs: the next part would be compiled anew. Fused attention on GPU
-        # takes even widths.
-        longest = min(self._layout.limit + self._layout.limit % 2, self._encoder.config.max_length)
+        mesh = self._mesh
         forward = partial(_forward, params, encoder=self._encoder, result=replicated(mesh))
         return over_store(
             pairs,
             lambda ids, lengths, second, _: forward(ids, lengths, second),
             mesh=mesh,
             pad_id=self._pad_id,
-            width=lambda length: fine_width(length, longest),
-            rows=lambda width: rows_a_batch(mesh, width, at_once),
+            **self._batches(self._rows, most),
             done=done,
         )
+
+    @property
+    def _longest(self) -> int:
+        # Not that of some pairs: the next part would be compiled anew. Fused attention on GPU takes
+        # even widths.
+        return min(self._layout.limit + self._layout.limit % 2, self._encoder.config.max_length)
+
+    def _batches(self, rows: int, most: int) -> dict[str, Callable[[int], int]]:
+        """`width` and `rows` of batches of pairs, as `over_store` takes them.
+
+        Args:
+            rows: queries scored at a time.
+            most: candidates that one of them has.
+        """
+        at_once = rows * max(most, 1)
+        return {
+            "width": lambda length: fine_width(length, self._longest),
+            "rows": lambda width: rows_a_batch(self._mesh, width, at_once),
+        }
+
+    def plan(
+        self, settings: PlanConfig, params: dict, sample: Sequence[CandidateRow], pairs: int
+    ) -> int:
+        """Says what scoring will take; returns the exit code.
+
+        Args:
+            params: shapes are enough.
+            sample: some of the rows.
+            pairs: how many there are in all.
+        """
+        of_sample, most = self.tokens(sample)
+        mesh, encoder, everywhere = self._mesh, self._encoder, replicated(self._mesh)
+        shapes = abstract(params, everywhere)
+
+        def analyse(rows: int, width: int) -> Needs:
+            batch = batch_shapes(mesh, rows // mesh.size, (width,), (), ())
+            return needs(_forward.lower(shapes, *batch, encoder=encoder, result=everywhere))
+
+        def readings(size: int) -> list[Reading]:
+            return [
+                Reading(
+                    *("pairs", mesh, pairs, of_sample.lengths, self._longest),
+                    **self._batches(size, most),
+                    analyse=analyse,
+                    flops=partial(encoder.flops, params),
+                )
+            ]
+
+        fitting = partial(smaller_batches, self._rows, readings)
+        return show(settings, shapes, readings(self._rows), fitting)
 
     def bound(self, params: dict) -> Callable[..., np.ndarray]:
         """A call with these parameters, which go to the devices now."""

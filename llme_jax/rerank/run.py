@@ -10,7 +10,7 @@ from tqdm import tqdm
 from llme_jax.config import RankConfig
 from llme_jax.config.retrieval import METRICS
 from llme_jax.data.beir import check_files, corpus_file
-from llme_jax.data.candidates import Found
+from llme_jax.data.candidates import CandidateRow, Found
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.rows import query_id_of
 from llme_jax.data.scoring import ScoringData
@@ -19,6 +19,7 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable, result_path
+from llme_jax.inference.dry_run import SAMPLE, sampled
 from llme_jax.inference.partial_results import PartialResults, parts_folder
 from llme_jax.lm.teacher_report import show_report
 from llme_jax.rerank.cross_scorer import Scoring, open_cross_scorer, with_own_prompts
@@ -55,13 +56,15 @@ def rerank(config: RankConfig) -> int:
         )
     if corpus:
         check_source(_loaded(config), corpus, rows.queries, rows.path)
+    if config.planning.plan:
+        return scorer.plan(_sample(rows), int(rows.candidates.sum()))
     result = result_path(output_dir, rows.path, "result", settings.save_name)
     if settings.load_result and result.expanduser().resolve() == _loaded(config).resolve():
         raise InputError(
             f"--load_result {settings.load_result}: would be overwritten by what comes out; give "
             "another --save_name or --output_dir"
         )
-    describe |= {"data": rows.digest} | scorer.describe
+    describe |= {"data": rows.digest} | scorer.describe()
     partial = PartialResults(parts_folder(result, describe), rows.candidates)
     if partial.found:
         logger.info("%d of %d pairs are scored already", partial.found, len(partial.scores))
@@ -76,6 +79,12 @@ def rerank(config: RankConfig) -> int:
     if jax.process_index() == 0:
         _write(config, rows, partial, result, corpus)
     return 0
+
+
+def _sample(rows: ScoringData[CandidateRow]) -> list[CandidateRow]:
+    """Some rows from all over the file, the same ones in every run."""
+    some = sampled(len(rows), max(SAMPLE // max(int(rows.candidates.mean()), 1), 1))
+    return [row for part in rows.parts([(i, i + 1) for i in some]) for _, row in part]
 
 
 def open_ranking(config: RankConfig) -> tuple[RankConfig, Scoring]:

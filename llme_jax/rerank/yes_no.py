@@ -11,16 +11,20 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from llme_jax.config import RankConfig
 from llme_jax.data.candidates import CandidateRow
 from llme_jax.data.tokens import TokenStore, bare_tokens, fingerprint, plain_backend
 from llme_jax.data.widths import fine_width
+from llme_jax.devices import topology
+from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
-from llme_jax.inference.over_store import over_store, tokens_a_device
-from llme_jax.lm.batch_rows import TOKENS, sharing
+from llme_jax.inference.over_store import batch_shapes, over_store
+from llme_jax.lm.batch_rows import BatchRows
+from llme_jax.lm.dry_run import show_plan
 from llme_jax.models.causal_lm import CausalLM, load_causal_lm, open_causal_lm
 from llme_jax.models.weights import fingerprint_files
 from llme_jax.rerank.cross_scorer import Scoring
@@ -40,10 +44,14 @@ def open_yes_no(config: RankConfig) -> Scoring:
         InputError: it cannot be found or served, has no chat template, no single token for yes or
             no, or reads shorter texts.
     """
-    data, ranker = config.data, config.ranker
-    mesh = make_mesh(config.training.fsdp, ranker.tensor, devices=jax.local_devices())
+    data, ranker, planning = config.data, config.ranker, config.planning
+    devices = topology.devices(planning.topology) or jax.local_devices()
+    mesh = make_mesh(config.training.fsdp, ranker.tensor, devices=devices)
     lm, folder, tokenizer = open_causal_lm(
-        ranker.ranker, dtype=ranker.dtype, cache_dir=ranker.model_cache_dir
+        ranker.ranker,
+        dtype=ranker.dtype,
+        cache_dir=ranker.model_cache_dir,
+        weights=not planning.plan,
     )
     prompts = Prompts(
         tokenizer,
@@ -58,19 +66,30 @@ def open_yes_no(config: RankConfig) -> Scoring:
         )
     answers = tuple(_single_token(tokenizer, word, ranker.ranker) for word in ("yes", "no"))
 
+    even = prompts.longest + prompts.longest % 2  # fused attention on GPU takes even widths
+    longest = min(even, lm.max_length)
+    width = partial(fine_width, max_length=longest)
+    needed = partial(analyse, answers=answers)
+
     def load() -> Callable:
         params = load_causal_lm(lm, folder, mesh)
-        even = prompts.longest + prompts.longest % 2  # fused attention on GPU takes even widths
-        longest = min(even, lm.max_length)
-        return partial(_score, params, lm=lm, answers=answers, mesh=mesh, longest=longest)
+        rows = BatchRows(mesh, longest, None, partial(needed, lm, params, mesh))
+        how = {"mesh": mesh, "width": width, "rows": rows}
+        return partial(_score, params, lm=lm.on(mesh), answers=answers, **how)
 
-    describe = {
-        "weights": fingerprint_files(folder),
-        "model": repr(lm),
-        "tokenizer": fingerprint(tokenizer),
-        "prompt": repr(prompts),
-    }
-    return Scoring(describe, prompts, load)
+    def describe() -> dict[str, str]:
+        return {
+            "weights": fingerprint_files(folder),
+            "model": repr(lm),
+            "tokenizer": fingerprint(tokenizer),
+            "prompt": repr(prompts),
+        }
+
+    def plan(sample: Sequence[CandidateRow], pairs: int) -> int:
+        lengths = prompts(sample).lengths
+        return show_plan(planning, lm, mesh, lengths, pairs, width, longest, None, needed)
+
+    return Scoring(describe, prompts, load, plan)
 
 
 class Prompts:
@@ -124,21 +143,30 @@ class Prompts:
 
 
 def _score(
-    params, store: TokenStore, done, *, lm: CausalLM, answers: tuple[int, int], mesh, longest: int
+    params, store: TokenStore, done, *, lm: CausalLM, answers: tuple[int, int], **how
 ) -> np.ndarray:
-    """Scores of all prompts, float32[n], of which none is longer than `longest`."""
+    """Scores of all prompts, float32[n].
+
+    Args:
+        how: `mesh`, `width` and `rows`, see `over_store`.
+    """
     if not len(store):
         return np.zeros(0, np.float32)
-    tokens, devices = min(tokens_a_device(mesh), TOKENS), sharing(mesh)
     return over_store(
         store,
         lambda ids, lengths, _: yes_or_no(params, ids, lengths, lm=lm, answers=answers),
-        mesh=mesh,
         pad_id=0,
-        width=lambda length: fine_width(length, longest),
-        rows=lambda width: max(tokens // width, 1) * devices,
         done=done,
+        **how,
     )
+
+
+def analyse(
+    lm: CausalLM, params, mesh: Mesh, rows: int, width: int, answers: tuple[int, int]
+) -> Needs:
+    """What a device needs for `rows` prompts of this width; see `likelihood.analyse`."""
+    batch = batch_shapes(mesh, rows, (width,), ())
+    return needs(yes_or_no.lower(params, *batch, lm=lm.on(mesh), answers=answers))
 
 
 @partial(jax.jit, static_argnames=("lm", "answers"))

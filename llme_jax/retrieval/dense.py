@@ -40,6 +40,11 @@ class Extent(NamedTuple):
     key_length: int
 
 
+def query_text(config: TextConfig, eval_data: EvalData, i: int) -> str:
+    """Query i behind its instruction."""
+    return instruction_of(config, eval_data.task, eval_data.prompts[i]).query + eval_data.texts[i]
+
+
 class DenseRetriever:
     """Retrieves with an encoder as often as wanted; texts are tokenised once, when it is built.
 
@@ -63,10 +68,7 @@ class DenseRetriever:
         self._config, self._encoder, self._mesh = config, encoder, mesh
         self._pad_id = tokenizer.pad_token_id or 0
         instruction = find_eval_instruction(config, eval_data.path, eval_data.task)
-        queries = (
-            instruction_of(config, eval_data.task, prompt).query + text
-            for prompt, text in zip(eval_data.prompts, eval_data.texts, strict=True)
-        )
+        queries = (query_text(config, eval_data, i) for i in range(len(eval_data)))
         self._queries, _ = self._tokens(tokenizer, "query", eval_data, queries, instruction.query)
         keys = (instruction.key + text for text in corpus)
         self._keys, self._keys_name = self._tokens(tokenizer, "key", corpus, keys, instruction.key)

@@ -1,6 +1,7 @@
 """Texts to vectors: batches of static shape over all devices, the longest texts first."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -11,7 +12,9 @@ from tqdm import tqdm
 
 from llme_jax.data.tokens import TokenStore
 from llme_jax.data.widths import usual_width
+from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import (
+    abstract,
     make_mesh,
     on_each_device,
     replicate,
@@ -19,7 +22,7 @@ from llme_jax.devices.sharding import (
     to_mesh,
 )
 from llme_jax.errors import RunError
-from llme_jax.inference.over_store import over_store, rows_a_batch
+from llme_jax.inference.over_store import batch_shapes, over_store, rows_a_batch
 from llme_jax.models.dual_encoder import DualEncoder
 
 
@@ -59,15 +62,13 @@ def encode(
     forward = partial(_forward, params, encoder=encoder, field=field, result=replicated(mesh))
 
     longest = max_length or int(store.lengths.max())
-    longest += longest % 2  # fused attention on GPU takes even widths
     with _Progress(desc, int(store.lengths.sum()), progress) as bar:
         vectors = over_store(
             store,
             lambda ids, lengths, _: forward(ids, lengths),
             mesh=mesh,
             pad_id=pad_id,
-            width=lambda length: usual_width(length, longest),
-            rows=lambda width: rows_a_batch(mesh, width, batch_size),
+            **batches(mesh, longest, batch_size),
             done=bar.add,
         )
     if len(wrong := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
@@ -76,6 +77,23 @@ def encode(
             f"text {wrong[0]}: give other weights, or --dtype fp32, in which numbers can be larger"
         )
     return vectors
+
+
+def batches(mesh: Mesh, longest: int, batch_size: int) -> dict[str, Callable[[int], int]]:
+    """`width` and `rows`, as `over_store` takes them, for texts of up to so many tokens."""
+    longest += longest % 2  # fused attention on GPU takes even widths
+    return {
+        "width": lambda length: usual_width(length, longest),
+        "rows": lambda width: rows_a_batch(mesh, width, batch_size),
+    }
+
+
+def analyse(encoder: DualEncoder, params, mesh: Mesh, field: str, rows: int, width: int) -> Needs:
+    """Compiles the encoding of a batch; shapes of parameters are enough."""
+    everywhere = replicated(mesh)
+    texts = batch_shapes(mesh, rows // mesh.size, (width,), ())
+    how = {"encoder": encoder, "field": field, "result": everywhere}
+    return needs(_forward.lower(abstract(params, everywhere), *texts, **how))
 
 
 class _Progress:

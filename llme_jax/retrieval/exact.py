@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
+from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import BATCH_AXES, batch_sharding, make_mesh, replicated, to_mesh
 
 # Keys on a device at a time at most: 2**16 x 1024 floats are 256 MiB, and so are the scores of 1000
@@ -69,13 +70,8 @@ def search(
         id. Where the corpus has fewer keys than `hits`, -inf and -1 fill up the row.
     """
     mesh = mesh or make_mesh(devices=jax.local_devices()[:1])
-    most_queries, most_keys = largest or (len(queries), len(corpus))
-    found, rows = min(hits, most_keys), min(batch_size, most_queries)
-    # Products of one shape on any number of devices: their bits, and so the ids, are the same.
-    unit = min(unit, -(-most_keys // GROUP) * GROUP)
-    units = -(-most_keys // unit)
-    rounds = -(-units // (mesh.size * max(block // unit, 1)))
-    block = unit * -(-units // (mesh.size * rounds))
+    extent = largest or (len(queries), len(corpus))
+    found, rows, unit, block = _sizes(mesh, *extent, hits, batch_size, block, unit)
     batches = [
         to_mesh(_pad(queries[i : i + rows], rows), replicated(mesh))
         for i in range(0, len(queries), rows)
@@ -97,6 +93,38 @@ def search(
     scores, ids = (np.concatenate(parts)[: len(queries)] for parts in zip(*results, strict=True))
     fill = ((0, 0), (0, hits - found))
     return np.pad(scores, fill, constant_values=-np.inf), np.pad(ids, fill, constant_values=-1)
+
+
+def _sizes(
+    mesh: Mesh, queries: int, keys: int, hits: int, batch_size: int, block: int, unit: int
+) -> tuple[int, int, int, int]:
+    """Hits and queries of a batch, keys of a product and of a device at a time."""
+    # Products of one shape on any number of devices: their bits, and so the ids, are the same.
+    unit = min(unit, -(-keys // GROUP) * GROUP)
+    units = -(-keys // unit)
+    rounds = -(-units // (mesh.size * max(block // unit, 1)))
+    block = unit * -(-units // (mesh.size * rounds))
+    return min(hits, keys), min(batch_size, queries), unit, block
+
+
+def analyse(
+    mesh: Mesh, queries: int, keys: int, dim: int, hits: int, metric: str, batch_size: int
+) -> Needs:
+    """Compiles the search of a block of keys, as `search` does it."""
+    found, rows, unit, block = _sizes(mesh, queries, keys, hits, batch_size, BLOCK, UNIT)
+    spread, everywhere = batch_sharding(mesh), replicated(mesh)
+    merge, _ = _compiled(mesh, metric, unit)
+
+    def of(shape: tuple[int, ...], kind: type, sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
+
+    lowered = merge.lower(
+        *(of((mesh.size, rows, found), kind, spread) for kind in (np.float32, np.int32)),
+        of((rows, dim), np.float32, everywhere),
+        of((mesh.size * block, dim), np.float32, spread),
+        of((2,), np.int32, everywhere),
+    )
+    return needs(lowered)
 
 
 def _block_to_mesh(mesh: Mesh, corpus: Rows, start: int, block: int) -> jax.Array:

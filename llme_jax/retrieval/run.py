@@ -12,13 +12,14 @@ from llme_jax.config.retrieval import COLLATIONS
 from llme_jax.data.beir import check_files
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import with_model_prompts
-from llme_jax.devices import sharding
+from llme_jax.devices import sharding, topology
 from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable, result_path
-from llme_jax.models.dual_encoder import load_dual_encoder
+from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder
 from llme_jax.models.space import encoder_prompts
 from llme_jax.retrieval.bm25 import lucene_search
 from llme_jax.retrieval.dense import DenseRetriever
+from llme_jax.retrieval.dry_run import show_plan
 from llme_jax.retrieval.evaluate import Identical, depth, measure, open_data
 from llme_jax.retrieval.metrics import found_within
 from llme_jax.retrieval.mining import Ranking, collate_key, collate_neg
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 def retrieve(config: RetrieveConfig) -> int:
     """Returns the exit code."""
+    if config.planning.plan:
+        return plan(config)
     retrieved(config)
     return 0
 
@@ -52,12 +55,7 @@ def retrieved(config: RetrieveConfig) -> tuple[Corpus, EvalData, Ranking]:
     check_files(config.data)
     loaded = None
     if how.retrieval_method == "dense" and not how.load_result:
-        # Its errors come before a large corpus is read.
-        loaded = load_dual_encoder(config.encoder, new_dense=False)
-        loaded[0].check_lengths(config.data.query_max_length, config.data.key_max_length)
-        encoder = config.encoder
-        data = with_model_prompts(config.data, encoder.query_encoder, encoder_prompts(encoder))
-        config = replace(config, data=data)
+        config, loaded = open_encoder(config)  # its errors come before a large corpus is read
     corpus, eval_data = open_data(config.data, settings.metrics)
     output_dir = Path(how.output_dir)
     fused = [_read(path, corpus, eval_data) for path in config.mining.fuse or []]
@@ -104,6 +102,27 @@ def retrieved(config: RetrieveConfig) -> tuple[Corpus, EvalData, Ranking]:
         write_json(audit, report.facts())
         print(f"{report}\nnegatives: {path}")
     return corpus, eval_data, ranking
+
+
+def open_encoder(
+    config: RetrieveConfig, *, weights: bool = True
+) -> tuple[RetrieveConfig, tuple[DualEncoder, dict, object]]:
+    """What `load_dual_encoder` gives, and the settings with its own prompts where it has some."""
+    encoder, limits = config.encoder, config.data
+    loaded = load_dual_encoder(encoder, new_dense=False, weights=weights)
+    loaded[0].check_lengths(limits.query_max_length, limits.key_max_length)
+    data = with_model_prompts(limits, encoder.query_encoder, encoder_prompts(encoder))
+    return replace(config, data=data), loaded
+
+
+def plan(config: RetrieveConfig) -> int:
+    """Says what encoding and searching take; returns the exit code."""
+    check_files(config.data)
+    config, (encoder, params, tokenizer) = open_encoder(config, weights=False)
+    corpus, eval_data = open_data(config.data, config.evaluation.metrics)
+    mesh = sharding.make_mesh(devices=topology.devices(config.planning.topology))
+    hits = depth(config.evaluation) + Identical(config.evaluation, corpus, eval_data).most
+    return show_plan(config, encoder, params, tokenizer, corpus, eval_data, mesh, hits)
 
 
 def _check_outputs(config: RetrieveConfig) -> None:

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from llme_jax.config import RankConfig
 from llme_jax.data.pairs import PairLayout
 from llme_jax.models.cross_encoder import FOLDER, CrossEncoder, save_cross_encoder
-from llme_jax.models.families import forward_flops
 from llme_jax.models.lora import Lora, with_adapters
 from llme_jax.rerank.cross_scorer import open_ranker, with_own_prompts
 from llme_jax.rerank.evaluate import RerankEvaluator
@@ -26,7 +25,7 @@ def open_cross(config: RankConfig) -> Opened:
     Raises:
         InputError: as `open_ranker`.
     """
-    encoder, params, tokenizer, layout = open_ranker(config, weights=not config.training.plan)
+    encoder, params, tokenizer, layout = open_ranker(config, weights=not config.planning.plan)
     config = with_own_prompts(config)
     frozen = {}
     if lora := Lora.of(config.training):
@@ -67,8 +66,7 @@ class CrossTask:
         return rank_losses.total(scores, teacher, batch.has_scores, recipe)
 
     def forward_flops(self, params: dict, work: dict[str, tuple[float, float]]) -> float:
-        base = params["base"] if self.encoder.lora else self.encoder.base(params)
-        return forward_flops(self.encoder.config, base, *work["pairs"])
+        return self.encoder.flops(params, *work["pairs"])
 
     def recomputing(self, on: bool) -> "CrossTask":
         return replace(self, encoder=replace(self.encoder, remat=on))

@@ -4,19 +4,27 @@ The step is compiled for the devices that are there, and XLA says what it needs 
 """
 
 import logging
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
 import numpy as np
 
-from llme_jax.config import DistillConfig, TrainConfig
+from llme_jax.config import DistillConfig, PlanConfig, TrainConfig
 from llme_jax.data.batch import Batch, describe_shapes, work
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.train_data import SAMPLED_BATCHES, TrainData
-from llme_jax.devices import sharding, topology
+from llme_jax.devices import sharding
+from llme_jax.devices.fitting import (
+    GIB,
+    Change,
+    Remedies,
+    describe_time,
+    device_bytes,
+    halves,
+    memory_limit,
+    verdict,
+)
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.training.chunks import Chunk
 from llme_jax.training.step import Step, TrainState
@@ -24,8 +32,6 @@ from llme_jax.training.task import Params, Task
 from llme_jax.training.telemetry import count
 
 logger = logging.getLogger(__name__)
-
-GIB = 2**30
 
 
 @dataclass
@@ -69,6 +75,7 @@ class DryRun:
         plan: which rows make a batch; `data.settle_shapes` has seen it.
     """
 
+    planning: PlanConfig
     settings: TrainConfig
     task: Task
     optimizer: object
@@ -91,8 +98,7 @@ class DryRun:
         needed = self._needed(largest)
         memory = needed.total
         say(f"memory             {memory / GIB:.2f} GiB of a device in the largest of these")
-        if self.settings.topology and needed.compiled:
-            say(self._estimate(largest, needed.compiled.as_text()))
+        describe_time(say, self.planning, needed, self._flops(largest), "the step")
         longest = self._longest(largest)
         if longest.slots > largest.slots:
             largest, memory = longest, self._needed(longest).total
@@ -100,21 +106,8 @@ class DryRun:
                 f"                   {memory / GIB:.2f} GiB if a batch has longer texts than these:"
             )
             say(f"  {describe_shapes(largest.batch)}")
-        limit = self._limit()
-        if limit is None:
-            say("no limit is known here: --device_memory GIB compares with that of a device")
-            return 0
-        if memory <= limit:
-            say(f"it fits: a device has {limit / GIB:.2f} GiB")
-            return 0
-        say(f"it does not fit: a device has {limit / GIB:.2f} GiB; it would with")
-        fitting, least = self._fitting(largest, limit)
-        for flags, memory in fitting:
-            say(f"  {flags}: {memory / GIB:.2f} GiB")
-        if not fitting:
-            said = f", {least[0]} takes {least[1] / GIB:.2f} GiB" if least else ""
-            say(f"  none of the settings that were tried{said}")
-        return 1
+        limit = memory_limit(self.planning, self.mesh)
+        return verdict(say, memory, limit, partial(self._fitting, largest))
 
     def _survey(self, plan: Plan) -> Survey:
         survey, params = Survey(), self.abstract.params | self.frozen
@@ -139,43 +132,17 @@ class DryRun:
         logger.info("compiling %s", describe_shapes(program.batch))
         return self._needs(program.batch, program.recipe, self.settings)
 
-    def _estimate(self, program: Program, text: str) -> str:
-        """What the compiler of devices that are not here thinks of a step."""
-        chip = topology.chip(self.settings.topology)
-        found = topology.estimate(text, chip)
-        seconds = sum(found.seconds.values())
+    def _flops(self, program: Program) -> float:
+        """Operations of a step on a device."""
         params = self.abstract.params | self.frozen
-        flops = self._passes * self.task.forward_flops(params, work(program.batch)) / self.mesh.size
-        kinds = ", ".join(f"{kind} {1e3 * s:.1f}" for kind, s in found.seconds.items())
-        exchanged = ", ".join(f"{n / 2**20:.1f} MiB {kind}" for kind, n in found.exchanged.items())
-        lines = [
-            f"time of the step   {1e3 * seconds:.1f} ms as the compiler estimates: {kinds}",
-            f"exchanged          {exchanged or 'nothing'}; that takes time which is not in it, nor "
-            "is that of gathers and sorts",
-        ]
-        if found.loops:
-            lines.append("                   there are loops, whose bodies are counted once")
-        else:
-            lines.append(
-                f"MFU                at most {flops / chip.flops / seconds:.0%} of "
-                f"{chip.flops / 1e12:.0f} TFLOP/s"
-            )
-        return "\n".join(lines)
+        forward = self.task.forward_flops(params, work(program.batch))
+        return self._passes * forward / self.mesh.size
 
     @property
     def _passes(self) -> int:
         """What a step computes, in forward passes: there are no gradients of frozen weights."""
         trained, frozen = map(_numbers, (self.abstract.params, self.frozen))
         return 2 if frozen > trained else 3
-
-    def _limit(self) -> float | None:
-        """Bytes of a device, where that is known."""
-        if self.settings.device_memory is not None:
-            return self.settings.device_memory * GIB
-        if self.settings.topology:
-            return topology.chip(self.settings.topology).memory * GIB
-        stats = self.mesh.local_devices[0].memory_stats() or {}
-        return stats.get("bytes_limit")
 
     def _memory(self, batch: Batch, recipe: DistillConfig, settings: TrainConfig) -> float:
         return self._needs(batch, recipe, settings).total
@@ -199,33 +166,18 @@ class DryRun:
         accumulating = settings.gradient_accumulation_steps > 1
         found = needs(step.lower(state, inputs, recipe, accumulating=accumulating))
         if accumulating:  # not in that program: the optimizer's state, the gradients' sum
-            more = _bytes(state.opt_state) + _bytes(state.params)
+            more = device_bytes(state.opt_state) + device_bytes(state.params)
             found = found._replace(arguments=found.arguments + more)
         return found
 
-    def _fitting(
-        self, largest: Program, limit: float
-    ) -> tuple[list[tuple[str, float]], tuple[str, float] | None]:
-        """Flags with which the largest step fits, and its memory; and what takes least of all.
+    def _fitting(self, largest: Program, remedies: Remedies) -> list[tuple[str, float]]:
+        """Flags with which the largest step fits, and its memory.
 
         Of each setting it is the mildest change; all together are tried when none is enough.
         """
         settings, devices = self.settings, self.mesh.size
-        tried: dict[str, float] = {}
 
-        def fits(flags: str, memory: Callable[[], float]) -> bool:
-            logger.info("trying %s", flags)
-            tried[flags] = memory()
-            return tried[flags] <= limit
-
-        def mildest(changes: list[tuple[str, Callable[[], float]]]) -> list[tuple[str, float]]:
-            """Of changes that take less and less memory, by bisection: compiling takes long."""
-            if not changes or not fits(*changes[-1]):
-                return []
-            at = bisect_left(changes[:-1], True, key=lambda change: fits(*change))
-            return [(flags := changes[at][0], tried[flags])]
-
-        def changed(**changes) -> tuple[str, Callable[[], float]]:
+        def changed(**changes) -> Change:
             flags = " ".join(f"--{name} {value}".lower() for name, value in changes.items())
             other = replace(settings, **changes)
             return flags, lambda: self._memory(largest.batch, largest.recipe, other)
@@ -233,29 +185,29 @@ class DryRun:
         remat = {} if settings.gradient_checkpointing else {"gradient_checkpointing": True}
         chunks = self._smaller_chunks(largest)
         spread = [n for n in range(settings.fsdp + 1, devices + 1) if devices % n == 0]
-        rows = [*_halves(self.plan.batch_size // devices)]
+        rows = [*halves(self.plan.batch_size // devices)]
         fitting = [
-            *mildest([changed(**remat)] if remat else []),
-            *mildest([changed(**chunk) for chunk in chunks]),
-            *mildest([changed(fsdp=n) for n in spread]),
-            *mildest(
+            *remedies.mildest([changed(**remat)] if remat else []),
+            *remedies.mildest([changed(**chunk) for chunk in chunks]),
+            *remedies.mildest([changed(fsdp=n) for n in spread]),
+            *remedies.mildest(
                 [(f"--per_device_train_batch_size {n}", partial(self._smaller, n)) for n in rows]
             ),
         ]
         if not fitting:
             both = remat | ({"fsdp": spread[-1]} if spread else {})
-            fitting = mildest([changed(**both, **chunk) for chunk in chunks])
-        return fitting, min(tried.items(), key=lambda one: one[1], default=None)
+            fitting = remedies.mildest([changed(**both, **chunk) for chunk in chunks])
+        return fitting
 
     def _smaller_chunks(self, largest: Program) -> list[dict[str, int]]:
         """Settings of smaller and smaller sub-batches; of tokens where there are such already."""
         if tokens := self.settings.sub_batch_tokens:
             longest = max(w for t in self._longest(largest).batch.texts.values() for w in t.widths)
-            return [{"sub_batch_tokens": n} for n in _halves(tokens) if n >= longest]
+            return [{"sub_batch_tokens": n} for n in halves(tokens) if n >= longest]
         texts = max(len(x) for t in largest.batch.texts.values() for x in t.place.values())
         texts //= self.mesh.size
         most = min(texts, self.settings.sub_batch_size or texts)
-        return [{"sub_batch_size": n} for n in _halves(most)]
+        return [{"sub_batch_size": n} for n in halves(most)]
 
     def _smaller(self, rows: int) -> float:
         """Bytes of a device with batches of so many queries a device."""
@@ -271,7 +223,7 @@ class DryRun:
         held = self.abstract, self.frozen
         parameters = _numbers((self.abstract.params, self.frozen))
         shardings = sharding.state_sharding(self.mesh, held, self.task.rules)
-        state = _bytes(sharding.abstract(held, shardings))
+        state = device_bytes(sharding.abstract(held, shardings))
         lines = [
             f"parameters         {parameters:,}; with the optimizer's state {state / GIB:.2f} GiB "
             f"on each of {self.mesh.size} devices",
@@ -285,18 +237,5 @@ class DryRun:
         return "\n".join(lines)
 
 
-def _halves(number: int) -> Iterator[int]:
-    """Half of a number, half of that, ... down to 1."""
-    while number > 1:
-        number //= 2
-        yield number
-
-
 def _numbers(tree) -> int:
     return sum(x.size for x in jax.tree.leaves(tree))
-
-
-def _bytes(tree) -> int:
-    """Of a device."""
-    leaves = jax.tree.leaves(tree)
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)

@@ -12,7 +12,6 @@ from llme_jax.config import Config
 from llme_jax.data.beir import evaluation_sets
 from llme_jax.data.instructions import instruction_of, with_model_prompts
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder, save_dual_encoder
-from llme_jax.models.families import forward_flops
 from llme_jax.models.lora import Lora, with_adapters
 from llme_jax.models.space import encoder_prompts
 from llme_jax.retrieval.evaluate import RetrievalEvaluator
@@ -32,7 +31,7 @@ def open_dual(config: Config) -> Opened:
     encoder, params, tokenizer = load_dual_encoder(
         config.encoder,
         remat=config.training.gradient_checkpointing,
-        weights=not config.training.plan,
+        weights=not config.planning.plan,
     )
     encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
     encoder.check_dims("--matryoshka_dims", config.loss.matryoshka_dims)
@@ -94,13 +93,8 @@ class DualTask:
         return value.mean(), {name: part.mean() for name, part in parts.items()}
 
     def forward_flops(self, params: dict, work: dict[str, tuple[float, float]]) -> float:
-        encoder, flops = self.encoder, 0.0
-        for name, of in work.items():
-            field = self.streams[name][0]
-            config = encoder.query_config if field == "query" else encoder.key_config
-            part = "encoder" if encoder.tied else f"{field}_encoder"
-            flops += forward_flops(config, params[part], *of)
-        return flops
+        flops = self.encoder.flops
+        return sum(flops(params, self.streams[name][0], *of) for name, of in work.items())
 
     def recomputing(self, on: bool) -> "DualTask":
         return replace(self, encoder=replace(self.encoder, remat=on))

@@ -60,7 +60,7 @@ def train(config: Config | RankConfig, open_task: OpenTask) -> int:
 
 
 def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) -> int:
-    settings = config.training
+    settings, planning = config.training, config.planning
 
     # 1. Read and check everything before anything is written or compiled.
     folder = RunFolder(settings.output_dir)
@@ -69,12 +69,11 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
     if jax.process_index() == 0:
         if config.data.eval_data:
             check_log(config.evaluation.log_path)
-        if not settings.plan:
+        if not planning.plan:
             check_trackers(settings.report_to)
             if settings.push_to_hub:
                 check_hub(settings.push_to_hub)
-    elsewhere = topology.devices(settings.topology) if settings.topology else None
-    mesh = sharding.make_mesh(settings.fsdp, devices=elsewhere)
+    mesh = sharding.make_mesh(settings.fsdp, devices=topology.devices(planning.topology))
     global_batch = folder.global_batch(config, mesh.size)
     check_files(config.data)
     task, params, frozen = open_task(config)
@@ -105,8 +104,10 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
     # 3. The state: the newest checkpoint's, else fresh from the pretrained weights.
     checkpoints = Checkpoints(folder.path, settings.save_total_limit, task.exports)
     abstract = jax.eval_shape(lambda p: init_state(p, optimizer), params)
-    if settings.plan:
-        return DryRun(settings, task, optimizer, abstract, frozen, data, plan, mesh).show()
+    if planning.plan:
+        return DryRun(
+            planning, settings, task, optimizer, abstract, frozen, data, plan, mesh
+        ).show()
     shardings = sharding.state_sharding(mesh, abstract, task.rules)
     start = checkpoints.latest()
     if jax.process_count() > 1:

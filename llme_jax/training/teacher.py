@@ -48,7 +48,7 @@ class Teacher:
         own = {"pooling_method": None, "dense_metric": None, "truncate_dim": None}
         settings = replace(config.encoder, query_encoder=name, tie_encoders=True, **own)
         encoder, self._params, tokenizer = load_dual_encoder(
-            settings, weights=not config.training.plan
+            settings, weights=not config.planning.plan
         )
         self._encoder = replace(encoder, truncate_dim=None)  # all numbers, whatever its folder says
         self.width = self._encoder.width

@@ -129,7 +129,6 @@ def test_settings_that_cannot_work_are_refused(line, message):
         ("", "give --train_data to train a ranker, or --eval_data to rerank"),
         ("--eval_data a.json --load_result r.json", "--load_result needs --corpus"),
         ("--train_data a.json --train_group_size 1", "--train_group_size 1: give 2 or more"),
-        ("--eval_data a.json --plan", "--plan: says what training takes, give --train_data"),
         ("--eval_data a.json --output_dir gs://b/x", "give a local folder to rerank"),
         ("--train_data a.json --metrics mrr collate_score", "--metrics collate_score: nothing is"),
         ("--train_data a.json --ranker_method yes-no", "a language model only scores"),

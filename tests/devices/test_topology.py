@@ -10,7 +10,7 @@ import tiny
 from small_run import write_data
 
 from llme_jax import rank, train
-from llme_jax.config.training import TOPOLOGIES
+from llme_jax.config.plan import TOPOLOGIES
 from llme_jax.devices.topology import CHIPS, chip, environment, estimate
 from llme_jax.errors import InputError
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from llme_jax.devices.sharding import batch_sharding, make_mesh, to_mesh
-from llme_jax.lm.batch_rows import batch_shapes
+from llme_jax.inference.over_store import batch_shapes
 from llme_jax.lm.likelihood import analyse, answer_log_likelihood
 from llme_jax.models.causal_lm import load_causal_lm, open_causal_lm, sharded_shapes
 from llme_jax.models.llama import LlamaConfig
