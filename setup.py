@@ -49,7 +49,9 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
-        "plan-tpu": ["jax[tpu]"],  # for the compiler in it, where there is no TPU
+        # For the compilers in them, where there is no TPU or GPU.
+        "plan-tpu": ["jax[tpu]"],
+        "plan-cuda": ["jax[cuda13]"],
         "bm25": BM25,
         "faiss": FAISS,
         "gguf": GGUF,

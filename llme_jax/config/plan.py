@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from llme_jax.config.setting import Group, setting
 
-TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4")  # 8 chips each
+# 8 devices each, but for the last.
+TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4", "h100:8", "h100:1")
 
 
 @dataclass

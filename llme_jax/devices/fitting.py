@@ -50,11 +50,8 @@ def describe_time(
     seconds = sum(found.seconds.values())
     kinds = ", ".join(f"{kind} {1e3 * s:.1f}" for kind, s in found.seconds.items())
     exchanged = ", ".join(f"{n / 2**20:.1f} MiB {kind}" for kind, n in found.exchanged.items())
-    say(f"{f'time of {of}':18} {1e3 * seconds:.1f} ms as the compiler estimates: {kinds}")
-    say(
-        f"exchanged          {exchanged or 'nothing'}; that takes time which is not in it, nor "
-        "is that of gathers and sorts"
-    )
+    say(f"{f'time of {of}':18} {1e3 * seconds:.1f} ms {found.how}: {kinds}")
+    say(f"exchanged          {exchanged or 'nothing'}; the time of {found.missing} is not in it")
     if found.loops:
         say("                   there are loops, whose bodies are counted once")
         return None

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from llme_jax.devices.topology import compiles_for
+from llme_jax.devices.topology import chip, compiles_for
 from llme_jax.errors import InputError
 
 AttentionKernel = Literal["auto", "plain", "cudnn", "flash"]  # --attention
@@ -20,7 +20,8 @@ def compute_dtype(setting: Literal["auto", "fp32", "bf16"]) -> Literal["float32"
 
 def platform() -> str:
     """What programs are compiled for: "cpu", "gpu" or "tpu"."""
-    return "tpu" if compiles_for() else jax.default_backend()
+    elsewhere = compiles_for()
+    return chip(elsewhere).platform if elsewhere else jax.default_backend()
 
 
 def attention_kernel(
