@@ -141,6 +141,7 @@ def causal_attention(
     v: Float[Array, "B L K Dh"],
     *,
     window: int | None = None,
+    softcap: float | None = None,
     kernel: Literal["plain", "cudnn"] | None = None,
 ) -> Float[Array, "B L H Dh"]:
     """softmax(q k^T / sqrt(Dh)) v over the keys up to each query; the softmax is in fp32.
@@ -148,12 +149,13 @@ def causal_attention(
     Args:
         k, v: head k serves the H / K query heads from k * H / K on.
         window: of those keys, the last ones that a query sees, its own included; None for all.
+        softcap: of the scores, see `softcapped`; cudnn has none.
         kernel: None for cudnn where it can.
     """
     length = q.shape[1]
     if window is not None and window >= length:
         window = None
-    if kernel != "plain" and cudnn_can(q):
+    if kernel != "plain" and softcap is None and cudnn_can(q):
         return jax.nn.dot_product_attention(
             q, k, v, is_causal=True, implementation="cudnn",
             local_window_size=None if window is None else (window - 1, 0),
@@ -162,7 +164,8 @@ def causal_attention(
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
     q = _by_keys(q, k.shape[1])
     step = max(-(-length // CHUNKS), LEAST)
-    out = [_part(q[..., a : a + step, :], k, v, a, window) for a in range(0, length, step)]
+    starts = range(0, length, step)
+    out = [_part(q[..., a : a + step, :], k, v, a, window, softcap) for a in starts]
     out = jnp.concatenate(out, axis=3)
     return out.reshape(len(q), heads, length, -1).transpose(0, 2, 1, 3)
 
@@ -175,11 +178,11 @@ def _by_keys(q: Float[Array, "B H n Dh"], groups: int) -> Float[Array, "B K G n 
     return q.reshape(len(q), groups, -1, *q.shape[2:])
 
 
-def _part(q, k, v, start: int, window: int | None):
+def _part(q, k, v, start: int, window: int | None, softcap: float | None):
     """The queries [B, K, G, n, Dh] from `start` on; later keys are not looked at."""
     shape, end = q.shape, start + q.shape[3]
     rows = *shape[:2], -1, shape[4]
-    scores = dot(q.reshape(rows), k[:, :, :end], 3, 3) * shape[4] ** -0.5
+    scores = softcapped(dot(q.reshape(rows), k[:, :, :end], 3, 3) * shape[4] ** -0.5, softcap)
     behind = jnp.arange(start, end)[:, None] - jnp.arange(end)  # how far a key lies behind
     scores = jnp.where(_seen(behind, window), scores.reshape(*shape[:4], end), -jnp.inf)
     return _average(scores.reshape(*shape[:2], -1, end), v[:, :, :end]).reshape(shape)
@@ -208,6 +211,7 @@ def cached_attention(
     behind: Int[Array, "B M S"],
     *,
     window: int | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "B M H Dh"]:
     """`causal_attention` of the tokens that go on a text, over the keys that are kept of it.
 
@@ -220,10 +224,15 @@ def cached_attention(
     q = _by_keys(q.transpose(0, 2, 1, 3), keys[0].shape[1])
     shape, rows = q.shape, (*q.shape[:2], -1, width)
     scores = jnp.concatenate([dot(q.reshape(rows), k, 3, 3) for k in keys], 3) * width**-0.5
-    scores = scores.reshape(*shape[:4], -1)
+    scores = softcapped(scores, softcap).reshape(*shape[:4], -1)
     scores = jnp.where(_seen(behind, window)[:, None, None], scores, -jnp.inf)
     out = _average(scores.reshape(*shape[:2], -1, scores.shape[-1]), *values)
     return out.reshape(batch, heads, queries, width).transpose(0, 2, 1, 3)
+
+
+def softcapped(scores: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """Kept between -cap and cap, as Gemma 2 does (arXiv:2408.00118); as they are without a cap."""
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 def skewed(x: Float[Array, "*n L P"]) -> Float[Array, "*n L L"]:

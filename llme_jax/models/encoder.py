@@ -84,6 +84,11 @@ class Architecture:
         return self.hidden_dropout_prob
 
     @property
+    def softcap(self) -> float | None:
+        """What keeps the scores of attention small, see `softcapped`; of causal models alone."""
+        return None
+
+    @property
     def windows(self) -> tuple[int | None, ...]:
         """How far from themselves each layer's tokens see; None for all of their text."""
         return (None,) * self.num_hidden_layers
@@ -153,6 +158,7 @@ class How(NamedTuple):
         causal: whether tokens see those before them alone.
         reach: for flash, who sees whom.
         window: how far from itself a token sees; None for all of its text.
+        softcap: of the scores; None for none.
         bias: what is added to the scores of a text's tokens, for each block of texts.
         first: whether for the texts' first tokens alone.
     """
@@ -161,6 +167,7 @@ class How(NamedTuple):
     causal: bool
     reach: Reach | None = None
     window: int | None = None
+    softcap: float | None = None
     bias: Sequence[Float[Array, "H L L"]] | None = None
     first: bool = False
 
@@ -195,6 +202,7 @@ def how_to_attend(
     kernel = attention_kernel(
         setting, dtype, heads=config.num_attention_heads,
         width=config.head_width, longest=longest, biased=biased, causal=config.causal,
+        softcapped=config.softcap is not None,
         drops=drops and config.attention_probs_dropout_prob > 0,
     )  # fmt: skip
     # A window that reaches over the longest text is none.
@@ -202,7 +210,7 @@ def how_to_attend(
     reaches = dict.fromkeys(windows)
     if kernel == "flash":
         reaches = {w: reach(*packing.spans, longest, w) for w in reaches}
-    return [How(kernel, config.causal, reaches[w], w) for w in windows]
+    return [How(kernel, config.causal, reaches[w], w, config.softcap) for w in windows]
 
 
 def attend(
@@ -243,7 +251,7 @@ def attend(
         drawn = {"key": key, "numbers": numbers, "rate": rate}
         if how.causal:
             window = None if how.window is None else how.window + 1  # its own key included
-            out = causal_attention(*split, window=window, kernel=how.kernel)
+            out = causal_attention(*split, window=window, softcap=how.softcap, kernel=how.kernel)
         elif bias is None:
             out = attention(*split, lengths, kernel=how.kernel, window=how.window, **drawn)
         else:

@@ -15,7 +15,9 @@ from llme_jax.models import bert, deberta, llama, llama_encoder, rotary_bert, st
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.foreign import is_static, read_json
 
-LANGUAGE_MODELS = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma3_text"), llama)
+LANGUAGE_MODELS = dict.fromkeys(
+    ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"), llama
+)
 ENCODERS = {
     "bert": bert,
     "roberta": bert,

@@ -1,4 +1,4 @@
-"""The Llama family (llama, mistral, qwen2, qwen3, gemma3_text) in Flax NNX, which reads and writes.
+"""The Llama family (also Mistral, Qwen and Gemma) in Flax NNX, which reads and writes.
 
 As in bert.py, attributes carry the names of the Hugging Face weights and the parameters live in a
 plain nested dict. What is written goes on from the keys and values that the layers keep of a text.
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import gather_fsdp, pin_rows
-from llme_jax.models.attention import cached_attention, causal_attention
+from llme_jax.models.attention import cached_attention, causal_attention, softcapped
 from llme_jax.models.layers import ACTIVATIONS, linear, precision, rms_norm
 from llme_jax.models.llama_config import LlamaConfig
 from llme_jax.models.rope import rotary, rotate
@@ -129,9 +129,10 @@ def logits(
     else:
         table, axis = params["lm_head"]["kernel"], 0
     dims = (((hidden.ndim - 1,), (axis,)), ((), ()))
-    return jax.lax.dot_general(
+    scores = jax.lax.dot_general(
         hidden, table, dims, precision(hidden.dtype), preferred_element_type=jnp.float32
     )
+    return softcapped(scores, config.logits_softcap)
 
 
 @cache
@@ -233,8 +234,8 @@ class Attention(nnx.Module):
             self.q_norm, self.k_norm = (_norm(c, c.head_dim, dtype, rngs) for _ in range(2))
         # Attention divides by the root of the heads' width.
         self.query_scale = (c.head_dim / c.query_width) ** 0.5 if c.query_width else 1.0
-        self.head_dim, self.window, self.qk_norm = c.head_dim, window, c.qk_norm
-        self.dtype = dtype
+        self.head_dim, self.qk_norm, self.dtype = c.head_dim, c.qk_norm, dtype
+        self.window, self.softcap = window, c.attention_softcap
 
     def project(self, x, rotation):
         """Queries, keys and values by heads, of tokens in any arrangement."""
@@ -243,15 +244,16 @@ class Attention(nnx.Module):
             for part in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.qk_norm:
-            q, k = self.query_scale * self.q_norm(q), self.k_norm(k)
-        q, k = (rotate(a, rotation).astype(self.dtype) for a in (q, k))
-        return q, k, v
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.query_scale * rotate(q, rotation), rotate(k, rotation)
+        return q.astype(self.dtype), k.astype(self.dtype), v
 
     def __call__(self, x, rotation, past):
         batch, length, _ = x.shape
         q, k, v = self.project(x, rotation)
+        how = {"window": self.window, "softcap": self.softcap}
         if past is None:
-            out = causal_attention(q, k, v, window=self.window)
+            out = causal_attention(q, k, v, **how)
         else:
             ((text,), (more,)), at, behind = past
             k, v = (
@@ -259,7 +261,7 @@ class Attention(nnx.Module):
                 for kept, new in zip(more, (k, v), strict=True)
             )
             keys, values = zip(text, (k, v), strict=True)
-            out = cached_attention(q, keys, values, behind, window=self.window)
+            out = cached_attention(q, keys, values, behind, **how)
         return self.o_proj(out.reshape(batch, length, -1)), (k, v)
 
 

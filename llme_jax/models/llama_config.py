@@ -21,6 +21,17 @@ _DEFAULTS = {
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    "gemma2": {
+        "attention_bias": False,
+        "head_dim": 256,
+        "num_key_value_heads": 4,
+        "sliding_window": 4096,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+        "sliding_window_pattern": 2,
+    },
     "gemma3_text": {
         "attention_bias": False,
         "head_dim": 256,
@@ -33,7 +44,10 @@ _DEFAULTS = {
         "sliding_window_pattern": 6,
     },
 }
+_GEMMA = ("gemma2", "gemma3_text")
 _COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+# Where null says that there is none, and silence does not.
+_OR_NONE = ("sliding_window", "attn_logit_softcapping", "final_logit_softcapping")
 _NEEDED = (
     "vocab_size",
     "hidden_size",
@@ -66,15 +80,17 @@ class LlamaConfig:
     mlp_bias: bool
     qk_norm: bool
     windows: tuple[int | None, ...]  # keys that each layer's queries see, themselves included
-    # Of Gemma 3, whose weights of norms count from 1, and which has norms behind attention and
-    # feed-forward too: the rotary positions of layers with windows, and the root of what queries'
-    # products are divided by.
-    local_rope: Rope | None = None
+    # Of Gemma, whose weights of norms count from 1, and which has norms behind attention and
+    # feed-forward too: the root of what queries' products are divided by, what keeps these and the
+    # logits small, and Gemma 3's rotary positions of layers with windows.
     query_width: int | None = None
+    attention_softcap: float | None = None
+    logits_softcap: float | None = None
+    local_rope: Rope | None = None
 
     @property
     def gemma(self) -> bool:
-        return self.local_rope is not None
+        return self.query_width is not None
 
     @classmethod
     def read(cls, path: Path) -> "LlamaConfig":
@@ -90,9 +106,8 @@ class LlamaConfig:
         for name in _NEEDED:
             check_type(path, name, given[name], int)
         values = _COMMON | _DEFAULTS[family] | {k: v for k, v in given.items() if v is not None}
-        own = _gemma(values, path) if family == "gemma3_text" else {}
-        if family == "mistral" and "sliding_window" in given:  # null says: none
-            values["sliding_window"] = given["sliding_window"]
+        values |= {name: given[name] for name in _OR_NONE if name in given}
+        own = _gemma(values, path) if family in _GEMMA else {}
         optional = {"hidden_act": str, "rms_norm_eps": float}
         optional |= dict.fromkeys(("num_key_value_heads", "head_dim"), int)
         for name in values.keys() & optional.keys():
@@ -121,25 +136,30 @@ class LlamaConfig:
 
 
 def _gemma(values: dict, path: Path) -> dict:
-    """What Gemma 3 has besides; what it calls by other names gets the usual ones in `values`."""
-    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if values.get(name) is not None:
-            raise InputError(f"{path}: {name} {values[name]} is not served; give a model without")
+    """What Gemma has besides; what it calls by other names gets the usual ones in `values`."""
+    caps = {}
+    for ours, name in (("attention", "attn_logit"), ("logits", "final_logit")):
+        caps[f"{ours}_softcap"] = cap = values.get(f"{name}_softcapping")
+        if cap is not None and (type(cap) not in (int, float) or cap <= 0):
+            raise InputError(f"{path}: {name}_softcapping is {cap}; give a number above 0 or null")
     values["hidden_act"] = values.get("hidden_activation", "gelu_pytorch_tanh")
+    check_type(path, "query_pre_attn_scalar", values["query_pre_attn_scalar"], int)
+    own = caps | {"query_width": values["query_pre_attn_scalar"]}
+    if values["model_type"] == "gemma2":
+        return own
     of_kind = values.pop("rope_parameters", None) or {}
     if full := of_kind.get("full_attention"):
         values["rope_parameters"] = full
     local = {"rope_theta": values["rope_local_base_freq"]}
     local["rope_parameters"] = of_kind.get("sliding_attention")
-    check_type(path, "query_pre_attn_scalar", values["query_pre_attn_scalar"], int)
-    return {"local_rope": read_rope(local, path), "query_width": values["query_pre_attn_scalar"]}
+    return own | {"local_rope": read_rope(local, path)}
 
 
 def _windows(values: dict, family: str) -> tuple[int | None, ...]:
     layers, window = values["num_hidden_layers"], values.get("sliding_window")
     if family == "mistral":
         return (window,) * layers
-    if family == "gemma3_text":
+    if family in _GEMMA:
         every = values["sliding_window_pattern"]
         usual = ["sliding_attention" if (i + 1) % every else "" for i in range(layers)]
     elif not values.get("use_sliding_window"):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
+from llme_jax.errors import InputError
 from llme_jax.models import llama
 from llme_jax.models.encoder import Architecture, How, attend, how_to_attend
 from llme_jax.models.foreign import check_type, read_json
@@ -47,6 +48,11 @@ class LlamaEncoderConfig(Architecture):
         causal = causal and model.model_type != "eurobert"
         if model.gemma:
             causal = causal and not given.get("use_bidirectional_attention", False)
+        if not causal and model.attention_softcap is not None:
+            raise InputError(
+                f"{path}: attn_logit_softcapping {model.attention_softcap} is served where tokens "
+                "see those before them alone; take out is_causal and use_bidirectional_attention"
+            )
         shared = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "hidden_act")
         shared += ("num_hidden_layers", "num_attention_heads", "max_position_embeddings")
         return cls(
@@ -64,6 +70,10 @@ class LlamaEncoderConfig(Architecture):
     @property
     def head_width(self) -> int:
         return self.model.head_dim
+
+    @property
+    def softcap(self) -> float | None:
+        return self.model.attention_softcap
 
     @property
     def windows(self) -> tuple[int | None, ...]:

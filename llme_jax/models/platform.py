@@ -34,6 +34,7 @@ def attention_kernel(
     drops: bool = False,
     biased: bool = False,
     causal: bool = False,
+    softcapped: bool = False,
 ) -> Literal["plain", "cudnn", "flash"]:
     """What computes an encoder's attention; decided while tracing.
 
@@ -44,6 +45,7 @@ def attention_kernel(
         drops: whether attention weights are dropped.
         biased: whether something is added to the scores of every pair of tokens.
         causal: whether tokens see those before them alone.
+        softcapped: whether the scores are kept small.
 
     Raises:
         InputError: the setting names one that cannot.
@@ -52,16 +54,19 @@ def attention_kernel(
     # Sums of the backward pass, of every block that a block of 128 tokens can reach; the chip's
     # fast memory holds 16 MiB.
     sums = (1 + 2 * -(-longest // 128)) * heads * width * 128 * 4
-    bias = {"it does not score by position, as this model does": biased}
+    scores = {
+        "it does not score by position, as this model does": biased,
+        "it does not cap scores, as this model does": softcapped,
+    }
     hindrances = {
-        "flash": bias
+        "flash": scores
         | {
             "it needs a TPU": here == "gpu" or (here == "cpu" and setting == "auto"),
             f"its heads are multiples of 16 wide, these {width}": width % 16,
             f"texts of {longest} tokens are too long for it": sums > 6 << 20,
             "it looks both ways, and this model's tokens see those before them alone": causal,
         },
-        "cudnn": bias
+        "cudnn": scores
         | {
             "it needs a GPU": here != "gpu",
             "it computes in bf16": dtype != jnp.bfloat16,

@@ -41,6 +41,7 @@ FAMILIES = [
     ("qwen3", {"num_key_value_heads": 2, "head_dim": 16}),
     ("gemma3_text", GEMMA | {"use_bidirectional_attention": True}),
     ("gemma3_text", GEMMA),
+    ("gemma2", GEMMA | {"attn_logit_softcapping": 2.0}),
 ]
 EUROBERT = ("eurobert", {"num_key_value_heads": 2})  # computes what such a qwen2 does
 TYPED = ("nomic_bert", "gte")
@@ -231,4 +232,11 @@ def test_modernbert_that_cannot_be_served_is_refused(tiny, change, message):
     folder, _ = tiny("modernbert", **SPECIAL)
     rewrite(folder / "config.json", **change)
     with pytest.raises(InputError, match=message):
+        read_config(folder / "config.json", ENCODERS)
+
+
+def test_softcapped_scores_of_all_tokens_are_refused(tiny):
+    folder, _ = tiny("gemma2", **GEMMA)
+    rewrite(folder / "config.json", use_bidirectional_attention=True)
+    with pytest.raises(InputError, match=r"softcapping 50\.0 is served where tokens see"):
         read_config(folder / "config.json", ENCODERS)

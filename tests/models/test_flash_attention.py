@@ -141,6 +141,7 @@ def test_one_that_is_named_and_cannot_is_refused(monkeypatch):
         ("tpu", "flash", {"width": 8}, "its heads are multiples of 16 wide, these 8"),
         ("tpu", "flash", {"longest": 4096}, "texts of 4096 tokens are too long for it"),
         ("tpu", "flash", {"biased": True}, "it does not score by position"),
+        ("gpu", "cudnn", {"softcapped": True}, "it does not cap scores"),
         ("cpu", "cudnn", {}, "it needs a GPU"),
         ("gpu", "cudnn", {"drops": True}, "it does not drop attention weights"),
     ):

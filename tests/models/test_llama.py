@@ -66,6 +66,16 @@ FAMILIES = {
         | {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", GQA | rope(1e6) | {"head_dim": 16}),
+    "gemma2": (
+        "gemma2",
+        GQA | {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 20,
+               "attn_logit_softcapping": 3.0, "final_logit_softcapping": 8.0},
+    ),
+    "gemma2 uncapped": (
+        "gemma2",
+        GQA | {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 200,
+               "attn_logit_softcapping": None, "final_logit_softcapping": None},
+    ),
     "gemma3": (
         "gemma3_text",
         GQA | {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 20,
@@ -231,6 +241,7 @@ KEPT = (
     "mistral window",
     "qwen2 window",
     "qwen3",
+    "gemma2",
     "gemma3",
     "yarn scaled",
 )
