@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertTokenizerFast, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, BertConfig, BertTokenizerFast, PreTrainedTokenizerFast
 
 from llme_jax.data.batch import Batch, pack_padded
 from llme_jax.devices import sharding
@@ -71,7 +71,7 @@ def save_bert(
 def save_encoder(folder: Path, model_type: str, **changes) -> Path:
     """Writes a Hugging Face folder of any family: random weights, one token a word of WORDS."""
     import torch  # here only: some tests run where there is none
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     folder.mkdir(parents=True)
     special = {
@@ -93,14 +93,17 @@ def save_encoder(folder: Path, model_type: str, **changes) -> Path:
     return folder
 
 
-def save_llama(folder: Path, *, ends: bool = False, seed: int = 0) -> Path:
+def save_llama(
+    folder: Path, *, ends: bool = False, seed: int = 0, model_type: str = "llama", **changes
+) -> Path:
     """Writes a Hugging Face folder: 2 layers, random weights, about a token a byte behind <s>.
 
     Args:
         ends: does the tokenizer put </s> behind every text?
+        model_type: of another family that config.json has, with `changes`.
     """
     import torch  # here only: some tests run where there is none
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     characters = [*pre_tokenizers.ByteLevel.alphabet()]
     merges = [("a", "n"), ("Ġ", "a"), ("n", "o"), ("y", "e"), ("ye", "s")]
@@ -114,19 +117,35 @@ def save_llama(folder: Path, *, ends: bool = False, seed: int = 0) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=CHAT
     ).save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=264,  # a few more than tokens, so that 8 devices can share them
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=1024,
-        initializer_range=0.2,
-    )
+    settings = {
+        "vocab_size": 264,  # a few more than tokens, so that 8 devices can share them
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.2,
+    }
+    config = AutoConfig.for_model(model_type, **settings | changes)
     torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
+
+
+# Of `save_llama`: families that go on a text in ways of their own, with texts up to 60 tokens.
+GEMMA2 = {
+    "model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 20,
+    "attn_logit_softcapping": 3.0, "final_logit_softcapping": 8.0, "eos_token_id": 1,
+}  # fmt: skip
+PHI3 = {
+    "model_type": "phi3", "pad_token_id": 0, "eos_token_id": 1, "sliding_window": 30,
+    "original_max_position_embeddings": 40,
+    "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4,
+        "short_factor": [1.0, 1.5], "long_factor": [1.5, 8.0],
+    },
+}  # fmt: skip
 
 
 def letter_tokenizer(extra_words: int = 0) -> PreTrainedTokenizerFast:

@@ -47,7 +47,7 @@ class ReaderConfig(TensorConfig):
 
     model_name_or_path: str = setting(
         "meta-llama/Llama-2-7b-chat-hf",
-        "Hub name or folder of a llama, mistral, qwen2, qwen3, gemma2 or gemma3.",
+        "Hub name or folder of a llama, mistral, qwen2, qwen3, phi3, gemma2 or gemma3.",
         unit="MODEL",
         reads="model",
     )

@@ -53,7 +53,7 @@ def write(
         tokens = choose(lm.logits(params, hidden), now, temperature, top_p)
         return tokens, stops[tokens]
 
-    hidden, cache = lm.prefill(params, ids, new)
+    hidden, cache = lm.prefill(params, ids, lengths, new)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     tokens, ended = chosen(last, 0)
     out = jnp.full((len(ids), new), NONE, jnp.int32)

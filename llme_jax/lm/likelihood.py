@@ -38,7 +38,7 @@ def answer_log_likelihood(
         slots: answer tokens of the longest answer, or more.
         group: of these slots, how many get their logits at a time; divides `slots`.
     """
-    hidden = lm.hidden(params, ids)
+    hidden = lm.hidden(params, ids, lengths)
     slot = jnp.arange(slots)
     # The token before predicts a token; slots past the answer read anything.
     places = jnp.minimum((lengths - answer_lengths - 1)[:, None] + slot, ids.shape[1] - 2)

@@ -74,7 +74,7 @@ def option_log_likelihood(
     """
     batch, options, slots = ends.shape
     inside = slots - 1  # tokens of an end that predict another one
-    hidden, cache = lm.prefill(params, ids, options * inside)
+    hidden, cache = lm.prefill(params, ids, lengths + end_lengths.max(1), options * inside)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     states = jnp.broadcast_to(last[:, :, None], (batch, options, 1, last.shape[-1]))
     if inside:

@@ -46,15 +46,18 @@ class CausalLM:
         """Where each parameter lives."""
         return state_sharding(mesh, self.abstract_params(), self._family.SHARDING)
 
-    def hidden(self, params: dict, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def hidden(
+        self, params: dict, ids: Int[Array, "B L"], lengths: Int[Array, "B"]
+    ) -> Float[Array, "B L D"]:
         """Hidden states behind the last norm of right-padded texts."""
-        return self._family.hidden_states(self.config, self.dtype, params, ids, self.mesh)
+        return self._family.hidden_states(self.config, self.dtype, params, ids, lengths, self.mesh)
 
     def prefill(
-        self, params: dict, ids: Int[Array, "B L"], more: int
+        self, params: dict, ids: Int[Array, "B L"], lengths: Int[Array, "B"], more: int
     ) -> tuple[Float[Array, "B L D"], Cache]:
-        """`hidden`, and what is kept of the texts, with room for `more` tokens."""
-        return self._family.prefill(self.config, self.dtype, params, ids, more, self.mesh)
+        """`hidden`, and what is kept of the texts, with room for `more` tokens; see llama.py."""
+        arguments = params, ids, lengths, more, self.mesh
+        return self._family.prefill(self.config, self.dtype, *arguments)
 
     def extend(
         self,

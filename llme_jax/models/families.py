@@ -16,7 +16,7 @@ from llme_jax.models.encoder import Architecture
 from llme_jax.models.foreign import is_static, read_json
 
 LANGUAGE_MODELS = dict.fromkeys(
-    ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"), llama
+    ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"), llama
 )
 ENCODERS = {
     "bert": bert,
@@ -30,7 +30,8 @@ ENCODERS = {
     "nomic_bert": rotary_bert,
     "gte": rotary_bert,
     "new": rotary_bert,
-    **dict.fromkeys(LANGUAGE_MODELS, llama_encoder),
+    # Not phi3: its files hold several linear maps in one tensor, and encoders are saved again.
+    **{family: llama_encoder for family in LANGUAGE_MODELS if family != "phi3"},
     "eurobert": llama_encoder,
     "deberta-v2": deberta,
     "static_embedding": static_embedding,

@@ -11,6 +11,7 @@ from llme_jax.errors import InputError
 _SIZES = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
     *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "truncate_dim"),
+    "original_max_position_embeddings",
 }
 _POINTER = b"version https://git-lfs"
 

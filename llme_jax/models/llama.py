@@ -1,4 +1,4 @@
-"""The Llama family (also Mistral, Qwen and Gemma) in Flax NNX, which reads and writes.
+"""The Llama family (also Mistral, Qwen, Phi-3 and Gemma) in Flax NNX, which reads and writes.
 
 As in bert.py, attributes carry the names of the Hugging Face weights and the parameters live in a
 plain nested dict. What is written goes on from the keys and values that the layers keep of a text.
@@ -30,10 +30,12 @@ class Cache(NamedTuple):
     Attributes:
         text: S slots.
         more: N slots.
+        lengths: how long each text is, with all that is known to go on.
     """
 
     text: Kept
     more: Kept
+    lengths: Int[Array, "B"]
 
 
 class Past(NamedTuple):
@@ -44,7 +46,8 @@ class Past(NamedTuple):
     behind: Int[Array, "B M S"]
 
     def of_layer(self, i: int) -> "Past":
-        return self._replace(cache=Cache(*(kept[i : i + 1] for kept in self.cache)))
+        text, more, lengths = self.cache
+        return self._replace(cache=Cache(text[i : i + 1], more[i : i + 1], lengths))
 
 
 # The other form of the same function, which bf16 rounds less where x is far below 0.
@@ -69,7 +72,12 @@ def abstract_params(config: LlamaConfig, dtype: str) -> dict:
 
 
 def hidden_states(
-    config: LlamaConfig, dtype: str, params: dict, ids: Int[Array, "B L"], mesh: Mesh | None = None
+    config: LlamaConfig,
+    dtype: str,
+    params: dict,
+    ids: Int[Array, "B L"],
+    lengths: Int[Array, "B"],
+    mesh: Mesh | None = None,
 ) -> Float[Array, "B L D"]:
     """Hidden states behind the last norm of right-padded texts.
 
@@ -77,9 +85,11 @@ def hidden_states(
 
     Args:
         dtype: what is computed in, "float32" or "bfloat16".
+        lengths: of the texts, on which LongRoPE depends.
         mesh: where parameters are spread over `fsdp` and are gathered, a layer at a time.
     """
-    return merged(config, dtype, params)(ids, jnp.arange(ids.shape[1]), mesh=mesh)[0]
+    places = jnp.arange(ids.shape[1])
+    return merged(config, dtype, params)(ids, places, lengths, mesh=mesh)[0]
 
 
 def prefill(
@@ -87,14 +97,20 @@ def prefill(
     dtype: str,
     params: dict,
     ids: Int[Array, "B L"],
+    lengths: Int[Array, "B"],
     more: int,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "B L D"], Cache]:
-    """`hidden_states`, and the keys and values of the texts, with room for `more` tokens."""
-    hidden, kept = merged(config, dtype, params)(ids, jnp.arange(ids.shape[1]), mesh=mesh)
+    """`hidden_states`, and the keys and values of the texts, with room for `more` tokens.
+
+    Args:
+        lengths: of the texts, with what is known to go on them.
+    """
+    places = jnp.arange(ids.shape[1])
+    hidden, kept = merged(config, dtype, params)(ids, places, lengths, mesh=mesh)
     text = [tuple(x.swapaxes(1, 2) for x in layer) for layer in kept]
     room = jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], more, x.shape[3]), x.dtype), text)
-    return hidden, Cache(text, room)
+    return hidden, Cache(text, room, lengths)
 
 
 def extend(
@@ -116,7 +132,8 @@ def extend(
         behind: how many tokens each slot's, of text and of more, lies behind each of them, see
             `cached_attention`.
     """
-    hidden, more = merged(config, dtype, params)(ids, positions, Past(cache, at, behind))
+    past = Past(cache, at, behind)
+    hidden, more = merged(config, dtype, params)(ids, positions, cache.lengths, past)
     return hidden, cache._replace(more=more)
 
 
@@ -166,13 +183,13 @@ class Decoder(nnx.Module):
         self.norm = _norm(c, c.hidden_size, dtype, rngs)
         self.config, self.dtype = c, dtype
 
-    def __call__(self, ids, positions, past: Past | None = None, mesh: Mesh | None = None):
+    def __call__(self, ids, positions, lengths, past: Past | None = None, mesh: Mesh | None = None):
         pin = partial(pin_rows, mesh=mesh) if mesh else lambda x: x
         # Summed over the layers in fp32: with SmolLM2 in bf16, the log-probability of a token is
         # then off by 0.025 (root mean square, 203 tokens), else by 0.037.
         x = before = pin(scaled(self.config, self.embed_tokens(ids)))
         kept = []
-        for i, rotation in enumerate(rotations(self.config, positions)):
+        for i, rotation in enumerate(rotations(self.config, positions, lengths)):
             layer = self.layers[str(i)]  # as strings, "10" comes before "2"
             if mesh:  # while the layer before it computes, no earlier
                 graph, params = nnx.split(layer)
@@ -190,9 +207,11 @@ def scaled(c: LlamaConfig, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
     return x * c.hidden_size**0.5 if c.gemma else x
 
 
-def rotations(c: LlamaConfig, positions: Int[Array, "..."]) -> list[tuple[Array, Array]]:
+def rotations(
+    c: LlamaConfig, positions: Int[Array, "..."], lengths: Int[Array, "B"] | None = None
+) -> list[tuple[Array, Array]]:
     """Of every layer, see `rotary`."""
-    full = rotary(c.rope, c.head_dim, positions)
+    full = rotary(c.rope, c.rotary_width, positions, lengths)
     local = rotary(c.local_rope, c.head_dim, positions) if c.local_rope else full
     return [full if window is None else local for window in c.windows]
 
@@ -255,7 +274,7 @@ class Attention(nnx.Module):
         if past is None:
             out = causal_attention(q, k, v, **how)
         else:
-            ((text,), (more,)), at, behind = past
+            ((text,), (more,), _), at, behind = past
             k, v = (
                 lax.dynamic_update_slice_in_dim(kept, new.swapaxes(1, 2), at, axis=2)
                 for kept, new in zip(more, (k, v), strict=True)

@@ -21,6 +21,11 @@ _DEFAULTS = {
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    "phi3": {
+        "rms_norm_eps": 1e-5,
+        "original_max_position_embeddings": 4096,
+        "partial_rotary_factor": 1.0,
+    },
     "gemma2": {
         "attention_bias": False,
         "head_dim": 256,
@@ -71,6 +76,7 @@ class LlamaConfig:
     max_position_embeddings: int
     num_key_value_heads: int
     head_dim: int
+    rotary_width: int  # numbers of a head that are turned by its place
     hidden_act: str
     rms_norm_eps: float
     tie_word_embeddings: bool
@@ -118,14 +124,17 @@ class LlamaConfig:
                 f"{', '.join(ACTIVATIONS)}"
             )
         heads = values["num_attention_heads"]
+        head = values.get("head_dim", values["hidden_size"] // heads)
+        turned = _phi(values, head, path) if family == "phi3" else head
         bias = values.get("attention_bias", False)
         names = (*_NEEDED, "hidden_act", "rms_norm_eps", "tie_word_embeddings")
         return cls(
             model_type=family,
             **{name: values[name] for name in names},
             num_key_value_heads=values.get("num_key_value_heads", heads),
-            head_dim=values.get("head_dim", values["hidden_size"] // heads),
-            rope=read_rope(values, path),
+            head_dim=head,
+            rotary_width=turned,
+            rope=read_rope(values, path, longrope=turned // 2 if family == "phi3" else None),
             qkv_bias=bias or family == "qwen2",
             output_bias=bias,
             mlp_bias=values.get("mlp_bias", False),
@@ -155,9 +164,28 @@ def _gemma(values: dict, path: Path) -> dict:
     return own | {"local_rope": read_rope(local, path)}
 
 
+def _phi(values: dict, head: int, path: Path) -> int:
+    """How much of a head is turned; `values` gets the names of LongRoPE that are usual today."""
+    rope = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("su", "yarn", "longrope"):
+        length = values["original_max_position_embeddings"]
+        check_type(path, "original_max_position_embeddings", length, int)
+        rope |= {"rope_type": "longrope", "original_max_position_embeddings": length}
+    values["rope_parameters"] = rope
+    part = rope.get("partial_rotary_factor", values["partial_rotary_factor"])
+    width = int(head * part) if type(part) in (int, float) else 0
+    if not 0 < width <= head or width % 2:
+        raise InputError(
+            f"{path}: partial_rotary_factor is {part}; give one that turns an even part of the "
+            f"{head} numbers of a head"
+        )
+    return width
+
+
 def _windows(values: dict, family: str) -> tuple[int | None, ...]:
     layers, window = values["num_hidden_layers"], values.get("sliding_window")
-    if family == "mistral":
+    if family in ("mistral", "phi3"):
         return (window,) * layers
     if family in _GEMMA:
         every = values["sliding_window_pattern"]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest, digest_file
 from llme_jax.models.foreign import check_file, listed_modules, open_safetensors, read_json
+from llme_jax.models.fused import unfused
 
 _logger = logging.getLogger(__name__)
 Names = Sequence[tuple[str, str]]
@@ -293,16 +294,19 @@ def _is_kernel(path: tuple) -> bool:
 def _matched(folder: Path, shapes: dict, names: Names = ()) -> dict:
     """In the shape of `shapes`, the tensor that each parameter is read from."""
     tensors = model_tensors(folder)
-    expected = jax.tree_util.tree_flatten_with_path(shapes)[0]
-    prefix = _prefix(tensors, tensor_name(expected[0][0], names))
+    paths = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    prefix = _prefix(tensors, tensor_name(paths[0][0], names))
+    expected = {
+        prefix + tensor_name(path, names): leaf.shape[::-1] if _is_kernel(path) else leaf.shape
+        for path, leaf in paths
+    }
+    tensors = unfused(tensors, expected)
     problems, leaves = [], []
-    for path, shape in expected:
-        name = prefix + tensor_name(path, names)
+    for name, want in expected.items():
         tensor = tensors.pop(name, None)
         if tensor is None:
             problems.append(f"{name} is missing")
             continue
-        want = shape.shape[::-1] if _is_kernel(path) else shape.shape
         if tensor.shape != want:
             problems.append(f"{name} has shape {tensor.shape} instead of {want}")
         elif str(tensor.dtype).lower() not in _SERVED_TYPES:

@@ -184,7 +184,7 @@ def yes_or_no(
         answers: the tokens that mean yes and no.
     """
     last = (lengths - 1)[:, None, None]
-    hidden = jnp.take_along_axis(lm.hidden(params, ids), last, axis=1)[:, 0]
+    hidden = jnp.take_along_axis(lm.hidden(params, ids, lengths), last, axis=1)[:, 0]
     logits = lm.logits(params, hidden)
     return logits[:, answers[0]] - logits[:, answers[1]]
 

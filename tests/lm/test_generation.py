@@ -55,6 +55,18 @@ def by_transformers(folder, texts, stops) -> list[list[int]]:
     return out
 
 
+@pytest.mark.parametrize("family", [tiny.GEMMA2, tiny.PHI3])
+def test_greedy_other_families_are_transformers(tmp_path, family):
+    folder = tiny.save_llama(tmp_path / "lm", **family)
+    make = generator(folder, make_mesh(2, 2))
+    # Phi's positions are long or short ones, as the prompt is; in transformers they change where
+    # what is written passes the limit, and all is read again.
+    limit = family.get("original_max_position_embeddings", 0)
+    texts = [text for text in prompts(12) if len(text) > limit or len(text) + NEW <= limit]
+    assert len({len(text) > limit for text in texts}) == 2 or not limit
+    assert written(make, texts) == by_transformers(folder, texts, np.asarray(make._stops))
+
+
 @pytest.mark.parametrize("at", ["\n", None])
 def test_greedy_it_is_transformers(llama, at):
     make = generator(llama, at=at)
