@@ -172,7 +172,7 @@ def estimate(program: str, of: Chip) -> Estimate:
 
 
 def _cycles(program: str) -> Counter[str]:
-    """Of each kind, as the compiler of TPUs estimates. It says nothing of kernels."""
+    """Of each kind, as the compiler of TPUs estimates; of Pallas kernels see KERNEL_FLOPS."""
     cycles = Counter()
     for line in program.splitlines():
         # Where the compiler has no estimate it says so by a number beyond all reason.
