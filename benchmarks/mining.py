@@ -16,6 +16,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 from side_by_side import make_parser
 
@@ -70,32 +71,60 @@ def report(name: str, seed, metrics: dict) -> None:
           f"{metrics['recall@1']:.4f}", flush=True)  # fmt: skip
 
 
-def write_data(folder: Path) -> None:
-    """train.json, test.json and corpus.json, from the wheel that pip downloads."""
+class Service(NamedTuple):
+    """What botocore says of a service.
+
+    Attributes:
+        name: as people call it.
+        operations: documentation without tags, by operation.
+        examples: descriptions of examples, by operation.
+    """
+
+    name: str
+    operations: dict[str, str]
+    examples: dict[str, list[str]]
+
+
+def read_services(folder: Path) -> dict[str, Service]:
+    """All of them, from the wheel that pip downloads into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, PACKAGE]
     subprocess.run(command, check=True)
-    corpus, index, queries = [], {}, []
+    services = {}
     with zipfile.ZipFile(next(folder.glob("botocore*.whl"))) as wheel:
-        newest = {}  # of the versions of a service
-        for name in sorted(wheel.namelist()):
-            if name.endswith("service-2.json.gz"):
-                newest[name.split("/")[2]] = name
-        for service, name in newest.items():
-            operations = json.loads(gzip.decompress(wheel.read(name)))["operations"]
-            for operation, content in operations.items():
-                text = re.sub(r"<[^>]*>|\s+", " ", content.get("documentation", "")).strip()
+        names = {*wheel.namelist()}
+        # The last is the newest of the versions of a service.
+        for name in sorted(name for name in names if name.endswith("service-2.json.gz")):
+            content = json.loads(gzip.decompress(wheel.read(name)))
+            operations = {}
+            for operation, described in content["operations"].items():
+                text = re.sub(r"<[^>]*>|\s+", " ", described.get("documentation", "")).strip()
                 if text:
-                    index[service, operation] = len(corpus)
-                    corpus.append({"title": f"{service} {operation}", "text": text})
-        for service, name in newest.items():
-            examples = name.replace("service-2.json.gz", "examples-1.json")
-            if examples not in wheel.namelist():
-                continue
-            for operation, shown in json.loads(wheel.read(examples))["examples"].items():
-                said = {e.get("description") or e.get("title", "") for e in shown} - {""}
-                if (service, operation) in index:
-                    queries += [(text, index[service, operation]) for text in sorted(said)]
+                    operations[operation] = text
+            shown = name.replace("service-2.json.gz", "examples-1.json")
+            examples = json.loads(wheel.read(shown))["examples"] if shown in names else {}
+            said = {
+                operation: sorted({e.get("description") or e.get("title", "") for e in of} - {""})
+                for operation, of in examples.items()
+            }
+            about = content["metadata"]
+            called = about.get("serviceAbbreviation") or about["serviceFullName"]
+            services[name.split("/")[2]] = Service(called, operations, said)
+    return services
+
+
+def write_data(folder: Path) -> None:
+    """train.json, test.json and corpus.json."""
+    corpus, index, queries = [], {}, []
+    services = read_services(folder)
+    for service, of in services.items():
+        for operation, text in of.operations.items():
+            index[service, operation] = len(corpus)
+            corpus.append({"title": f"{service} {operation}", "text": text})
+    for service, of in services.items():
+        for operation, said in of.examples.items():
+            if (service, operation) in index:
+                queries += [(text, index[service, operation]) for text in said]
     rng = random.Random(42)
     held_out = sorted({positive for _, positive in queries})
     rng.shuffle(held_out)

@@ -61,9 +61,9 @@ def llama(layers: int) -> LlamaConfig:
     return LlamaConfig(
         model_type="llama", vocab_size=32000, hidden_size=4096, intermediate_size=11008,
         num_hidden_layers=layers, num_attention_heads=32, max_position_embeddings=4096,
-        num_key_value_heads=32, head_dim=128, hidden_act="silu", rms_norm_eps=1e-5,
-        tie_word_embeddings=False, rope=Rope(1e4), qkv_bias=False, output_bias=False,
-        mlp_bias=False, qk_norm=False, windows=(None,) * layers,
+        num_key_value_heads=32, head_dim=128, rotary_width=128, hidden_act="silu",
+        rms_norm_eps=1e-5, tie_word_embeddings=False, rope=Rope(1e4), qkv_bias=False,
+        output_bias=False, mlp_bias=False, qk_norm=False, windows=(None,) * layers,
     )  # fmt: skip
 
 
