@@ -33,8 +33,8 @@ from llme_jax.models.causal_lm import CausalLM, sharded_shapes
 from llme_jax.models.cross_encoder import CrossEncoder
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.models.families import forward_flops
-from llme_jax.models.layers import Rope
 from llme_jax.models.llama import LlamaConfig
+from llme_jax.models.rope import Rope
 from llme_jax.rerank import cross_scorer
 from llme_jax.retrieval import encode, exact
 from llme_jax.training.dual import DualTask
