@@ -20,8 +20,8 @@ from side_by_side import make_parser
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.lm import generation, likelihood, options
 from llme_jax.models.causal_lm import CausalLM, sharded_shapes
-from llme_jax.models.layers import Rope
 from llme_jax.models.llama import LlamaConfig
+from llme_jax.models.rope import Rope
 
 
 def main() -> None:

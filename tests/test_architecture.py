@@ -1,6 +1,8 @@
 """The map in docs/architecture.md is the code: every file is on it, and no import runs back up."""
 
 import ast
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -159,3 +161,13 @@ def test_no_file_is_too_long():
         for path in (ROOT / folder).rglob("*.py")
     }
     assert {path: n for path, n in lengths.items() if n > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
+def test_benchmarks_import_what_is_there(name):
+    """They are too slow to be run here."""
+    for node in ast.walk(ast.parse((ROOT / "benchmarks" / name).read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("llme_jax"):
+            for imported in node.names:
+                found = hasattr(importlib.import_module(node.module), imported.name)
+                assert found or importlib.util.find_spec(f"{node.module}.{imported.name}")
