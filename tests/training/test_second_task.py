@@ -163,7 +163,9 @@ def test_it_goes_on_where_it_was(data, tmp_path, how):
 
 
 def test_what_it_takes_is_said(data, tmp_path, capsys):
-    assert train(settings(data, tmp_path / "out", plan=True), open_dot_pairs) == 0
+    config = settings(data, tmp_path / "out")
+    config.planning.plan = True
+    assert train(config, open_dot_pairs) == 0
     said = capsys.readouterr().out
     words = len(load_tokenizer(data / "bert"))
     assert f"parameters         {2 * words * WIDTH:,}; with the optimizer's state" in said
