@@ -120,9 +120,9 @@ def write_names(folder: Path, passages: int) -> None:
         row["neg_index"] = [j for j in others if j != i]
         row["neg"] = [texts[j] for j in row["neg_index"]]
         rows.append(row)
-    passages = [{"title": "", "text": text} for text in texts]
-    write(out / "corpus.json", passages)
-    write(out / "mining_corpus.json", passages[:-TESTED])
+    corpus = [{"title": "", "text": text} for text in texts]
+    write(out / "corpus.json", corpus)
+    write(out / "mining_corpus.json", corpus[:-TESTED])
     write(out / "test.json", rows[-TESTED:])
     for name in ("train", "mining_train"):
         write(out / f"{name}.json", rows[:-TESTED])

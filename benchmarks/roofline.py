@@ -26,13 +26,12 @@ from llme_jax.config import Config, LossConfig, TrainConfig
 from llme_jax.data.batch import Batch, Order, pack_texts, work
 from llme_jax.data.widths import usual_width
 from llme_jax.devices import sharding, topology
-from llme_jax.inference.over_store import batch_shapes
+from llme_jax.devices.memory import needs
 from llme_jax.lm import likelihood
 from llme_jax.models.bert import BertConfig, abstract_params
 from llme_jax.models.causal_lm import CausalLM, sharded_shapes
 from llme_jax.models.cross_encoder import CrossEncoder
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.models.families import forward_flops
 from llme_jax.models.llama import LlamaConfig
 from llme_jax.models.rope import Rope
 from llme_jax.rerank import cross_scorer
@@ -105,75 +104,47 @@ def train(devices: list, layers: int, *, natural: bool = False, fsdp: int = 1):
         sharding.abstract(state, placed), sharding.abstract(batch, sharding.batch_sharding(mesh)),
         LossConfig(contrastive_weight=1.0, distill_weight=0.0), accumulating=False,
     )  # fmt: skip
-    return lowered, 3 * task.forward_flops(params, work(batch)) / n
+    return needs(lowered), 3 * task.forward_flops(params, work(batch)) / n
 
 
 def encode_texts(devices: list, layers: int):
     """As many texts of 256 tokens as a TPU encodes at a time, mean pooling."""
     mesh = sharding.make_mesh(devices=devices)
-    everywhere, texts = sharding.replicated(mesh), _texts(mesh)
-    params = {"encoder": abstract_params(bert(layers))}
-    lowered = encode._forward.lower(
-        sharding.abstract(params, everywhere), *texts[:2],
-        encoder=dual_encoder(layers, "mean"), field="key", result=everywhere,
-    )  # fmt: skip
-    return lowered, forward_flops(bert(layers), params, ROWS * LENGTH, ROWS * LENGTH**2)
+    encoder, params = dual_encoder(layers, "mean"), {"encoder": abstract_params(bert(layers))}
+    needed = encode.analyse(encoder, params, mesh, "key", ROWS * mesh.size, LENGTH)
+    return needed, encoder.flops(params, "key", ROWS * LENGTH, ROWS * LENGTH**2)
 
 
 def rerank(devices: list, layers: int):
     """As many pairs of 256 tokens, by a BERT with its pooler and a head."""
     mesh = sharding.make_mesh(devices=devices)
-    everywhere = sharding.replicated(mesh)
-    encoder = CrossEncoder(bert(layers), "bfloat16", False, (0.0, 0.0), True)
+    encoder = CrossEncoder(bert(layers), "bfloat16", False, (0.0, 0.0), "cls", typed=True)
     linear = {"kernel": (768, 768), "bias": (768,)}, {"kernel": (768, 1), "bias": (1,)}
     pooler, head = (
         {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
         for shapes in linear
     )
     params = {"bert": abstract_params(bert(layers)) | {"pooler": {"dense": pooler}}}
-    lowered = cross_scorer._forward.lower(
-        sharding.abstract(params | {"classifier": head}, everywhere), *_texts(mesh),
-        encoder=encoder, result=everywhere,
-    )  # fmt: skip
-    return lowered, forward_flops(bert(layers), params, ROWS * LENGTH, ROWS * LENGTH**2)
+    params |= {"classifier": head}
+    needed = cross_scorer.analyse(encoder, params, mesh, ROWS * mesh.size, LENGTH)
+    return needed, encoder.flops(params, ROWS * LENGTH, ROWS * LENGTH**2)
 
 
 def score(devices: list, layers: int, *, fsdp: int, tensor: int):
     """Four prompts of 1,024 tokens for each device that shares a batch, by a Llama of 7B's size."""
     mesh = sharding.make_mesh(fsdp, tensor, devices=devices)
     lm = CausalLM(llama(layers), "bfloat16")
-    shapes = sharded_shapes(lm, mesh)
-    lowered = likelihood.answer_log_likelihood.lower(
-        shapes, *batch_shapes(mesh, 4, (1024,), (), ()), lm=lm.on(mesh), slots=8, group=8
-    )
-    # The words' vectors are looked up, and the head sees the answers alone.
-    weights = sum(x.size for x in jax.tree.leaves(shapes)) - 2 * 32000 * 4096
-    tokens = 4 * 1024 * len(devices) // tensor
-    pairs = 4 * layers * 4096 * tokens * 1024 / 2
-    return lowered, (2 * weights * tokens + pairs) / len(devices)
+    needed = likelihood.analyse(lm, sharded_shapes(lm, mesh), mesh, 4, 1024)
+    prompts = 4 * len(devices) // tensor
+    return needed, lm.flops(prompts * 1024, prompts * 1024**2) / len(devices)
 
 
 def search(devices: list, layers: int):
     """1,000 queries among 4,096 keys a device, of which a search has many: 200 hits, fp32, which is
     6 products in bf16."""
     mesh = sharding.make_mesh(devices=devices)
-    merge, _ = exact._compiled(mesh, "cos", 4096)
-    rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    of = jax.ShapeDtypeStruct
-    best = [of((len(devices), 1000, 200), kind, sharding=rows) for kind in (np.float32, np.int32)]
-    lowered = merge.lower(
-        *best, of((1000, 768), np.float32, sharding=everywhere),
-        of((len(devices) * 4096, 768), np.float32, sharding=rows),
-        of((2,), np.int32, sharding=everywhere),
-    )  # fmt: skip
-    return lowered, 6 * 2 * 1000 * 4096 * 768
-
-
-def _texts(mesh):
-    rows, n = sharding.batch_sharding(mesh), ROWS * mesh.size
-    ids = jax.ShapeDtypeStruct((n, LENGTH), np.int32, sharding=rows)
-    numbers = jax.ShapeDtypeStruct((n,), np.int32, sharding=rows)
-    return ids, numbers, numbers
+    needed = exact.analyse(mesh, 1000, 4096 * mesh.size, 768, 200, "cos", 1000)
+    return needed, 6 * 2 * 1000 * 4096 * 768
 
 
 # Each with the layers of the whole model.
@@ -220,9 +191,9 @@ def main() -> None:
 def _compile(name: str, program: str) -> None:
     """Prints what one program takes on one device, as JSON."""
     devices, of = topology.devices(name), topology.chip(name)
-    depth, lower = PROGRAMS[program]
+    depth, analyse = PROGRAMS[program]
     # The first two layers and one more.
-    steps = [_measured(lower, devices, layers, of) for layers in ([2, 3] if depth > 1 else [1])]
+    steps = [_measured(analyse, devices, layers, of) for layers in ([2, 3] if depth > 1 else [1])]
     more = depth - 2 if depth > 1 else 0
     whole = [a + more * (b - a) for a, b in zip(steps[0], steps[-1], strict=True)]
     ideal, seconds, exchanged = whole
@@ -232,10 +203,9 @@ def _compile(name: str, program: str) -> None:
     }))  # fmt: skip
 
 
-def _measured(lower, devices, layers, of) -> tuple[float, ...]:
-    lowered, operations = lower(devices, layers)
-    compiled = lowered.compile()
-    found = topology.estimate(compiled.as_text(), of)
+def _measured(analyse, devices, layers, of) -> tuple[float, ...]:
+    needed, operations = analyse(devices, layers)
+    found = topology.estimate(needed.compiled.as_text(), of)
     exchanged = sum(found.exchanged.values()) / 2**20
     return operations / of.flops, sum(found.seconds.values()), exchanged
 

@@ -131,6 +131,11 @@ def halves(number: int) -> Iterator[int]:
         yield number
 
 
+def numbers(tree) -> int:
+    """How many there are in all arrays of a tree."""
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
 def device_bytes(tree) -> int:
     """Bytes of a device that arrays, or shapes with shardings, take."""
     leaves = jax.tree.leaves(tree)

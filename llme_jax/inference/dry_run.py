@@ -6,10 +6,9 @@ what they need.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -24,6 +23,7 @@ from llme_jax.devices.fitting import (
     device_bytes,
     halves,
     memory_limit,
+    numbers,
     verdict,
 )
 from llme_jax.devices.memory import Needs
@@ -94,14 +94,14 @@ def show(
     params,
     readings: Sequence[Reading],
     fitting: Callable[[Remedies], list[tuple[str, float]]],
-    others: Mapping[str, Callable[[], Needs]] = MappingProxyType({}),
+    others: Sequence[tuple[str, Callable[[], Needs]]] = (),
 ) -> int:
     """Prints it, on process 0.
 
     Args:
         params: arrays or shapes, with shardings.
         fitting: finds settings that fit, see `verdict`.
-        others: what programs that read no texts need, by what they do.
+        others: programs that read no texts: what they do, and what they need.
 
     Returns:
         The exit code: 1 when it does not fit into the devices' memory.
@@ -111,13 +111,12 @@ def show(
     if not readings:
         say("there is nothing to read")
         return 0
-    numbers = sum(x.size for x in jax.tree.leaves(params))
     say(
-        f"parameters         {numbers:,}; {device_bytes(params) / GIB:.2f} GiB on each of "
+        f"parameters         {numbers(params):,}; {device_bytes(params) / GIB:.2f} GiB on each of "
         f"{mesh.size} devices"
     )
     memory = max(_show(say, settings, reading) for reading in readings)
-    for name, find in others.items():
+    for name, find in others:
         logger.info("compiling the %s", name)
         needed = find().total
         say(f"{name:18} {needed / GIB:.2f} GiB of a device")

@@ -41,14 +41,14 @@ class BatchRows:
         self._rows = rows
         if rows is None:
             tokens = max(min(tokens_a_device(mesh) * times, TOKENS), widest)
-            left = memory_left(mesh) if left is None else left
+            left = _memory_left(mesh) if left is None else left
             self._tokens = tokens if left is None else _that_fit(tokens, left, widest, analyse)
 
     def __call__(self, width: int) -> int:
         return (self._rows or max(self._tokens // width, 1)) * self.devices
 
 
-def memory_left(mesh: Mesh) -> float | None:
+def _memory_left(mesh: Mesh) -> float | None:
     """Bytes of a device that nothing takes yet; None where it does not say, as CPUs."""
     memory = mesh.local_devices[0].memory_stats() or {}
     if "bytes_limit" not in memory:

@@ -9,6 +9,14 @@ from llme_jax.models.layers import ACTIVATIONS
 from llme_jax.models.rope import Rope, read_rope
 
 # What transformers takes where config.json is silent, for the fields that old files leave out.
+_OF_GEMMA = {
+    "attention_bias": False,
+    "head_dim": 256,
+    "num_key_value_heads": 4,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+}
 _DEFAULTS = {
     "llama": {"attention_bias": False, "mlp_bias": False},
     "eurobert": {"attention_bias": False, "mlp_bias": False, "rms_norm_eps": 1e-5},
@@ -26,24 +34,14 @@ _DEFAULTS = {
         "original_max_position_embeddings": 4096,
         "partial_rotary_factor": 1.0,
     },
-    "gemma2": {
-        "attention_bias": False,
-        "head_dim": 256,
-        "num_key_value_heads": 4,
-        "sliding_window": 4096,
-        "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 256,
+    "gemma2": _OF_GEMMA
+    | {
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
         "sliding_window_pattern": 2,
     },
-    "gemma3_text": {
-        "attention_bias": False,
-        "head_dim": 256,
-        "num_key_value_heads": 4,
-        "sliding_window": 4096,
-        "tie_word_embeddings": True,
-        "query_pre_attn_scalar": 256,
+    "gemma3_text": _OF_GEMMA
+    | {
         "rope_theta": 1_000_000.0,
         "rope_local_base_freq": 10_000.0,
         "sliding_window_pattern": 6,

@@ -91,7 +91,6 @@ def open_cross_scorer(config: RankConfig) -> Scoring:
     encoder, params, tokenizer, layout = open_ranker(config, weights=not planning.plan)
     mesh = make_mesh(devices=topology.devices(planning.topology) or jax.local_devices())
     scorer = CrossScorer(data, encoder, tokenizer, layout, mesh, config.evaluation.batch_size)
-
     version = data.add_instruction and data.version
 
     def describe() -> dict[str, str]:
@@ -212,29 +211,33 @@ class CrossScorer:
             pairs: how many there are in all.
         """
         of_sample, most = self.tokens(sample)
-        mesh, encoder, everywhere = self._mesh, self._encoder, replicated(self._mesh)
-        shapes = abstract(params, everywhere)
-
-        def analyse(rows: int, width: int) -> Needs:
-            batch = batch_shapes(mesh, rows // mesh.size, (width,), (), ())
-            return needs(_forward.lower(shapes, *batch, encoder=encoder, result=everywhere))
+        mesh, encoder = self._mesh, self._encoder
 
         def readings(size: int) -> list[Reading]:
             return [
                 Reading(
                     *("pairs", mesh, pairs, of_sample.lengths, self._longest),
                     **self._batches(size, most),
-                    analyse=analyse,
+                    analyse=partial(analyse, encoder, params, mesh),
                     flops=partial(encoder.flops, params),
                 )
             ]
 
         fitting = partial(smaller_batches, self._rows, readings)
+        shapes = abstract(params, replicated(mesh))
         return show(settings, shapes, readings(self._rows), fitting)
 
     def bound(self, params: dict) -> Callable[..., np.ndarray]:
         """A call with these parameters, which go to the devices now."""
         return partial(self, on_every_device(params, self._mesh))
+
+
+def analyse(encoder: CrossEncoder, params: dict, mesh: Mesh, rows: int, width: int) -> Needs:
+    """Compiles the scoring of a batch of pairs; shapes of parameters are enough."""
+    everywhere = replicated(mesh)
+    pairs = batch_shapes(mesh, rows // mesh.size, (width,), (), ())
+    how = {"encoder": encoder, "result": everywhere}
+    return needs(_forward.lower(abstract(params, everywhere), *pairs, **how))
 
 
 @partial(jax.jit, static_argnames=("encoder", "result"))

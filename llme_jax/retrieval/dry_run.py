@@ -67,5 +67,5 @@ def show_plan(
         abstract(params, replicated(mesh)),
         readings(batch_size),
         partial(smaller_batches, batch_size, readings),
-        {"exact search": partial(exact.analyse, mesh, *searched, batch_size)},
+        [("exact search", partial(exact.analyse, mesh, *searched, batch_size))],
     )

@@ -23,6 +23,7 @@ from llme_jax.devices.fitting import (
     device_bytes,
     halves,
     memory_limit,
+    numbers,
     verdict,
 )
 from llme_jax.devices.memory import Needs, needs
@@ -141,7 +142,7 @@ class DryRun:
     @property
     def _passes(self) -> int:
         """What a step computes, in forward passes: there are no gradients of frozen weights."""
-        trained, frozen = map(_numbers, (self.abstract.params, self.frozen))
+        trained, frozen = map(numbers, (self.abstract.params, self.frozen))
         return 2 if frozen > trained else 3
 
     def _memory(self, batch: Batch, recipe: DistillConfig, settings: TrainConfig) -> float:
@@ -221,7 +222,7 @@ class DryRun:
         passes = self._passes + (1 if again else 0)  # forward once more
         per_step = passes * self.settings.gradient_accumulation_steps / 1e12
         held = self.abstract, self.frozen
-        parameters = _numbers((self.abstract.params, self.frozen))
+        parameters = numbers((self.abstract.params, self.frozen))
         shardings = sharding.state_sharding(self.mesh, held, self.task.rules)
         state = device_bytes(sharding.abstract(held, shardings))
         lines = [
@@ -235,7 +236,3 @@ class DryRun:
         for program in sorted(survey.programs.values(), key=lambda program: -program.share):
             lines.append(f"  {program.share:6.1%}: {describe_shapes(program.batch)}")
         return "\n".join(lines)
-
-
-def _numbers(tree) -> int:
-    return sum(x.size for x in jax.tree.leaves(tree))

@@ -145,7 +145,8 @@ def test_training_compiles(tmp_path, topology):
         memory = float(re.search(r"it fits: a device has ([\d.]+) GiB", done.stdout)[1])
         assert memory == chip(topology).memory
         estimated = re.search(r"time of the step +([\d.]+) ms .*products", done.stdout)
-        assert 0 <= float(estimated[1]) < 100  # of a GPU 10 us
+        assert 0 <= float(estimated[1]) < 100
+        assert float(estimated[1]) or chip(topology).platform == "gpu"  # there 10 us
         # Every gradient once in fp32, and the queries' gradient; see tests/training/test_step.py.
         assert "MiB all-reduce" in done.stdout and "all-to-all" not in done.stdout
         assert not out.exists()
@@ -184,7 +185,7 @@ COMPILES = """
 import sys
 import jax, numpy as np
 from llme_jax.config import EncoderConfig
-from llme_jax.devices.sharding import abstract, batch_sharding, make_mesh, replicated
+from llme_jax.devices.sharding import batch_sharding, make_mesh, replicated
 from llme_jax.devices.topology import compiles_for, devices
 from llme_jax.lm import generation, likelihood, options
 from llme_jax.models.causal_lm import open_causal_lm, sharded_shapes
@@ -202,25 +203,20 @@ needed = [likelihood.analyse(*of_lm), options.analyse(*of_lm), generation.analys
 
 mesh = make_mesh(devices=devices(compiles_for()))
 rows, everywhere = batch_sharding(mesh), replicated(mesh)
-integers = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32, sharding=rows)
 encoder, params, _ = load_dual_encoder(EncoderConfig(query_encoder=bert))
-how = {"encoder": encoder, "field": "key", "result": everywhere}
-texts = integers(16, 64), integers(16)
-compiled = [encode._forward.lower(abstract(params, everywhere), *texts, **how)]
+reading = [encode.analyse(encoder, params, mesh, "key", 16, 64)]
 encoder, params, _ = load_cross_encoder(bert, dtype="auto", cache_dir=None, max_length=64)
-how = {"encoder": encoder, "result": everywhere}
-compiled.append(cross_scorer._forward.lower(abstract(params, everywhere), *texts, texts[1], **how))
+reading.append(cross_scorer.analyse(encoder, params, mesh, 16, 64))
 merge, join = exact._compiled(mesh, "cos", 64)
 best = [jax.ShapeDtypeStruct((8, 4, 10), t, sharding=rows) for t in (np.float32, np.int32)]
 queries = jax.ShapeDtypeStruct((4, 32), np.float32, sharding=everywhere)
 keys = jax.ShapeDtypeStruct((8 * 128, 32), np.float32, sharding=rows)
 bounds = jax.ShapeDtypeStruct((2,), np.int32, sharding=everywhere)
-compiled += [merge.lower(*best, queries, keys, bounds), join.lower(*best)]
-compiled = [program.compile() for program in compiled]
+searching = [merge.lower(*best, queries, keys, bounds), join.lower(*best)]
 platform = mesh.devices.flat[0].platform
 kernel = {"tpu": "forward_kernel", "gpu": "__cudnn$fmhaSoftmax"}[platform]
-assert all(kernel in program.as_text() for program in compiled[:2])
-needed += [program.memory_analysis() for program in compiled]
+assert all(kernel in of.compiled.as_text() for of in reading)
+needed += reading + [program.compile().memory_analysis() for program in searching]
 print(len(needed), all(needed), platform)
 """
 
