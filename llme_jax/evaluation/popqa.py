@@ -9,7 +9,15 @@ from llme_jax.config.evaluation import TaskConfig
 from llme_jax.data.rows import query_of, shown
 from llme_jax.errors import InputError
 from llme_jax.evaluation.prompts import Prompt
-from llme_jax.evaluation.task import Demonstrations, Scores, Task, needs_text, needs_texts, rng_of
+from llme_jax.evaluation.task import (
+    Demonstrations,
+    Scores,
+    Task,
+    means,
+    needs_text,
+    needs_texts,
+    rng_of,
+)
 from llme_jax.evaluation.text_metrics import contains, contains_words
 
 
@@ -71,8 +79,13 @@ def judge(row: dict, text: str) -> Scores:
     return {
         "accuracy": contains(text, answers),
         "accuracy_words": contains_words(text, answers),
-        "words_written": float(len(text.split())),
     }
 
 
-TASK = Task(check, prompt, judge, demonstrations=demonstrations)
+def summary(rows: Sequence[dict], outputs: Sequence[str], scores: Sequence[Scores]) -> Scores:
+    """A long text is more likely to hold an answer, so how long they are is said too."""
+    words = float(np.mean([len(text.split()) for text in outputs]))
+    return means(rows, outputs, scores) | {"words_written": words}
+
+
+TASK = Task(check, prompt, judge, summary, demonstrations)

@@ -117,7 +117,7 @@ def test_popqa_shows_other_relations(arguments, oracle, files, tmp_path):
     rows = read_lines(files / "popqa.json")
     seen = set()
     for i, row in enumerate(outputs(tmp_path)):
-        assert row["scores"].keys() == {"accuracy", "accuracy_words", "words_written"}
+        assert row["scores"].keys() == {"accuracy", "accuracy_words"}
         demonstrations = run.task_of(_settings("popqa", few_shot=4)).demonstrations
         shown = demonstrations(rows, [], _settings("popqa", few_shot=4), 42)(i)
         assert len(shown) == 4 and {r["prop_id"] for r in shown} == {0, 1, 2, 3} - {row["prop_id"]}
@@ -323,7 +323,5 @@ def test_two_evaluations_are_compared(arguments, tmp_path, capsys):
     page = (tmp_path / "report/report.md").read_text()
     assert "Answers of a language model" in page and "questions are better with" in page
     evaluate.main(arguments("popqa", retrieval_method="no"))
-    with pytest.raises(
-        InputError, match="accuracy_words, words_written: compare evaluations of one"
-    ):
+    with pytest.raises(InputError, match="accuracy_words: compare evaluations of one"):
         evaluate.main(["--compare", paths[0], str(tmp_path / "out/no/popqa.output.llama.json")])
