@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rank_rate", type=float, default=1e-4)
     parser.add_argument("--rank_group", type=int, default=6)
     parser.add_argument("--hits", type=int, default=20, help="of a test query that are reranked")
+    parser.add_argument("--retriever_weight", type=float, default=0.5, help="of both together")
     parser.add_argument("--negatives", type=int, default=9, help="mined, and scored")
     parser.add_argument("--scored", type=int, help="rows that the reranker scores [all]")
     parser.add_argument("--teacher_temperature", type=float, default=1.0)
@@ -191,12 +192,13 @@ def ranker(args, out: Path) -> str:
 
 
 def reranked(args, seed: int, out: Path, name: str, hits: str) -> None:
-    """The reranker's order of a retriever's hits of the test queries."""
+    """The reranker's order of a retriever's hits of the test queries, and that of both."""
     _, test, _ = flags(args, seed, out)
-    run("rank", f"{LENGTHS} {template(args)} --log_path {out}/log --output_dir {out} {test} "
-        f"{ranker(args, out)} --load_result {out}/test.result.{hits}.json "
-        f"--save_name {name}")  # fmt: skip
-    report(seed, name, json.loads((out / f"test.metrics.{name}.json").read_text()))
+    for label, weight in ((name, 0.0), (f"{name} + hits", args.retriever_weight)):
+        run("rank", f"{LENGTHS} {template(args)} --log_path {out}/log --output_dir {out} {test} "
+            f"{ranker(args, out)} --load_result {out}/test.result.{hits}.json "
+            f"--retriever_weight {weight} --save_name {name}")  # fmt: skip
+        report(seed, label, json.loads((out / f"test.metrics.{name}.json").read_text()))
 
 
 def students(args, seed: int, out: Path, scored: Path) -> None:

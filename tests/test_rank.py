@@ -205,7 +205,8 @@ def test_the_hits_of_a_result_file_are_reranked(arguments, rows, cross, tmp_path
     found = []
     for i, row in enumerate(rows):
         pred = rng.permutation(120)[: rng.integers(1, 6)].tolist()
-        found.append({"query_id": row.get("query_id", i), "pred": pred, "score": [0.0] * len(pred)})
+        score = sorted(rng.normal(size=len(pred)).tolist(), reverse=True)
+        found.append({"query_id": row.get("query_id", i), "pred": pred, "score": score})
     del found[3]  # a query without a hit
     result = write_lines(tmp_path / "found.json", found)
     rows = [row | {"pos_index": [7], "pos": [texts[7]]} for row in rows]
@@ -227,6 +228,19 @@ def test_the_hits_of_a_result_file_are_reranked(arguments, rows, cross, tmp_path
     assert {int(name.split("@")[1]) for name in metrics} == {1}  # 2 hits give no mrr@5
     for row, whole in zip(output(tmp_path, "scored", "two"), scored, strict=True):
         assert row["key_index"] == whole["key_index"][:2]
+    mixing = ["--retriever_weight", "0.25", "--save_name", "mixed", "--corpus", str(corpus_file)]
+    rank.main([*arguments, "--load_result", str(result), *mixing])
+    scores = {row["query_id"]: np.array(row["score"]) for row in found}
+    mixed = output(tmp_path, "scored", "mixed")
+    for i, (row, alone) in enumerate(zip(mixed, scored, strict=True)):
+        if not row["key"]:
+            continue
+        both = np.array(alone["teacher_scores"]), scores[rows[i].get("query_id", i)]
+        ranker, retriever = ((x - x.mean()) / max(x.std(), 1e-9) for x in both)
+        want = 0.75 * ranker + 0.25 * retriever
+        np.testing.assert_allclose(
+            row["teacher_scores"], want, atol=1e-4
+        )  # 1 / std multiplies 1e-5
     with pytest.raises(InputError, match=r"would be overwritten .* give another --save_name"):
         again = ["--load_result", str(tmp_path / "out/test.result.s.json")]
         rank.main([*arguments, *again, "--corpus", str(corpus_file)])

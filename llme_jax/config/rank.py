@@ -130,6 +130,14 @@ class RerankConfig(MeasureConfig):
         least=1,
         may_change=True,
     )
+    retriever_weight: float = setting(
+        0.0,
+        "What the scores of --load_result count, the ranker's count the rest; before they are "
+        "added, both are brought to mean 0 and deviation 1 over the keys of a query.",
+        least=0,
+        most=1,
+        may_change=True,
+    )
     save_to_output: bool = setting(
         False,
         "Write collated rows to --output_dir instead of beside --eval_data.",

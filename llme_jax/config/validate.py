@@ -51,6 +51,10 @@ def validate_ranking(config: RankConfig) -> None:
     data, ranker, _, ev, train, *_ = config.groups()
     if ev.load_result and not data.corpus:
         raise InputError("--load_result needs --corpus, the passages whose numbers it holds")
+    if ev.retriever_weight and not ev.load_result:
+        raise InputError(
+            f"--retriever_weight {ev.retriever_weight}: needs --load_result, whose scores it weighs"
+        )
     if data.train_data:
         _check_training(config)
         if written := {*ev.metrics} & {*RANK_COLLATIONS}:

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from jaxtyping import Float32
+from numpy import ndarray
+
 from llme_jax.data.corpus import NEED_POSITIVES, check_answers
 from llme_jax.data.rows import prompt_of, query_of, shown, strings_of, task_of
 from llme_jax.errors import InputError
@@ -22,10 +25,11 @@ class CandidateRow(NamedTuple):
     numbered: bool  # are the ids numbers in the corpus?
     source: str  # the fields that the keys come from
     prompt: str | None  # what is put before this query, where queries get an instruction
+    retrieved: Float32[ndarray, "_"] | None = None  # a score of each key from what found it
 
 
-# The ids and texts of a row's candidates that come from elsewhere, by the row and its number.
-Found = Callable[[dict, int], tuple[list[int], list[str]]]
+# Ids, texts and scores of a row's candidates that come from elsewhere, by the row and its number.
+Found = Callable[[dict, int], tuple[list[int], list[str], Float32[ndarray, "_"]]]
 
 
 def parse_candidates(
@@ -45,8 +49,9 @@ def parse_candidates(
     query, task, pos = query_of(record), task_of(record), strings_of(record, "pos")
     numbers = _numbers(record, "pos_index")
     source = _source(record) if found is None else "key"
+    retrieved = None
     if found:
-        ids, keys = found(record, number)
+        ids, keys, retrieved = found(record, number)
         given = numbers
     elif source == "key":
         keys = strings_of(record, "key")
@@ -73,8 +78,9 @@ def parse_candidates(
         check_answers(record.get("answers"))
     answers = record.get("answers") if "nq" in metrics else []
     relevant = [*dict.fromkeys(relevant)]
+    prompt = prompt_of(record)
     return CandidateRow(
-        query, task, keys, ids, relevant, answers, numbered, source, prompt_of(record)
+        query, task, keys, ids, relevant, answers, numbered, source, prompt, retrieved
     )
 
 

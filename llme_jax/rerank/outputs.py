@@ -35,6 +35,22 @@ class Order(NamedTuple):
         return cls(places, scores[places])
 
 
+def mixed(scores: ndarray, retrieved: ndarray, weight: float) -> ndarray:
+    """What ranker and retriever say together of a query's candidates, float32[n].
+
+    Each is brought to mean 0 and deviation 1: a ranker's logits and a retriever's similarities
+    have no common unit.
+
+    Args:
+        weight: what `retrieved` counts, the others count 1 - weight.
+    """
+    if not len(scores):
+        return scores
+    both = (x.astype(np.float64) for x in (scores, retrieved))
+    ranker, retriever = ((x - x.mean()) / (x.std() or 1.0) for x in both)
+    return ((1 - weight) * ranker + weight * retriever).astype(np.float32)
+
+
 class Measured:
     """Metrics of rows that are added one by one."""
 
@@ -154,6 +170,8 @@ def write_all(
     measured = Measured(settings)
     with Writer(files, found=settings.load_result is not None) as out:
         for i, ((record, row), own) in enumerate(zip(rows.rows(), scores, strict=True)):
+            if settings.retriever_weight:
+                own = mixed(own, row.retrieved, settings.retriever_weight)
             order = Order.of(own, settings.hits)
             measured.add(row, order)
             out.add(record, i, row, own, order)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from llme_jax.config import RankConfig
@@ -152,11 +153,12 @@ def _found(config: RankConfig) -> tuple[Found | None, dict[str, str], Corpus | N
     corpus = Corpus(corpus_file(data), data.key_template)
     path = _loaded(config)
     predictions = read_predictions(path, len(corpus))
+    nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
-    def found(record: dict, number: int) -> tuple[list[int], list[str]]:
-        ids = predictions.get(query_id_of(record, number), ([], []))[0]
-        ids = [int(i) for i in ids if i >= 0][: settings.rerank_depth]
-        return ids, [corpus.text(i) for i in ids]
+    def found(record: dict, number: int) -> tuple[list[int], list[str], np.ndarray]:
+        ids, scores = predictions.get(query_id_of(record, number), nothing)
+        there = np.flatnonzero(ids >= 0)[: settings.rerank_depth]
+        return ids[there].tolist(), [corpus.text(i) for i in ids[there].tolist()], scores[there]
 
     describe = {"result": digest_file(path), "corpus": corpus.digest}
     describe |= {"key_template": data.key_template, "depth": str(settings.rerank_depth)}

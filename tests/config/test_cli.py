@@ -128,6 +128,7 @@ def test_settings_that_cannot_work_are_refused(line, message):
     [
         ("", "give --train_data to train a ranker, or --eval_data to rerank"),
         ("--eval_data a.json --load_result r.json", "--load_result needs --corpus"),
+        ("--eval_data a.json --retriever_weight 0.5", "retriever_weight 0.5: needs --load_result"),
         ("--train_data a.json --train_group_size 1", "--train_group_size 1: give 2 or more"),
         ("--eval_data a.json --output_dir gs://b/x", "give a local folder to rerank"),
         ("--train_data a.json --metrics mrr collate_score", "--metrics collate_score: nothing is"),

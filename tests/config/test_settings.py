@@ -88,6 +88,7 @@ NUMBERS = {
     "relative_margin": (float, False, True, True, "0.05"),
     "rerank_depth": (int, False, False, False, "20"),
     "rerank_margin": (float, False, True, True, "0.5"),
+    "retriever_weight": (float, False, True, False, "0.2"),
     "rerank_max_score": (float, True, True, True, "-1.5"),
     "save_steps": (int, False, False, False, "50"),
     "save_total_limit": (int, False, False, False, "2"),
