@@ -61,28 +61,31 @@ def describe_time(
 
 
 class Remedies:
-    """Looks for changes with which a program fits.
+    """Looks for changes with which a program fits, and says each as soon as it is found.
 
     Args:
         limit: bytes of a device.
 
     Attributes:
         tried: bytes by flags.
+        found: does any fit?
     """
 
-    def __init__(self, limit: float):
-        self._limit, self.tried = limit, {}
+    def __init__(self, limit: float, say: Callable[[str], None]):
+        self._limit, self._say = limit, say
+        self.tried, self.found = {}, False
 
-    def mildest(self, changes: list[Change]) -> list[tuple[str, float]]:
-        """The first that fits, and its bytes, by bisection: compiling takes long.
+    def seek(self, changes: list[Change]) -> None:
+        """Says the first that fits, by bisection: compiling takes long.
 
         Args:
             changes: each takes less memory than the one before.
         """
         if not changes or not self._fits(*changes[-1]):
-            return []
+            return
         at = bisect_left(changes[:-1], True, key=lambda change: self._fits(*change))
-        return [(flags := changes[at][0], self.tried[flags])]
+        flags, self.found = changes[at][0], True
+        self._say(f"  {flags}: {self.tried[flags] / GIB:.2f} GiB")
 
     def _fits(self, flags: str, memory: Callable[[], float]) -> bool:
         logger.info("trying %s", flags)
@@ -94,14 +97,14 @@ def verdict(
     say: Callable[[str], None],
     memory: float,
     limit: float | None,
-    fitting: Callable[[Remedies], list[tuple[str, float]]],
+    seek: Callable[[Remedies], None],
 ) -> int:
     """Says whether it fits, and if not with which settings it would.
 
     Args:
         memory: bytes of a device that are needed.
         limit: those that there are, see `memory_limit`.
-        fitting: finds the settings.
+        seek: looks for the settings.
 
     Returns:
         The exit code: 1 when it does not fit.
@@ -113,11 +116,9 @@ def verdict(
         say(f"it fits: a device has {limit / GIB:.2f} GiB")
         return 0
     say(f"it does not fit: a device has {limit / GIB:.2f} GiB; it would with")
-    remedies = Remedies(limit)
-    found = fitting(remedies)
-    for flags, needed in found:
-        say(f"  {flags}: {needed / GIB:.2f} GiB")
-    if not found:
+    remedies = Remedies(limit, say)
+    seek(remedies)
+    if not remedies.found:
         least = min(remedies.tried.items(), key=lambda one: one[1], default=None)
         said = f", {least[0]} takes {least[1] / GIB:.2f} GiB" if least else ""
         say(f"  none of the settings that were tried{said}")

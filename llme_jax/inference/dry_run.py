@@ -93,14 +93,14 @@ def show(
     settings: PlanConfig,
     params,
     readings: Sequence[Reading],
-    fitting: Callable[[Remedies], list[tuple[str, float]]],
+    seek: Callable[[Remedies], None],
     others: Sequence[tuple[str, Callable[[], Needs]]] = (),
 ) -> int:
     """Prints it, on process 0.
 
     Args:
         params: arrays or shapes, with shardings.
-        fitting: finds settings that fit, see `verdict`.
+        seek: looks for settings that fit, see `verdict`.
         others: programs that read no texts: what they do, and what they need.
 
     Returns:
@@ -121,7 +121,7 @@ def show(
         needed = find().total
         say(f"{name:18} {needed / GIB:.2f} GiB of a device")
         memory = max(memory, needed)
-    return verdict(say, memory, memory_limit(settings, mesh), fitting)
+    return verdict(say, memory, memory_limit(settings, mesh), seek)
 
 
 def _show(say: Callable, settings: PlanConfig, reading: Reading) -> float:
@@ -168,8 +168,8 @@ def _duration(seconds: float) -> str:
 
 def smaller_batches(
     batch_size: int, readings: Callable[[int], Iterable[Reading]], remedies: Remedies
-) -> list[tuple[str, float]]:
-    """The largest --batch_size below this one that fits, see `verdict`.
+) -> None:
+    """Looks for the largest --batch_size below this one that fits.
 
     Args:
         readings: what is read with a batch size.
@@ -178,9 +178,7 @@ def smaller_batches(
     def memory(size: int) -> float:
         return max(reading.needs(reading.possible).total for reading in readings(size))
 
-    return remedies.mildest(
-        [(f"--batch_size {size}", partial(memory, size)) for size in halves(batch_size)]
-    )
+    remedies.seek([(f"--batch_size {size}", partial(memory, size)) for size in halves(batch_size)])
 
 
 def sampled(count: int, most: int = SAMPLE) -> list[int]:

@@ -62,24 +62,21 @@ def show_plan(
         lm.flops,
     )
 
-    def fitting(remedies: Remedies) -> list[tuple[str, float]]:
+    def seek(remedies: Remedies) -> None:
         many = batch(longest) // sharing(mesh)
-        found = []
         if flag:
-            fewer = [(f"{flag} {n}", partial(memory, mesh, n)) for n in halves(many)]
-            found += remedies.mildest(fewer)
+            remedies.seek([(f"{flag} {n}", partial(memory, mesh, n)) for n in halves(many)])
         for name in ("tensor", "fsdp"):
             spread = [
                 (f"--{name} {other.shape[name]}", partial(memory, other, rows or 1))
                 for other in _wider(mesh, name)
             ]
-            found += remedies.mildest(spread)
-        return found
+            remedies.seek(spread)
 
     def memory(on: Mesh, rows: int) -> float:
         return analyse(lm, sharded_shapes(lm, on), on, rows, longest).total
 
-    return show(settings, shapes, [reading], fitting)
+    return show(settings, shapes, [reading], seek)
 
 
 def _wider(mesh: Mesh, axis: str) -> Iterator[Mesh]:

@@ -223,9 +223,9 @@ class CrossScorer:
                 )
             ]
 
-        fitting = partial(smaller_batches, self._rows, readings)
+        seek = partial(smaller_batches, self._rows, readings)
         shapes = abstract(params, replicated(mesh))
-        return show(settings, shapes, readings(self._rows), fitting)
+        return show(settings, shapes, readings(self._rows), seek)
 
     def bound(self, params: dict) -> Callable[..., np.ndarray]:
         """A call with these parameters, which go to the devices now."""

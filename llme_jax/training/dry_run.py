@@ -108,7 +108,7 @@ class DryRun:
             )
             say(f"  {describe_shapes(largest.batch)}")
         limit = memory_limit(self.planning, self.mesh)
-        return verdict(say, memory, limit, partial(self._fitting, largest))
+        return verdict(say, memory, limit, partial(self._seek, largest))
 
     def _survey(self, plan: Plan) -> Survey:
         survey, params = Survey(), self.abstract.params | self.frozen
@@ -171,8 +171,8 @@ class DryRun:
             found = found._replace(arguments=found.arguments + more)
         return found
 
-    def _fitting(self, largest: Program, remedies: Remedies) -> list[tuple[str, float]]:
-        """Flags with which the largest step fits, and its memory.
+    def _seek(self, largest: Program, remedies: Remedies) -> None:
+        """Looks for flags with which the largest step fits.
 
         Of each setting it is the mildest change; all together are tried when none is enough.
         """
@@ -187,18 +187,15 @@ class DryRun:
         chunks = self._smaller_chunks(largest)
         spread = [n for n in range(settings.fsdp + 1, devices + 1) if devices % n == 0]
         rows = [*halves(self.plan.batch_size // devices)]
-        fitting = [
-            *remedies.mildest([changed(**remat)] if remat else []),
-            *remedies.mildest([changed(**chunk) for chunk in chunks]),
-            *remedies.mildest([changed(fsdp=n) for n in spread]),
-            *remedies.mildest(
-                [(f"--per_device_train_batch_size {n}", partial(self._smaller, n)) for n in rows]
-            ),
-        ]
-        if not fitting:
+        remedies.seek([changed(**remat)] if remat else [])
+        remedies.seek([changed(**chunk) for chunk in chunks])
+        remedies.seek([changed(fsdp=n) for n in spread])
+        remedies.seek(
+            [(f"--per_device_train_batch_size {n}", partial(self._smaller, n)) for n in rows]
+        )
+        if not remedies.found:
             both = remat | ({"fsdp": spread[-1]} if spread else {})
-            fitting = remedies.mildest([changed(**both, **chunk) for chunk in chunks])
-        return fitting
+            remedies.seek([changed(**both, **chunk) for chunk in chunks])
 
     def _smaller_chunks(self, largest: Program) -> list[dict[str, int]]:
         """Settings of smaller and smaller sub-batches; of tokens where there are such already."""
