@@ -16,7 +16,7 @@ from llme_jax.config import RankConfig, shrunk
 from llme_jax.files.cache import cache_dir
 from llme_jax.quickstart import data as quickstart
 
-STEPS = 150
+STEPS = 400
 
 
 def get_config(arg: str | None = None) -> RankConfig:
@@ -31,6 +31,7 @@ def get_config(arg: str | None = None) -> RankConfig:
         config.data.corpus = str(files.corpus)
         config.evaluation.load_result = "data/outputs/quickstart/test.result.json"
         config.evaluation.rerank_depth = 20
+        config.evaluation.retriever_weight = 0.7
         return config
     config.ranker.ranker = str(files.model)
     config.data.train_data = ["data/outputs/quickstart-mine/train.neg.json"]
@@ -38,6 +39,6 @@ def get_config(arg: str | None = None) -> RankConfig:
     config.training.per_device_train_batch_size = 8
     config.training.max_steps = STEPS
     config.training.learning_rate = 1e-4
-    config.training.save_steps = 50
+    config.training.save_steps = 100
     config.training.logging_steps = 10
     return shrunk(config, arg)
