@@ -1,6 +1,6 @@
 """What retrieval is worth to a language model, and what training the retriever is worth to it.
 
-    python benchmarks/answers.py           # 40 minutes of 2 CPU cores
+    python benchmarks/answers.py           # 10 to 40 minutes of 2 CPU cores
 
 SmolLM2-135M-Instruct reads nothing, or what BM25, all-MiniLM-L6-v2 as it is, or the quickstart's
 trained encoder has found, or what is right:

@@ -44,6 +44,7 @@ COLOURS = "".join(
 )
 SHOWN = 220  # letters of a text in a table
 EXAMPLES = 5
+ROUNDING = 1e-5  # of a log-likelihood, which the width of its batch rounds otherwise
 
 
 def signed(value: float) -> str:
@@ -174,6 +175,7 @@ def won_and_lost(
         columns: of an example's texts, behind the query and what is right.
         example: cells of query i: the query, what is right, these texts, before and after.
     """
+    gains = np.where(np.abs(gains) < ROUNDING, 0.0, gains)
     won, lost = int((gains > 0).sum()), int((gains < 0).sum())
     said = f"{won} {many} are better with {name}, {lost} worse, {len(gains) - won - lost} equal."
     order = np.argsort(-gains, kind="stable")

@@ -15,6 +15,7 @@ from tiny import read_lines
 
 from llme_jax import rank, report, retrieve, score, train
 from llme_jax.errors import InputError
+from llme_jax.reports.blocks import to_markdown, won_and_lost
 from llme_jax.reports.bootstrap import paired_bootstrap
 
 LENGTHS = "--query_max_length 24 --key_max_length 32 --add_instruction false".split()
@@ -193,3 +194,13 @@ def test_changed_queries_are_noticed(runs, tmp_path, monkeypatch):
     text = (folder / "report.md").read_text()
     assert "No interval for before: before: its hits give ndcg@10" in text
     assert "--eval_data was changed" in text and "**" not in text
+
+
+def test_rounding_wins_nothing():
+    gains = np.array([0.3, 2e-6, -2e-6, 0.0, -0.2])
+    found = won_and_lost(
+        *("question", "questions", "b", gains, []), lambda i: [f"q{i}", "right", "0", "1"]
+    )
+    text = to_markdown("page", [found])
+    assert "1 questions are better with b, 1 worse, 3 equal." in text
+    assert [f"q{i}" in text for i in range(5)] == [True, False, False, False, True]
