@@ -238,9 +238,8 @@ def test_the_hits_of_a_result_file_are_reranked(arguments, rows, cross, tmp_path
         both = np.array(alone["teacher_scores"]), scores[rows[i].get("query_id", i)]
         ranker, retriever = ((x - x.mean()) / max(x.std(), 1e-9) for x in both)
         want = 0.75 * ranker + 0.25 * retriever
-        np.testing.assert_allclose(
-            row["teacher_scores"], want, atol=1e-4
-        )  # 1 / std multiplies 1e-5
+        # Rounding of the scores, 1e-5, is multiplied by 1 / deviation.
+        np.testing.assert_allclose(row["teacher_scores"], want, atol=1e-4)
     with pytest.raises(InputError, match=r"would be overwritten .* give another --save_name"):
         again = ["--load_result", str(tmp_path / "out/test.result.s.json")]
         rank.main([*arguments, *again, "--corpus", str(corpus_file)])

@@ -185,7 +185,7 @@ COMPILES = """
 import sys
 import jax, numpy as np
 from llme_jax.config import EncoderConfig
-from llme_jax.devices.sharding import batch_sharding, make_mesh, replicated
+from llme_jax.devices.sharding import batch_sharding, make_mesh
 from llme_jax.devices.topology import compiles_for, devices
 from llme_jax.lm import generation, likelihood, options
 from llme_jax.models.causal_lm import open_causal_lm, sharded_shapes
@@ -202,21 +202,19 @@ of_lm = lm, sharded_shapes(lm, spread), spread, 2, 128
 needed = [likelihood.analyse(*of_lm), options.analyse(*of_lm), generation.analyse(*of_lm, 8)]
 
 mesh = make_mesh(devices=devices(compiles_for()))
-rows, everywhere = batch_sharding(mesh), replicated(mesh)
 encoder, params, _ = load_dual_encoder(EncoderConfig(query_encoder=bert))
 reading = [encode.analyse(encoder, params, mesh, "key", 16, 64)]
 encoder, params, _ = load_cross_encoder(bert, dtype="auto", cache_dir=None, max_length=64)
 reading.append(cross_scorer.analyse(encoder, params, mesh, 16, 64))
-merge, join = exact._compiled(mesh, "cos", 64)
+# Two products a device; then what joins their hits.
+searching = exact.analyse(mesh, 4, 2 * 8 * exact.UNIT, 32, 10, "cos", 4)
+_, join = exact._compiled(mesh, "cos", exact.UNIT)
+rows = batch_sharding(mesh)
 best = [jax.ShapeDtypeStruct((8, 4, 10), t, sharding=rows) for t in (np.float32, np.int32)]
-queries = jax.ShapeDtypeStruct((4, 32), np.float32, sharding=everywhere)
-keys = jax.ShapeDtypeStruct((8 * 128, 32), np.float32, sharding=rows)
-bounds = jax.ShapeDtypeStruct((2,), np.int32, sharding=everywhere)
-searching = [merge.lower(*best, queries, keys, bounds), join.lower(*best)]
 platform = mesh.devices.flat[0].platform
 kernel = {"tpu": "forward_kernel", "gpu": "__cudnn$fmhaSoftmax"}[platform]
 assert all(kernel in of.compiled.as_text() for of in reading)
-needed += reading + [program.compile().memory_analysis() for program in searching]
+needed += [*reading, searching, join.lower(*best).compile().memory_analysis()]
 print(len(needed), all(needed), platform)
 """
 
