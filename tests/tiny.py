@@ -12,11 +12,11 @@ from transformers import AutoConfig, BertConfig, BertTokenizerFast, PreTrainedTo
 
 from llme_jax.data.batch import Batch, pack_padded
 from llme_jax.devices import sharding
+from llme_jax.hugging_face.weights import load_params, save_params
 from llme_jax.models.bert import abstract_params
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.packing import padded
-from llme_jax.models.weights import load_params, save_params
 
 WORDS = [f"w{i}" for i in range(200)]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<answer>"

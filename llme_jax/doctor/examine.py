@@ -22,7 +22,7 @@ from llme_jax.doctor.report import show
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
 from llme_jax.files.storage import check_writable
-from llme_jax.models.tokenizer import load_tokenizer
+from llme_jax.hugging_face.tokenizer import load_tokenizer
 
 
 def examine(config: DoctorConfig) -> int:
@@ -73,7 +73,7 @@ def _find_tokenizer(encoder: EncoderConfig):
     folder = Path(encoder.query_encoder).expanduser()
     try:
         if not (folder / "config.json").is_file():
-            from llme_jax.models.weights import find_model  # needs jax, which takes a second
+            from llme_jax.hugging_face.weights import find_model  # needs jax, which takes a second
 
             folder = find_model(encoder.query_encoder, encoder.model_cache_dir, weights=False)
         return load_tokenizer(folder)

@@ -14,7 +14,7 @@ from llme_jax.evaluation.questions import Keys
 from llme_jax.evaluation.texts import keys_of_corpus
 from llme_jax.files.atomic import digest, digest_file
 from llme_jax.files.storage import result_path
-from llme_jax.models.weights import find_model, fingerprint_files
+from llme_jax.hugging_face.weights import find_model, fingerprint_files
 from llme_jax.retrieval.results import write_json
 from llme_jax.retrieval.run import retrieved
 

@@ -28,10 +28,10 @@ from llme_jax.evaluation.tasks import task_of
 from llme_jax.evaluation.texts import of_same_task, own_keys, text_questions, turns
 from llme_jax.files.atomic import digest
 from llme_jax.files.storage import check_writable, result_path
+from llme_jax.hugging_face.weights import fingerprint_files
 from llme_jax.inference.partial_results import PartialResults, parts_folder
 from llme_jax.lm.generation import NONE
 from llme_jax.models.causal_lm import open_causal_lm
-from llme_jax.models.weights import fingerprint_files
 from llme_jax.retrieval.results import check_log, publish_metrics
 
 logger = logging.getLogger(__name__)

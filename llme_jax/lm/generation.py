@@ -14,11 +14,11 @@ from llme_jax.data.tokens import TokenStore, plain_backend
 from llme_jax.data.widths import fitting
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import replicated, to_mesh
+from llme_jax.hugging_face.foreign import read_json
 from llme_jax.inference.over_store import batch_shapes, over_store
 from llme_jax.lm.batch_rows import BatchRows
 from llme_jax.models.attention import NOT_SEEN
 from llme_jax.models.causal_lm import CausalLM
-from llme_jax.models.foreign import read_json
 
 NONE = -1  # behind the end of what was written
 TIMES = 2  # as many texts as are read at a time: a step reads all weights, however many there are

@@ -21,13 +21,13 @@ from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest
 from llme_jax.files.storage import check_writable, result_path
+from llme_jax.hugging_face.weights import fingerprint_files
 from llme_jax.inference.partial_results import PartialResults, decimals, parts_folder
 from llme_jax.lm.dry_run import show_plan
 from llme_jax.lm.likelihood import Scorer, analyse
 from llme_jax.lm.prompts import TEMPLATES, Pair, PromptMaker, Prompts
 from llme_jax.lm.teacher_report import report_on
 from llme_jax.models.causal_lm import CausalLM, load_causal_lm, open_causal_lm
-from llme_jax.models.weights import fingerprint_files
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import abstract, path_name, state_sharding
+from llme_jax.hugging_face.tokenizer import load_tokenizer
+from llme_jax.hugging_face.weights import find_model, load_params_to
 from llme_jax.models.families import LANGUAGE_MODELS, read_config
 from llme_jax.models.llama import Cache, LlamaConfig
 from llme_jax.models.platform import compute_dtype
-from llme_jax.models.tokenizer import load_tokenizer
-from llme_jax.models.weights import find_model, load_params_to
 
 
 @dataclass(frozen=True)

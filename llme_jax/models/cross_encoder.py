@@ -18,6 +18,20 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
+from llme_jax.hugging_face.tokenizer import (
+    CLASSES,
+    check_vocabulary,
+    load_tokenizer,
+    save_tokenizer,
+)
+from llme_jax.hugging_face.weights import (
+    find_model,
+    has_weights,
+    load_params,
+    open_tensors,
+    save_params,
+    shapes_of_params,
+)
 from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.families import ENCODERS, forward_flops, read_config
@@ -26,15 +40,6 @@ from llme_jax.models.lora import Lora, adapted, merged, save_adapters
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
 from llme_jax.models.pooling import mean
-from llme_jax.models.tokenizer import CLASSES, check_vocabulary, load_tokenizer, save_tokenizer
-from llme_jax.models.weights import (
-    find_model,
-    has_weights,
-    load_params,
-    open_tensors,
-    save_params,
-    shapes_of_params,
-)
 
 _logger = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.foreign import read_json
 from llme_jax.models.attention import biased_attention, skewed
 from llme_jax.models.bert import Layer, type_vectors
 from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.encoder import Architecture, check_width, checked
-from llme_jax.models.foreign import read_json
 from llme_jax.models.layers import cast_kernels, layer_norm, linear, precision
 from llme_jax.models.packing import Packing
 from llme_jax.models.platform import attention_kernel

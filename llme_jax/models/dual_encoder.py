@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, Int
 from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
+from llme_jax.hugging_face.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
+from llme_jax.hugging_face.weights import find_model, load_params, save_params, shapes_of_params
 from llme_jax.models import sentence_transformers
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.families import ENCODERS, forward_flops, read_config
@@ -19,8 +21,6 @@ from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
 from llme_jax.models.pooling import Dense, last_token, mean, normalize, truncate
 from llme_jax.models.space import open_space
-from llme_jax.models.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
-from llme_jax.models.weights import find_model, load_params, save_params, shapes_of_params
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.foreign import check_type
 from llme_jax.models.attention import attention, biased_attention, causal_attention
 from llme_jax.models.flash_attention import Reach, flash_attention, reach
-from llme_jax.models.foreign import check_type
 from llme_jax.models.layers import ACTIVATIONS
 from llme_jax.models.packing import Packing
 from llme_jax.models.platform import AttentionKernel, attention_kernel

@@ -11,9 +11,9 @@ import jax
 
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.foreign import is_static, read_json
 from llme_jax.models import bert, deberta, llama, llama_encoder, rotary_bert, static_embedding
 from llme_jax.models.encoder import Architecture
-from llme_jax.models.foreign import is_static, read_json
 
 LANGUAGE_MODELS = dict.fromkeys(
     ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"), llama

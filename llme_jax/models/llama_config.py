@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llme_jax.errors import InputError
-from llme_jax.models.foreign import check_type, read_json
+from llme_jax.hugging_face.foreign import check_type, read_json
 from llme_jax.models.layers import ACTIVATIONS
 from llme_jax.models.rope import Rope, read_rope
 

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.foreign import check_type, read_json
 from llme_jax.models import llama
 from llme_jax.models.encoder import Architecture, How, attend, how_to_attend
-from llme_jax.models.foreign import check_type, read_json
 from llme_jax.models.layers import cast_kernels
 from llme_jax.models.llama import LlamaConfig
 from llme_jax.models.packing import Packing

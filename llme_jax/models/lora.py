@@ -19,8 +19,8 @@ from llme_jax.config import TrainConfig
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
+from llme_jax.hugging_face.weights import Names, file_tensors, tensor_name
 from llme_jax.models.layers import LowRank
-from llme_jax.models.weights import Names, file_tensors, tensor_name
 
 # Tables of words, which are as large as a third of a small model.
 _WORDS = ("word_embeddings/embedding", "tok_embeddings/embedding", "embed_tokens/embedding")

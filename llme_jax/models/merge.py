@@ -11,12 +11,12 @@ import numpy as np
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
+from llme_jax.hugging_face.foreign import model_root
+from llme_jax.hugging_face.tokenizer import load_tokenizer
+from llme_jax.hugging_face.weights import find_model, load_params, save_params
 from llme_jax.models.families import ENCODERS, read_config
-from llme_jax.models.foreign import model_root
 from llme_jax.models.sentence_transformers import read_modules
 from llme_jax.models.space import load_layers
-from llme_jax.models.tokenizer import load_tokenizer
-from llme_jax.models.weights import find_model, load_params, save_params
 
 # Weights, and what was said of the first one alone.
 LEFT_OUT = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json", "README.md")

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.foreign import check_type, read_json
 from llme_jax.models.bert import type_vectors
 from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.encoder import Architecture, attend, checked, how_to_attend
-from llme_jax.models.foreign import check_type, read_json
 from llme_jax.models.layers import ACTIVATIONS, cast_kernels, layer_norm, linear
 from llme_jax.models.packing import Packing
 from llme_jax.models.platform import AttentionKernel

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 
 from llme_jax.errors import InputError
-from llme_jax.models.foreign import check_type, listed_modules, model_root, read_json
+from llme_jax.hugging_face.foreign import check_type, listed_modules, model_root, read_json
+from llme_jax.hugging_face.weights import load_params, read_torch, save_params
 from llme_jax.models.pooling import AFTER_DENSE, Dense
-from llme_jax.models.weights import load_params, read_torch, save_params
 
 _SIMILARITY = {"cos": "cosine", "ip": "dot", "l2": "euclidean"}
 _POOLING = {

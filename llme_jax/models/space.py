@@ -11,6 +11,7 @@ import numpy as np
 
 from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.weights import find_model
 from llme_jax.models.pooling import Dense
 from llme_jax.models.sentence_transformers import (
     Modules,
@@ -20,7 +21,6 @@ from llme_jax.models.sentence_transformers import (
     read_prompts,
     reference_dense,
 )
-from llme_jax.models.weights import find_model
 
 _logger = logging.getLogger(__name__)
 

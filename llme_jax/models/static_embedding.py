@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.weights import model_tensors
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.packing import Packing
 from llme_jax.models.platform import AttentionKernel
-from llme_jax.models.weights import model_tensors
 
 SHARDING = FSDP_RULES
 

@@ -18,11 +18,11 @@ from llme_jax.data.widths import fine_width
 from llme_jax.devices import topology
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import abstract, make_mesh, on_each_device, replicated
+from llme_jax.hugging_face.weights import find_model, fingerprint_params
 from llme_jax.inference.dry_run import Reading, show, smaller_batches
 from llme_jax.inference.over_store import batch_shapes, over_store, rows_a_batch
 from llme_jax.models.cross_encoder import CrossEncoder, load_cross_encoder
 from llme_jax.models.sentence_transformers import read_prompts
-from llme_jax.models.weights import find_model, fingerprint_params
 from llme_jax.retrieval.encode import on_every_device
 
 T = TypeVar("T")

@@ -22,11 +22,11 @@ from llme_jax.devices import topology
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.weights import fingerprint_files
 from llme_jax.inference.over_store import batch_shapes, over_store
 from llme_jax.lm.batch_rows import BatchRows
 from llme_jax.lm.dry_run import show_plan
 from llme_jax.models.causal_lm import CausalLM, load_causal_lm, open_causal_lm
-from llme_jax.models.weights import fingerprint_files
 from llme_jax.rerank.cross_scorer import Scoring
 
 SYSTEM = (

@@ -16,8 +16,8 @@ from llme_jax.data.tokens import TokenStore, fingerprint, tokenize
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest
 from llme_jax.files.cache import cache_dir
+from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.models.weights import fingerprint_params
 from llme_jax.retrieval.embeddings import encode_to_disk, everywhere, forget, in_use
 from llme_jax.retrieval.encode import encode, on_every_device
 from llme_jax.retrieval.exact import search

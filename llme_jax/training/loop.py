@@ -22,7 +22,7 @@ from llme_jax.devices import sharding, topology
 from llme_jax.devices.runtime import lost_process
 from llme_jax.files.atomic import digest
 from llme_jax.files.cache import check_cache
-from llme_jax.models.weights import fingerprint_params
+from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.plots import draw_curves
 from llme_jax.retrieval.results import check_log
 from llme_jax.training.checkpoint import Checkpoints

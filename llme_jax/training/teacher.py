@@ -21,9 +21,9 @@ from llme_jax.data.train_data import TrainData
 from llme_jax.data.train_store import TeacherVectors, open_store
 from llme_jax.errors import InputError
 from llme_jax.files.cache import cache_dir
+from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder
 from llme_jax.models.space import encoder_prompts
-from llme_jax.models.weights import fingerprint_params
 from llme_jax.retrieval.embeddings import encode_to_disk
 from llme_jax.retrieval.encode import encode, on_every_device
 

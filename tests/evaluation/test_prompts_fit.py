@@ -6,7 +6,7 @@ import tiny
 
 from llme_jax.errors import InputError
 from llme_jax.evaluation.prompts import Prompt, PromptFitter
-from llme_jax.models.tokenizer import load_tokenizer
+from llme_jax.hugging_face.tokenizer import load_tokenizer
 
 FRAME = ("Knowledge: ", "\n\n")
 PROMPT = Prompt(

@@ -5,8 +5,8 @@ import tiny
 
 from llme_jax.data.rows import ScoringRow
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.tokenizer import load_tokenizer
 from llme_jax.lm.prompts import Pair, PromptMaker
-from llme_jax.models.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["no end", "ends"])

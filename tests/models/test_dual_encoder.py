@@ -16,9 +16,9 @@ from transformers import AutoModel, AutoTokenizer
 
 from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.tokenizer import load_tokenizer
 from llme_jax.models.dual_encoder import load_dual_encoder, save_dual_encoder
 from llme_jax.models.packing import padded
-from llme_jax.models.tokenizer import load_tokenizer
 
 PROMPTS = {"query": "Find the tool: ", "document": "Tool: "}
 

@@ -12,9 +12,9 @@ import transformers
 from tiny import gradients_as_files, load_encoder, on_padded, random_ids, rewrite
 
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.weights import save_params
 from llme_jax.models.families import ENCODERS, forward_flops, read_config
 from llme_jax.models.packing import pack
-from llme_jax.models.weights import save_params
 
 WIDTH = 40
 LENGTHS = np.array([WIDTH, 1, 7, 16], np.int32)

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.weights import load_params
 from llme_jax.models import platform
 from llme_jax.models.attention import attention
 from llme_jax.models.bert import abstract_params, hidden_states
@@ -16,7 +17,6 @@ from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.flash_attention import BLOCK, flash_attention, reach
 from llme_jax.models.packing import pack, padded
 from llme_jax.models.platform import attention_kernel
-from llme_jax.models.weights import load_params
 
 # Texts that end in a block, fill one, cross one, cross two; one of a token.
 LENGTHS = np.array([300, 256, 150, 128, 40, 5, 1], np.int32)

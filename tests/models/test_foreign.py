@@ -17,9 +17,9 @@ from sentence_transformers.sentence_transformer.modules import LayerNorm, Poolin
 from llme_jax.config import EncoderConfig
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.weights import load_params_to
 from llme_jax.models.causal_lm import open_causal_lm
 from llme_jax.models.dual_encoder import load_dual_encoder
-from llme_jax.models.weights import load_params_to
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 437951328\n"
 WEIGHT = "encoder.layer.0.output.dense.weight"

@@ -12,9 +12,9 @@ import transformers
 from llme_jax.devices.sharding import batch_sharding, make_mesh, replicated, to_mesh
 from llme_jax.errors import InputError
 from llme_jax.files.cache import cache_dir
+from llme_jax.hugging_face.tokenizer import load_tokenizer
 from llme_jax.models.causal_lm import CausalLM, load_causal_lm
 from llme_jax.models.families import LANGUAGE_MODELS, read_config
-from llme_jax.models.tokenizer import load_tokenizer
 from llme_jax.quickstart.teacher import prepare_teacher
 
 BASE = {
@@ -192,7 +192,7 @@ def test_spread_over_devices_it_computes_the_same(model, name, fsdp, tensor):
 
 @pytest.mark.parametrize("name", ["llama3", "phi3"])
 def test_each_device_reads_its_part(model, monkeypatch, name):
-    from llme_jax.models import weights
+    from llme_jax.hugging_face import weights
 
     folder, _ = model(name)
     read = []

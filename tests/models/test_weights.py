@@ -9,8 +9,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.weights import find_model, load_params, save_params
 from llme_jax.models.bert import BertConfig, abstract_params
-from llme_jax.models.weights import find_model, load_params, save_params
 
 
 def _load(folder):

@@ -7,7 +7,7 @@ import pytest
 
 from llme_jax.data.tokens import TokenStore
 from llme_jax.errors import InputError
-from llme_jax.models.weights import fingerprint_params
+from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.retrieval.embeddings import Embeddings, encode_to_disk, forget
 
 DESCRIBE = {"params": "p", "texts": "t"}

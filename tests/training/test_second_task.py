@@ -16,7 +16,7 @@ from small_run import write_data
 
 from llme_jax.config import Config
 from llme_jax.devices.sharding import FSDP_RULES
-from llme_jax.models.tokenizer import load_tokenizer
+from llme_jax.hugging_face.tokenizer import load_tokenizer
 from llme_jax.training.loop import train
 from llme_jax.training.metrics_log import read_metrics
 from llme_jax.training.task import Opened

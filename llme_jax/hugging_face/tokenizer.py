@@ -4,7 +4,7 @@ import copy
 from pathlib import Path
 
 from llme_jax.errors import InputError
-from llme_jax.models.foreign import is_static, read_json
+from llme_jax.hugging_face.foreign import is_static, read_json
 
 # How tokenizer.json's truncation and padding come back as settings of tokenizer_config.json.
 _STATE = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of", "pad_token_type_id")

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest, digest_file
-from llme_jax.models.foreign import check_file, listed_modules, open_safetensors, read_json
-from llme_jax.models.fused import unfused
+from llme_jax.hugging_face.foreign import check_file, listed_modules, open_safetensors, read_json
+from llme_jax.hugging_face.fused import unfused
 
 _logger = logging.getLogger(__name__)
 Names = Sequence[tuple[str, str]]
