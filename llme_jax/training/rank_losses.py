@@ -62,17 +62,18 @@ def pairwise(
 ) -> Float[Array, ""]:
     """RankNet or LambdaLoss: -log2 sigmoid(s_i - s_j), mean over pairs that the teacher orders.
 
-    Grades are the teacher's softmax. LambdaLoss weighs a pair by NDCG-Loss2++ (Wang et al. 2018,
-    eq. 14 to 16): its difference in gain, times what its two ranks and their distance are worth.
+    The teacher's scores say which key is better: grades, their softmax, are all 0 far below the
+    best. LambdaLoss weighs a pair by the grades' NDCG-Loss2++ (Wang et al. 2018, eq. 14 to 16): its
+    difference in gain, times what its two ranks and their distance are worth.
     """
-    grades = jax.nn.softmax(teacher_logits(teacher_scores, loss), axis=1)
+    logits = teacher_logits(teacher_scores, loss)
     order = jnp.argsort(-scores, axis=1)
     ranked = jnp.take_along_axis(scores / loss.student_temperature, order, axis=1)
-    gains = jnp.take_along_axis(grades, order, axis=1)
-    better = (gains[:, :, None] > gains[:, None]) & has_scores[:, None, None]
+    wanted = jnp.take_along_axis(logits, order, axis=1)
+    better = (wanted[:, :, None] > wanted[:, None]) & has_scores[:, None, None]
     losses = jax.nn.softplus(ranked[:, None] - ranked[:, :, None]) / jnp.log(2.0)
     if loss.distill_loss == "lambdaloss":
-        losses *= _lambda_weights(gains)
+        losses *= _lambda_weights(jax.nn.softmax(wanted, axis=1))
     return mean_where(losses, better)
 
 

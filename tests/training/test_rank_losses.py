@@ -109,6 +109,18 @@ def test_pairwise_losses_are_those_of_sentence_transformers(name, kind):
     assert_same(RankLossConfig(contrastive_weight=0, distill_loss=name), theirs)
 
 
+def test_pairs_far_below_the_best_key_are_compared():
+    """Their softmax is 0 in fp32: 30 apart at a temperature of 0.1."""
+    far = np.array([[0.0, -30, -31, -40, -40]], np.float32)
+    scores = np.array([[2.0, 0.5, 1, -1, 0]], np.float32)
+    loss = RankLossConfig(contrastive_weight=0, distill_loss="ranknet", teacher_temperature=0.1)
+    value, _ = rank_losses.total(*map(jnp.asarray, (scores, far, np.array([True]))), loss)
+    pairs = [(i, j) for i in range(5) for j in range(5) if far[0, i] > far[0, j]]
+    assert len(pairs) == 9  # of 10: the last two are equal
+    want = np.mean([np.log2(1 + np.exp(scores[0, j] - scores[0, i])) for i, j in pairs])
+    assert float(value) == pytest.approx(want, rel=1e-6)
+
+
 def test_no_row_with_scores_teaches_nothing():
     loss = RankLossConfig(contrastive_weight=0.2)
     value, parts = total(SCORES, loss, np.zeros(6, bool))
