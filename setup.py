@@ -73,6 +73,7 @@ setup(
             # unpinned one would also be taken from elsewhere by whoever installs it first.
             "torch==2.13.0",
             "sentence-transformers>=5",
+            "model2vec",
             "peft",
             "ir-measures",
             "pytrec-eval-terrier",

@@ -25,8 +25,8 @@ from side_by_side import add_model, alternate, device_name, make_parser, peak_fl
 from llme_jax.config import EncoderConfig
 from llme_jax.data.tokens import TokenStore, TokenWriter
 from llme_jax.devices import sharding
-from llme_jax.models.bert import BertConfig
 from llme_jax.models.dual_encoder import load_dual_encoder
+from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.retrieval.encode import encode, on_every_device
 
 
@@ -91,7 +91,7 @@ def sentence_transformers(model: str, args):
 
 
 def report(args, model: str, lengths: np.ndarray, vectors: dict, seconds: dict) -> None:
-    config = BertConfig.read(Path(model) / "config.json") if Path(model).is_dir() else None
+    config = read_config(Path(model), ENCODERS) if Path(model).is_dir() else None
     ours, theirs = vectors.values()
     cosine = float((ours * theirs).sum(1).min())
     flops = None

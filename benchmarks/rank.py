@@ -72,7 +72,7 @@ def main() -> None:
 
 def open_model(args, folder: Path):
     """Ours, and the folder that holds the same with its head."""
-    how = {"dtype": "auto", "cache_dir": None, "max_length": args.max_length}
+    how = {"dtype": "auto", "cache_dir": None}
     encoder, params, tokenizer = load_cross_encoder(save_model(args, folder / "model"), **how)
     save_cross_encoder(folder, encoder, params, tokenizer, max_length=args.max_length)
     return encoder, params, tokenizer, str(folder / "ranker")

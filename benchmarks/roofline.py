@@ -69,7 +69,7 @@ def llama(layers: int) -> LlamaConfig:
 def dual_encoder(layers: int, pooling: str) -> DualEncoder:
     return DualEncoder(
         query_config=bert(layers), key_config=bert(layers), tied=True, pooling=pooling, dense=(),
-        metric="cos", dtype="bfloat16", remat=False,
+        metric="cos", normalizes=True, dtype="bfloat16", remat=False,
     )  # fmt: skip
 
 

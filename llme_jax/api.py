@@ -20,18 +20,20 @@ from llme_jax.config import EncoderConfig, EvalConfig, LMConfig, RankConfig, Tex
 from llme_jax.config.setting import Group, SettingError, unknown
 from llme_jax.config.validate import check_batch_size, check_encoder
 from llme_jax.data.candidates import CandidateRow
-from llme_jax.data.instructions import instruction_of, with_model_prompts
+from llme_jax.data.instructions import instruction_of, with_model_texts
 from llme_jax.data.rows import ScoringRow
-from llme_jax.data.tokens import cutting_backend, whole_tokens
+from llme_jax.data.tokens import whole_tokens
 from llme_jax.data.widths import fine_width
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.reading import Cutter
+from llme_jax.hugging_face.texts import NO_LIMIT
 from llme_jax.lm import likelihood
 from llme_jax.lm.prompts import TEMPLATES, Pair, PromptMaker
 from llme_jax.lm.scoring import open_lm
 from llme_jax.models.causal_lm import load_causal_lm
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder
-from llme_jax.models.space import encoder_prompts
+from llme_jax.models.space import encoder_texts
 from llme_jax.rerank.run import open_ranking
 from llme_jax.retrieval import exact
 from llme_jax.retrieval.encode import encode, on_every_device
@@ -55,7 +57,7 @@ class Encoder:
         self._mesh = make_mesh(devices=jax.local_devices())
         self._params = on_every_device(params, self._mesh)
         # Copies of a tokenizer take longer than a question does.
-        self._cutting = cache(partial(cutting_backend, tokenizer, side=data.truncation_side))
+        self._cutting = cache(partial(Cutter, tokenizer, side=data.truncation_side))
         self.width: int = encoder.truncate_dim or encoder.width
         self.metric: Literal["cos", "ip", "l2"] = encoder.metric
 
@@ -72,10 +74,11 @@ class Encoder:
         _set(_of(config) | dict.fromkeys(TEXTS, data), settings, query_encoder=model)
         check_encoder(config)
         encoder, params, tokenizer = load_dual_encoder(config, new_dense=False)
-        prompts = encoder_prompts(config)
+        own = encoder_texts(config, tokenizer, encoder.max_length)
         if "version" not in settings:
-            data.version, data.add_instruction = "model", data.add_instruction and bool(prompts)
-        data = with_model_prompts(data, config.query_encoder, prompts)
+            data.version = "model"
+            data.add_instruction = data.add_instruction and bool(own.prompts)
+        data = with_model_texts(data, config.query_encoder, own)
         return cls(data, encoder, params, tokenizer)
 
     def encode(
@@ -118,12 +121,12 @@ class Encoder:
         return encode(
             self._encoder,
             self._params,
-            whole_tokens([before + text for text in texts], self._cutting(length), pad_id),
+            whole_tokens([(before, text) for text in texts], self._cutting(length)),
             field=kind,
             batch_size=batch_size,
             pad_id=pad_id,
             mesh=self._mesh,
-            max_length=length,
+            max_length=length if length < NO_LIMIT else None,
             progress=progress,
         )
 
@@ -220,6 +223,8 @@ class Scorer:
                 context_max_length, key_max_length, tensor, fsdp, model_cache_dir).
         """
         config = LMConfig()
+        if isinstance(rows := settings.get("lm_batch_size"), int) and not isinstance(rows, bool):
+            settings["lm_batch_size"] = str(rows)  # the flag may say auto, too
         _set(_of(config), settings, model_name_or_path=model)
         check_batch_size(config)
         mesh = make_mesh(config.fsdp, config.tensor, devices=jax.local_devices())

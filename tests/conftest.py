@@ -11,8 +11,12 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Nor do threads of torch help tiny models: those of both workers wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where libtpu is installed a command would look for the other hosts of a pod.
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+# No test needs the hub: a name that is no folder is refused at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import pytest
@@ -87,6 +91,7 @@ def prepared(tmp_path, tokenizer):
             "train_group_size": 3,
             "query_max_length": 16,
             "key_max_length": 24,
+            "truncation_side": "right",
             "dataset_cache_dir": str(tmp_path / "cache"),
         }
         data = DataConfig(train_data=paths, **(defaults | settings))

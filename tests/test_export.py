@@ -52,7 +52,7 @@ def made(tmp_path_factory):
         config = EncoderConfig(query_encoder=bert, pooling_method=["mean"], truncate_dim=dim)
         loaded = load_dual_encoder(config)
         save_dual_encoder(folder / name / "best", *loaded, **LENGTHS, prompts=prompts)
-    loaded = load_cross_encoder(bert, dtype="fp32", cache_dir=None, max_length=128)
+    loaded = load_cross_encoder(bert, dtype="fp32", cache_dir=None)
     save_cross_encoder(folder / "ranker/best", *loaded, max_length=128)
     rng = np.random.default_rng(0)
     keys = [{"title": tiny.text(rng), "text": tiny.text(rng, 1, 60)} for _ in range(100)]
@@ -100,8 +100,10 @@ def test_exports_give_our_vectors(made, found):
     )
     for name in ("encoder", "onnx", "openvino"):  # fp32, summed in another order
         assert cosines(found[name], ours).min() > 0.99999, name
-    for name in ("onnx_int8", "openvino_int8"):  # 0.9998 and 0.9994 where this was written
-        assert 0.998 < cosines(found[name], ours).min() < 0.99999, name
+    # 0.9998 and 0.9994 where this was written; OpenVINO's is 0.9888 on a processor without VNNI,
+    # where sums of 8-bit products are cut off.
+    for name, least in (("onnx_int8", 0.998), ("openvino_int8", 0.98)):
+        assert least < cosines(found[name], ours).min() < 0.99999, name
 
 
 def test_exports_give_our_scores(made, found):

@@ -12,6 +12,7 @@ from transformers import AutoConfig, BertConfig, BertTokenizerFast, PreTrainedTo
 
 from llme_jax.data.batch import Batch, pack_padded
 from llme_jax.devices import sharding
+from llme_jax.hugging_face.config_keys import FAMILIES
 from llme_jax.hugging_face.weights import load_params, save_params
 from llme_jax.models.bert import abstract_params
 from llme_jax.models.encoder import Architecture
@@ -63,7 +64,7 @@ def save_bert(
             return rng.normal(0, 0.2, leaf.shape).astype(np.float32)
         return np.full(leaf.shape, name.endswith("scale"), np.float32)
 
-    shapes = abstract_params(read_config(folder / "config.json", ENCODERS))
+    shapes = abstract_params(read_config(folder, ENCODERS))
     save_params(folder / "model.safetensors", jax.tree_util.tree_map_with_path(random, shapes))
     return folder
 
@@ -90,7 +91,17 @@ def save_encoder(folder: Path, model_type: str, **changes) -> Path:
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **settings | changes)
     AutoModel.from_config(config).save_pretrained(folder)
+    keep_own_fields(folder)
     return folder
+
+
+def keep_own_fields(folder: Path) -> None:
+    """transformers writes whatever it was given into config.json, also keys of other families."""
+    path = folder / "config.json"
+    given = json.loads(path.read_text())
+    known = FAMILIES[given["model_type"]]
+    known = {*known.served, *known.only, *known.harmless}
+    path.write_text(json.dumps({name: value for name, value in given.items() if name in known}))
 
 
 def save_llama(
@@ -210,7 +221,7 @@ def random_batch(
 
 def load_encoder(folder: Path) -> tuple[Architecture, dict]:
     """Configuration and parameters of an encoder of any family."""
-    config = read_config(folder / "config.json", ENCODERS)
+    config = read_config(folder, ENCODERS)
     shapes = ENCODERS[config.model_type].abstract_params(config)
     return config, load_params(folder, shapes, config.names)
 

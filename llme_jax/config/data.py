@@ -7,6 +7,9 @@ from llme_jax.config.setting import Group, setting
 
 DATA_ROOT = "/data/llm-embedder"
 DATA_ROOT_HELP = "Folder that paths beginning with 'llm-embedder:' are relative to."
+LENGTH = 256  # tokens of queries and of keys, where neither a flag nor a folder says more
+# Settings that a model's folder has a value for; a run records what counts.
+OF_FOLDER = ("query_max_length", "key_max_length", "truncation_side")
 SOURCES_HELP = "hf:NAME:SPLIT, tfds:NAME/CONFIG:SPLIT or gs://bucket/file"
 
 
@@ -57,13 +60,23 @@ class TextConfig(SourceConfig):
     key_instruction: str | None = setting(
         None, "Own text before every key, instead of what --version has.", unit="TEXT"
     )
-    query_max_length: int = setting(
-        256, "Longest query, special tokens included; the rest is cut off.", unit="TOKENS", least=1
+    query_max_length: int | None = setting(
+        None,
+        "Longest query, special tokens included; the rest is cut off [as the model's folder says, "
+        f"else {LENGTH}].",
+        unit="TOKENS",
+        least=1,
     )
-    key_max_length: int = setting(
-        256, "Longest key, special tokens included; the rest is cut off.", unit="TOKENS", least=1
+    key_max_length: int | None = setting(
+        None,
+        "Longest key, special tokens included; the rest is cut off [as the model's folder says, "
+        f"else {LENGTH}].",
+        unit="TOKENS",
+        least=1,
     )
-    truncation_side: Literal["right", "left"] = setting("right", "The side that is cut off.")
+    truncation_side: Literal["right", "left"] | None = setting(
+        None, "The side that is cut off [as the model's folder says, else right]."
+    )
     dataset_cache_dir: str | None = setting(
         None,
         "Where tokenised data is kept [$LLME_JAX_CACHE, else ~/.cache/llme_jax].",

@@ -85,3 +85,8 @@ class EncoderConfig(HubConfig):
     )
     dtype: str = setting("auto", DTYPE_HELP, **DTYPES)
     attention: str = setting("auto", **ATTENTION)
+
+    @property
+    def names(self) -> list[str]:
+        """The encoder, or those of queries and of keys."""
+        return [self.query_encoder] + ([] if self.tie_encoders else [self.key_encoder])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from llme_jax.config.data import SOURCES_HELP, DataConfig
+from llme_jax.config.data import LENGTH, SOURCES_HELP, DataConfig
 from llme_jax.config.model import ATTENTION, DTYPE_HELP, DTYPES, HubConfig, TensorConfig
 from llme_jax.config.retrieval import METRICS, MeasureConfig
 from llme_jax.config.setting import setting
@@ -32,19 +32,23 @@ class RankDataConfig(DataConfig):
         reads="data",
         may_change=True,
     )
-    add_instruction: bool = setting(False, "Put the task's instruction before queries and keys.")
-    query_max_length: int = setting(
-        256,
+    add_instruction: bool | None = setting(
+        None,
+        "Put the task's instruction before queries and keys [the ranker's own default prompt "
+        "before queries, where its folder has one].",
+    )
+    query_max_length: int | None = setting(
+        None,
         "With --key_max_length added, the longest pair, special tokens included; tokens are cut "
-        "off the longer of the two texts.",
+        f"off the longer of the two texts [as the model's folder says, else {LENGTH}].",
         unit="TOKENS",
         least=1,
     )
     train_group_size: int = setting(
         8, "Keys a query is trained with: 1 positive, the others negatives.", unit="KEYS", least=2
     )
-    key_max_length: int = setting(
-        256, "See --query_max_length: only their sum counts.", unit="TOKENS", least=1
+    key_max_length: int | None = setting(
+        None, "See --query_max_length: only their sum counts.", unit="TOKENS", least=1
     )
 
 

@@ -131,7 +131,7 @@ def _check_training(config: Config | RankConfig) -> None:
             f"--distill_loss {loss.distill_loss}: --stable_distill distils in its own way; "
             "give one of them"
         )
-    _check_sub_batches(config)
+    check_sub_batches(config)
     names = measured(ev)
     if train.metric_for_best_model not in (None, *names):
         raise InputError(
@@ -139,7 +139,13 @@ def _check_training(config: Config | RankConfig) -> None:
         )
 
 
-def _check_sub_batches(config: Config | RankConfig) -> None:
+def check_sub_batches(config: Config | RankConfig) -> None:
+    """Refuses sub-batches that do not hold the longest text; again once a model's folder has said
+    how long texts are.
+
+    Raises:
+        InputError: names the setting, its value and the remedy.
+    """
     train, lengths = config.training, (config.data.query_max_length, config.data.key_max_length)
     if (tokens := train.sub_batch_tokens) is None:
         return
@@ -148,6 +154,8 @@ def _check_sub_batches(config: Config | RankConfig) -> None:
             f"--sub_batch_size {train.sub_batch_size}, --sub_batch_tokens {tokens}: give one of "
             "them"
         )
+    if None in lengths:
+        return
     longest, what = max(lengths), "text"
     if isinstance(config, RankConfig):
         longest, what = sum(lengths), "pair"

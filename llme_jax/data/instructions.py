@@ -9,7 +9,9 @@ from os import PathLike
 from typing import NamedTuple, TypeVar
 
 from llme_jax.config import TextConfig
+from llme_jax.config.data import LENGTH
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.texts import TextDefaults
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T", bound=TextConfig)
@@ -165,6 +167,55 @@ def instruction_of(data: TextConfig, task: str | None, prompt: str | None = None
     return Instruction(
         of_table.query if query is None else query, of_table.key if key is None else key
     )
+
+
+def with_model_texts(data: T, name: str, own: TextDefaults) -> T:
+    """The settings, with what the model's folder says of texts where no flag does.
+
+    It is said where a flag says otherwise.
+
+    Args:
+        name: of the model.
+
+    Raises:
+        InputError: as `with_model_prompts`.
+    """
+    found = {}
+    for field in ("query", "key"):
+        flag, length = f"{field}_max_length", getattr(own, f"{field}_length")
+        if (given := getattr(data, flag)) is None:
+            found[flag] = length or LENGTH
+        elif length not in (None, given):
+            logger.info(
+                "%s: its folder keeps %d tokens of a %s, --%s %d counts",
+                *(name, length, field, flag, given),
+            )
+    side = data.truncation_side or own.side
+    if side != own.side:
+        logger.info(
+            "%s: its folder cuts at the %s, --truncation_side %s counts", name, own.side, side
+        )
+    data = replace(data, **found, truncation_side=side)
+    return with_model_prompts(data, name, own.prompts)
+
+
+def with_ranker_texts(data: T, name: str, own: TextDefaults) -> T:
+    """The same for a reranker, whose pairs share a length, and whose own prompt stands before
+    queries unless a flag says otherwise.
+
+    Raises:
+        InputError: as `with_model_prompts`.
+    """
+    if data.add_instruction is None:
+        query = data.query_instruction
+        if query is None and own.prompts:
+            query = own.prompts[0]
+            logger.info("%s: before each query: %r, as its folder says", name, query)
+        data = replace(data, add_instruction=False, query_instruction=query)
+    if data.query_max_length is None and data.key_max_length is None and own.key_length:
+        half = own.key_length // 2
+        data = replace(data, query_max_length=half, key_max_length=own.key_length - half)
+    return with_model_texts(data, name, own._replace(query_length=None, key_length=None))
 
 
 def with_model_prompts(data: T, name: str, prompts: tuple[str, str] | None) -> T:

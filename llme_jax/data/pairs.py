@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from llme_jax.data.tokens import TokenStore, plain_backend
+from llme_jax.data.tokens import TokenStore
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.reading import reading_of
+from llme_jax.hugging_face.tokenizer import plain_backend
 
 
 class PairLayout(NamedTuple):
@@ -20,6 +22,7 @@ class PairLayout(NamedTuple):
         before, between, after: its special tokens around the two.
         limit: tokens of the longest pair, special tokens included.
         side: "right" or "left", which end of a text is cut off.
+        in_template: they are not joined from their tokens, but said in the chat template.
     """
 
     before: tuple[int, ...]
@@ -27,6 +30,7 @@ class PairLayout(NamedTuple):
     after: tuple[int, ...]
     limit: int
     side: str
+    in_template: bool = False
 
     @property
     def special(self) -> int:
@@ -39,6 +43,8 @@ def pair_layout(tokenizer, limit: int, side: str) -> PairLayout:
     Raises:
         InputError: `limit` leaves no room for two texts.
     """
+    if reading_of(tokenizer).messages:
+        return PairLayout((), (), (), limit, side, in_template=True)
     encoding = plain_backend(tokenizer).encode("a", "a")
     of, ids = np.array([-1 if s is None else s for s in encoding.sequence_ids]), encoding.ids
     first, second = np.flatnonzero(of == 0), np.flatnonzero(of == 1)

@@ -2,19 +2,22 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from llme_jax.data.arrays import ArrayWriter
-from llme_jax.errors import InputError
 from llme_jax.files.checksums import kept
+from llme_jax.hugging_face.reading import Cutter
+from llme_jax.hugging_face.tokenizer import plain_backend
 
 # One call of the tokenizer sees so many texts and characters at most, which bounds its memory.
 CHUNK_TEXTS = 4096
 CHUNK_CHARACTERS = 1 << 21
+
+
+Prompted = tuple[str, str]  # what stands before a text, and the text
 
 
 class TokenStore:
@@ -22,20 +25,29 @@ class TokenStore:
 
     Attributes:
         whole: of bare texts, int32[n], how many tokens each had before it was cut; else None.
+        second: of texts in two parts, int32[n], where the second begins; else None.
     """
 
     def __init__(self, folder: Path):
         self.values = np.asarray(np.load(folder / "values.npy", mmap_mode="r"))
         self.offsets = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
-        bare = (folder / "whole.npy").is_file()
-        self.whole = np.asarray(np.load(folder / "whole.npy", mmap_mode="r")) if bare else None
+        self.whole, self.second = (
+            np.asarray(np.load(path, mmap_mode="r")) if path.is_file() else None
+            for path in (folder / "whole.npy", folder / "second.npy")
+        )
 
     @classmethod
-    def of(cls, texts: Sequence[np.ndarray], whole: np.ndarray | None = None) -> "TokenStore":
+    def of(
+        cls,
+        texts: Sequence[np.ndarray],
+        whole: np.ndarray | None = None,
+        second: np.ndarray | None = None,
+    ) -> "TokenStore":
         """A store in memory, of the ids of each text."""
         store = cls.__new__(cls)
         store.values = np.concatenate([np.zeros(0, np.uint32), *texts])
-        store.offsets, store.whole = np.cumsum([0, *map(len, texts)]), whole
+        store.offsets = np.cumsum([0, *map(len, texts)])
+        store.whole, store.second = whole, second
         return store
 
     def part(self, start: int, stop: int) -> "TokenStore":
@@ -43,6 +55,7 @@ class TokenStore:
         part = copy.copy(self)
         part.offsets = self.offsets[start : stop + 1]
         part.whole = None if self.whole is None else self.whole[start:stop]
+        part.second = None if self.second is None else self.second[start:stop]
         return part
 
     def __len__(self) -> int:
@@ -61,11 +74,12 @@ class TokenStore:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.values[self.offsets[index] : self.offsets[index + 1]]
 
-    def padded(self, ids, width: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+    def padded(self, ids, width: int, pad_id: int) -> tuple[np.ndarray, ...]:
         """The texts `ids` as one right-padded matrix; what exceeds `width` is left out.
 
         Returns:
-            int32[len(ids), width] token ids, int32[len(ids)] lengths.
+            int32[len(ids), width] token ids, int32[len(ids)] lengths; of texts in two parts also
+            where the second begins.
         """
         ids = np.asarray(ids, np.int64)
         lengths = np.minimum(self.lengths_of(ids), width)
@@ -73,22 +87,23 @@ class TokenStore:
         real = columns < lengths[:, None]
         out = np.full((len(ids), width), pad_id, np.int32)
         out[real] = self.values[(self.offsets[ids][:, None] + columns)[real]]
-        return out, lengths
+        return (out, lengths) if self.second is None else (out, lengths, self.second[ids])
 
 
 class TokenWriter:
     """Appends texts to a token store on disk, tokenised in big parallel chunks.
 
-    Ids are what `tokenizer(text, truncation=True, max_length=max_length)` gives, special tokens
-    included, without padding.
+    Ids are those that sentence-transformers gives a text with this prompt: for most models
+    `tokenizer(prompt + text, truncation=True, max_length=max_length)`, without padding.
 
     Args:
         folder: is created, and complete when the `with` block ends.
-        tokenizer: a fast tokenizer of transformers.
+        tokenizer: a fast tokenizer of transformers; see `reading_of`.
         max_length: tokens a text keeps at most, special tokens included.
         truncation_side: "right" or "left", the side that is cut off.
         bare: without special tokens, to be joined with another text; how long the texts were
             before they were cut is kept too, as it decides which of two is cut.
+        pairs: what is appended are queries and keys, for the tokenizer's chat template.
     """
 
     def __init__(
@@ -99,38 +114,51 @@ class TokenWriter:
         max_length: int,
         truncation_side: str,
         bare: bool = False,
+        pairs: bool = False,
     ):
-        self._tokenizer = cutting_backend(tokenizer, max_length, truncation_side)
-        self._bare = (max_length, truncation_side) if bare else None
-        self._empty = tokenizer.pad_token_id or 0
+        backend = plain_backend(tokenizer)
+        self._bare = (backend, max_length, truncation_side) if bare else None
+        self._cut = None if bare else Cutter(tokenizer, max_length, truncation_side)
+        self._pairs, self._whole, self._second = pairs, None, None
         folder.mkdir(exist_ok=True)
         if bare:
-            self._tokenizer.no_truncation()
             self._whole = ArrayWriter(folder / "whole.npy", np.int32)
-        largest = max(self._tokenizer.get_vocab().values())
+        elif pairs or self._cut.splits:
+            self._second = ArrayWriter(folder / "second.npy", np.int32)
+        largest = max(backend.get_vocab().values())
         self._values = ArrayWriter(
             folder / "values.npy", np.uint16 if largest < 2**16 else np.uint32
         )
         self._offsets = ArrayWriter(folder / "offsets.npy", np.int64)
         self._offsets.append(0)
-        self._texts: list[str] = []
+        self._texts: list[tuple[str, ...]] = []
         self._characters = 0
 
-    def append(self, text: str) -> None:
-        self._texts.append(text)
-        self._characters += len(text)
+    def append(self, text: str, prompt: str = "", key: str = "") -> None:
+        """
+        Args:
+            key: of a pair, whose query `text` is.
+        """
+        self._texts.append((text, prompt, key))
+        self._characters += len(text) + len(key)
         if len(self._texts) >= CHUNK_TEXTS or self._characters >= CHUNK_CHARACTERS:
             self._flush()
 
     def _flush(self) -> None:
+        texts, prompts, keys = zip(*self._texts, strict=True) if self._texts else ((), (), ())
         if self._bare:
-            for ids, whole in _bare_ids(self._tokenizer, self._texts, *self._bare):
+            whole = [prompt + text for text, prompt, _ in self._texts]
+            for ids, length in _bare_ids(self._bare[0], whole, *self._bare[1:]):
                 self._add(ids)
-                self._whole.append(whole)
+                self._whole.append(length)
         else:
-            for encoding in self._tokenizer.encode_batch_fast(self._texts):
-                # Language models' tokenizers may make nothing of an empty text.
-                self._add(encoding.ids or [self._empty])
+            found = (
+                self._cut.pairs(texts, keys, prompts) if self._pairs else self._cut(texts, prompts)
+            )
+            for ids in found:
+                self._add(ids)
+            if self._second is not None:
+                self._second.extend(map(self._cut.before, prompts))
         self._texts, self._characters = [], 0
 
     def _add(self, ids: list[int]) -> None:
@@ -143,14 +171,13 @@ class TokenWriter:
     def __exit__(self, error_type, *_) -> None:
         if error_type is None:
             self._flush()
-        self._values.close()
-        self._offsets.close()
-        if self._bare:
-            self._whole.close()
+        for column in (self._values, self._offsets, self._whole, self._second):
+            if column is not None:
+                column.close()
 
 
 def tokenize(
-    texts: Iterable[str],
+    texts: Iterable[Prompted],
     tokenizer,
     *,
     max_length: int,
@@ -163,6 +190,7 @@ def tokenize(
     """Tokenises `texts` into `{cache}/tokens/{name}`, or opens that folder when it is there.
 
     Args:
+        texts: each with what stands before it.
         name: of everything that the ids depend on: contents and order of the texts,
             `fingerprint(tokenizer)`, `max_length` and `truncation_side`.
         total: how many texts there are, for the progress bar.
@@ -174,22 +202,32 @@ def tokenize(
         with TokenWriter(
             beside, tokenizer, max_length=max_length, truncation_side=truncation_side
         ) as writer:
-            for text in tqdm(texts, desc=desc, total=total, unit=" texts"):
-                writer.append(text)
+            for prompt, text in tqdm(texts, desc=desc, total=total, unit=" texts"):
+                writer.append(text, prompt)
 
     return TokenStore(kept(folder, build))
 
 
-def whole_tokens(texts: Sequence[str], backend, empty: int) -> TokenStore:
-    """A store in memory of texts with the ids that `TokenWriter` gives them.
+def whole_tokens(texts: Sequence[Prompted], cut: Cutter) -> TokenStore:
+    """A store in memory of texts with the ids that `TokenWriter` gives them."""
+    found = []
+    for i in range(0, len(texts), CHUNK_TEXTS):
+        prompts, chunk = zip(*texts[i : i + CHUNK_TEXTS], strict=True)
+        found += [np.array(ids, np.uint32) for ids in cut(chunk, prompts)]
+    second = [cut.before(prompt) for prompt, _ in texts] if cut.splits else None
+    return TokenStore.of(found, second=None if second is None else np.array(second, np.int32))
 
-    Args:
-        backend: as `cutting_backend` makes it.
-        empty: the token of a text without any.
-    """
-    chunks = (texts[i : i + CHUNK_TEXTS] for i in range(0, len(texts), CHUNK_TEXTS))
-    encodings = (encoding for chunk in chunks for encoding in backend.encode_batch_fast(chunk))
-    return TokenStore.of([np.array(e.ids or [empty], np.uint32) for e in encodings])
+
+def pair_tokens(
+    queries: Sequence[str], keys: Sequence[str], prompts: Sequence[str], cut: Cutter
+) -> TokenStore:
+    """A store in memory of pairs in the tokenizer's chat template; see `TokenWriter`."""
+    found = []
+    for i in range(0, len(queries), CHUNK_TEXTS):
+        some = slice(i, i + CHUNK_TEXTS)
+        ids = cut.pairs(queries[some], keys[some], prompts[some])
+        found += [np.array(of_pair, np.uint32) for of_pair in ids]
+    return TokenStore.of(found, second=np.zeros(len(queries), np.int32))
 
 
 def bare_tokens(
@@ -218,37 +256,3 @@ def _bare_ids(
     for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
         ids = encoding.ids
         yield ids[:max_length] if side == "right" else ids[-max_length:], len(ids)
-
-
-def fingerprint(tokenizer) -> str:
-    """A name for what a tokenizer does to texts, the same on every machine."""
-    return blake2b(plain_backend(tokenizer).to_str().encode(), digest_size=16).hexdigest()
-
-
-def cutting_backend(tokenizer, max_length: int, side: str):
-    """A copy of the Rust tokenizer inside that cuts texts, special tokens included, at `side`.
-
-    Raises:
-        InputError: `max_length` leaves no room for text.
-    """
-    backend = plain_backend(tokenizer)
-    special = backend.num_special_tokens_to_add(False)
-    if max_length <= special:
-        raise InputError(
-            f"a maximum length of {max_length} tokens leaves no room for text beside the "
-            f"tokenizer's {special} special tokens: give {special + 1} or more"
-        )
-    backend.enable_truncation(max_length, direction=side)
-    return backend
-
-
-def plain_backend(tokenizer):
-    """A copy of the Rust tokenizer inside, with padding and truncation switched off."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise InputError(
-            f"{type(tokenizer).__name__} has no fast tokenizer: save a tokenizer.json beside it"
-        )
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_padding()
-    backend.no_truncation()
-    return backend

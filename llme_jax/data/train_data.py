@@ -19,11 +19,12 @@ from llme_jax.data.pairs import PairLayout, Pairs
 from llme_jax.data.plan import Plan, PlannedBatch
 from llme_jax.data.rows import BadRows, not_read
 from llme_jax.data.select import select_keys
-from llme_jax.data.tokens import TokenStore, fingerprint
+from llme_jax.data.tokens import TokenStore
 from llme_jax.data.train_store import TeacherVectors, TrainStore, open_store
 from llme_jax.data.widths import choose_sizes, usual_width
 from llme_jax.errors import InputError
 from llme_jax.files.cache import cache_dir
+from llme_jax.hugging_face.tokenizer import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class _Chosen(NamedTuple):
 
     def texts(self, name: str) -> tuple[TokenStore | Pairs, ndarray]:
         """The store of the texts that a batch calls so, and which are the rows'; int64[b, n]."""
+        if name == "pair" and self.store.pairs is not None:
+            return self.store.pairs, self.store.entries(self.rows, self.keys)
         if name == "pair":
             queries, keys = np.broadcast_arrays(self.rows[:, None], self.key_texts())
             store = Pairs(
@@ -105,8 +108,17 @@ class TrainData:
         self._limits = {"query": data.query_max_length, "key": data.key_max_length}
         if layout:
             self._limits = {"pair": layout.limit}
+        # What no text is longer than; a folder's limit may be far beyond that.
+        self._longest = {field: self._longest_of(field) for field in self._limits}
         # Widths of blocks and numbers of tokens, ascending, by path and name of the stream.
         self._shapes: dict[str | None, dict[str, tuple[list[int], list[int]]]] = {}
+
+    def _longest_of(self, field: str) -> int:
+        """Tokens of the longest text of any file, at most the limit."""
+        found = 1
+        for store in self.stores.values():
+            found = max(found, store.longest(field))
+        return min(self._limits[field], found)
 
     @property
     def stores(self) -> dict[str, TrainStore]:
@@ -257,7 +269,7 @@ class TrainData:
                     store, texts = c.texts(field)
                     if lengths is None:
                         lengths = np.empty((size, texts.shape[1]), np.int64)
-                    lengths[c.at] = self._limits[field] if longest else store.lengths_of(texts)
+                    lengths[c.at] = self._longest[field] if longest else store.lengths_of(texts)
                 parts.append(np.maximum(lengths, 1).reshape(devices, -1))
             orders[name] = Order(np.concatenate(parts, axis=1))
         return orders

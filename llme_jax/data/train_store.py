@@ -51,7 +51,8 @@ class TrainStore:
 
     Attributes:
         name: of everything that it depends on.
-        queries, keys: the tokens of n queries and of all distinct keys.
+        queries, keys: the tokens of n queries and of all distinct keys; None where there are pairs.
+        pairs: of every candidate, joined with its query in a chat template; else None.
         offsets, candidates, scores, lines, key_hash: see COLUMNS.
         rows: what the row filters look at.
         tasks: how many rows each task has ("" where a row names none).
@@ -64,7 +65,9 @@ class TrainStore:
     def __init__(self, folder: Path, content: str, layout: PairLayout | None = None):
         self.name, self.content, self.layout = folder.name, content, layout
         self.teacher: TeacherVectors | None = None
-        self.queries, self.keys = TokenStore(folder / "queries"), TokenStore(folder / "keys")
+        names = ("pairs",) if layout and layout.in_template else ("queries", "keys")
+        stores = {name: TokenStore(folder / name) for name in names}
+        self.queries, self.keys, self.pairs = map(stores.get, ("queries", "keys", "pairs"))
         columns = {
             name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in COLUMNS
         }
@@ -84,6 +87,14 @@ class TrainStore:
     def __len__(self) -> int:
         return len(self.lines)
 
+    def longest(self, field: str) -> int:
+        """Tokens of the longest query, key or pair; of pairs at most those of any two together."""
+        if field != "pair":
+            return _longest(self.queries if field == "query" else self.keys)
+        if self.pairs is not None:
+            return _longest(self.pairs)
+        return _longest(self.queries) + _longest(self.keys) + self.layout.special
+
     def padded(self, rows: np.ndarray) -> Candidates:
         """The candidates of some rows; what stands in the padding is of other rows."""
         n_keys = self.rows.n_keys[rows]
@@ -95,6 +106,10 @@ class TrainStore:
     def entries(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Where candidates [B, N] of rows [B] stand in `candidates` and `scores`; int64[B, N]."""
         return self.offsets[rows][:, None] + columns
+
+
+def _longest(store: TokenStore) -> int:
+    return int(store.lengths.max(initial=1))
 
 
 class TeacherVectors(NamedTuple):
@@ -153,7 +168,8 @@ def open_store(
         instructions,
         *_lengths(data, layout),
         data.truncation_side,
-        *(("bare",) if layout else ()),
+        *(("bare",) if layout and not layout.in_template else ()),
+        *(("pairs",) if layout and layout.in_template else ()),
     )
     folder = cache / "train" / key
     built = []
@@ -217,11 +233,18 @@ class _Builder:
         stack: ExitStack,
         layout: PairLayout | None,
     ):
-        how = {"truncation_side": data.truncation_side, "bare": layout is not None}
-        self._queries, self._keys = (
-            stack.enter_context(TokenWriter(folder / name, tokenizer, max_length=length, **how))
-            for name, length in zip(("queries", "keys"), _lengths(data, layout), strict=True)
-        )
+        in_template = bool(layout and layout.in_template)
+        how = {"truncation_side": data.truncation_side, "bare": bool(layout) and not in_template}
+        limits = dict(zip(("queries", "keys"), _lengths(data, layout), strict=True))
+        if in_template:
+            limits, how["pairs"] = {"pairs": layout.limit}, True
+        writers = {
+            name: stack.enter_context(
+                TokenWriter(folder / name, tokenizer, max_length=limit, **how)
+            )
+            for name, limit in limits.items()
+        }
+        self._queries, self._keys, self._pairs = map(writers.get, ("queries", "keys", "pairs"))
         self._columns = {n: ArrayWriter(folder / f"{n}.npy", t) for n, t in COLUMNS.items()}
         for column in self._columns.values():
             stack.callback(column.close)
@@ -232,7 +255,11 @@ class _Builder:
 
     def append(self, line: int, row: Row, instruction: Instruction) -> None:
         columns = self._columns
-        self._queries.append(instruction.query + row.query)
+        if self._pairs:
+            for key in row.keys:
+                self._pairs.append(row.query, instruction.query, instruction.key + key)
+        else:
+            self._queries.append(row.query, instruction.query)
         salt = _hash(instruction.key)
         columns["candidates"].extend(self._key_index(k, instruction.key, salt) for k in row.keys)
         columns["offsets"].append(len(columns["candidates"]))
@@ -252,7 +279,8 @@ class _Builder:
         if index is None:
             index = len(self._columns["key_hash"])
             self._columns["key_hash"].append(text_hash)
-            self._keys.append(instruction + text)
+            if self._keys:
+                self._keys.append(text, instruction)
             if len(self._seen) >= REMEMBERED_TEXTS:
                 self._seen.clear()
             self._seen[identity] = index

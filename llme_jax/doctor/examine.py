@@ -13,8 +13,7 @@ from llme_jax.config import DataConfig, DoctorConfig, EncoderConfig, LossConfig,
 from llme_jax.data.beir import corpus_file, corpus_of, queries_file, training_files
 from llme_jax.data.corpus import Corpus, read_queries
 from llme_jax.data.dataset import check_one_recipe
-from llme_jax.data.instructions import check_recipes, find_eval_instruction, with_model_prompts
-from llme_jax.data.tokens import plain_backend
+from llme_jax.data.instructions import check_recipes, find_eval_instruction, with_model_texts
 from llme_jax.doctor.counts import Lines
 from llme_jax.doctor.facts import FileFacts, read_facts
 from llme_jax.doctor.findings import find
@@ -22,7 +21,10 @@ from llme_jax.doctor.report import show
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
 from llme_jax.files.storage import check_writable
-from llme_jax.hugging_face.tokenizer import load_tokenizer
+from llme_jax.hugging_face.folders import find_model
+from llme_jax.hugging_face.foreign import read_json
+from llme_jax.hugging_face.reading import Cutter
+from llme_jax.hugging_face.texts import NO_LIMIT, TextDefaults, open_tokenizer, text_defaults
 
 
 def examine(config: DoctorConfig) -> int:
@@ -42,15 +44,12 @@ def examine(config: DoctorConfig) -> int:
         if path:
             check_writable(flag, path, is_file=True)
     paths = training_files(data)
-    tokenizer = plain_backend(_find_tokenizer(encoder))
-    if data.version == "model":
-        from llme_jax.models.space import encoder_prompts  # needs jax, which takes a second
-
-        data = with_model_prompts(data, encoder.query_encoder, encoder_prompts(encoder))
+    tokenizer, own = _find_tokenizer(encoder)
+    data = with_model_texts(data, encoder.query_encoder, own)
     evaluation = _read_eval(data, measured.metrics)
     files, facts = [], []
     for path in dict.fromkeys(paths):
-        facts.append(read_facts(path, data, tokenizer))
+        facts.append(read_facts(path, data, Cutter(tokenizer, NO_LIMIT, "right")))
         files.append(facts[-1].summary(data, loss))
         files[-1]["eval"] = evaluation and evaluation.overlap(facts[-1])
     stops, remarks = find(files, evaluation and evaluation.bad, data.max_bad_rows)
@@ -68,15 +67,14 @@ def examine(config: DoctorConfig) -> int:
     return 1 if stops else 0
 
 
-def _find_tokenizer(encoder: EncoderConfig):
-    """The tokenizer of --query_encoder."""
-    folder = Path(encoder.query_encoder).expanduser()
+def _find_tokenizer(encoder: EncoderConfig) -> tuple[object, TextDefaults]:
+    """The tokenizer of --query_encoder, and what its folder says of texts."""
     try:
-        if not (folder / "config.json").is_file():
-            from llme_jax.hugging_face.weights import find_model  # needs jax, which takes a second
-
-            folder = find_model(encoder.query_encoder, encoder.model_cache_dir, weights=False)
-        return load_tokenizer(folder)
+        model = find_model(encoder.query_encoder, encoder.model_cache_dir, weights=False)
+        tokenizer = open_tokenizer(model)
+        config = read_json(model.config) if model.config.is_file() else {}
+        longest = config.get("max_position_embeddings") or NO_LIMIT
+        return tokenizer, text_defaults(model, tokenizer, longest)
     except InputError as error:
         raise InputError(
             f"{error}; the texts are measured with its tokenizer: --query_encoder FOLDER names a "

@@ -15,9 +15,10 @@ from llme_jax.data.dataset import Dataset, make_dataset
 from llme_jax.data.instructions import Instruction, instruction_of
 from llme_jax.data.rows import Row, parse_row, read_lines
 from llme_jax.data.select import RowSummary
-from llme_jax.data.tokens import CHUNK_CHARACTERS, CHUNK_TEXTS
+from llme_jax.data.tokens import CHUNK_CHARACTERS, CHUNK_TEXTS, Prompted
 from llme_jax.doctor.counts import HashSet, Lengths, Lines
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.reading import Cutter
 
 FLAWS = ("duplicate_queries", "repeated_keys", "positive_among_negatives", "empty_texts")
 _NUMBERS = {"lines": "q", "n_pos": "i", "n_keys": "i", "highest": "d", "lowest": "d", "best": "i"}
@@ -156,11 +157,11 @@ def _spread(counts: ndarray) -> dict | None:
     return {"min": int(counts.min()), "median": float(np.median(counts)), "max": int(counts.max())}
 
 
-def read_facts(path: str, data: DataConfig, tokenizer) -> FileFacts:
+def read_facts(path: str, data: DataConfig, tokenizer: Cutter) -> FileFacts:
     """Reads a training file once.
 
     Args:
-        tokenizer: `plain_backend` of one, which cuts nothing off.
+        tokenizer: cuts nothing off.
     """
 
     def convert(record: dict) -> tuple[Row, Instruction]:
@@ -179,28 +180,28 @@ def read_facts(path: str, data: DataConfig, tokenizer) -> FileFacts:
 class _Texts:
     """Texts on their way to the tokenizer, which gets many at a time."""
 
-    def __init__(self, facts: FileFacts, tokenizer):
+    def __init__(self, facts: FileFacts, tokenizer: Cutter):
         self._facts, self._tokenizer = facts, tokenizer
         self._clear()
 
     def _clear(self) -> None:
         self._lines: list[int] = []
-        self._queries: list[str] = []
-        self._keys: list[str] = []
+        self._queries: list[Prompted] = []
+        self._keys: list[Prompted] = []
         self._query_hashes, self._key_hashes, self._positive_hashes = ([] for _ in range(3))
         self._characters = 0
 
     def add(self, line: int, row: Row, instruction: Instruction) -> None:
         self._lines.append(line)
-        self._queries.append(instruction.query + row.query)
+        self._queries.append((instruction.query, row.query))
         self._query_hashes.append(hash(row.query))
-        keys = [instruction.key + key for key in row.keys]
+        keys = [(instruction.key, key) for key in row.keys]
         hashes = [hash(key) for key in row.keys]
         self._keys += keys
         self._positive_hashes += hashes[: row.positives]
         salt = hash(instruction.key)  # one text under two instructions is two texts
         self._key_hashes += [h ^ salt for h in hashes]
-        self._characters += len(self._queries[-1]) + sum(map(len, keys))
+        self._characters += len(row.query) + sum(map(len, row.keys))
         if len(self._keys) >= CHUNK_TEXTS or self._characters >= CHUNK_CHARACTERS:
             self.flush()
 
@@ -216,5 +217,6 @@ class _Texts:
         new = [self._keys[i] for i in np.flatnonzero(facts.keys.add(keys))]
         for lengths, texts in ((facts.query_lengths, self._queries), (facts.key_lengths, new)):
             if texts:
-                lengths.add([len(tokens) for tokens in self._tokenizer.encode_batch_fast(texts)])
+                prompts, texts = zip(*texts, strict=True)
+                lengths.add([len(ids) for ids in self._tokenizer(texts, prompts)])
         self._clear()

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from jax.sharding import Mesh
 
 from llme_jax.config.evaluation import EvaluateConfig
 from llme_jax.data.tokens import TokenStore
+from llme_jax.hugging_face.folders import ModelFolder
 from llme_jax.lm.generation import NONE, Generator, stop_tokens
 from llme_jax.lm.likelihood import Scorer
 from llme_jax.lm.options import OptionScorer, Questions
@@ -45,7 +45,7 @@ class Answerer:
         self,
         config: EvaluateConfig,
         lm: CausalLM,
-        folder: Path,
+        folder: ModelFolder,
         tokenizer,
         mesh: Mesh,
         widths: list[int],

@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from llme_jax.config.evaluation import EvaluateConfig, TaskConfig
-from llme_jax.data.tokens import plain_backend
 from llme_jax.errors import InputError
 from llme_jax.evaluation.own_keys import drawn, nearest
 from llme_jax.evaluation.questions import NO_KEYS, Questions, Rows, Tokens
 from llme_jax.files.atomic import digest, digest_file
+from llme_jax.hugging_face.tokenizer import plain_backend
 
 # Of each chunk of the target, the keys that are read together; several where all are tried.
 Found = list[list[list[int]]]

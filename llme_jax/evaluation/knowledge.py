@@ -14,7 +14,8 @@ from llme_jax.evaluation.questions import Keys
 from llme_jax.evaluation.texts import keys_of_corpus
 from llme_jax.files.atomic import digest, digest_file
 from llme_jax.files.storage import result_path
-from llme_jax.hugging_face.weights import find_model, fingerprint_files
+from llme_jax.hugging_face.folders import find_model
+from llme_jax.hugging_face.weights import fingerprint_files
 from llme_jax.retrieval.results import write_json
 from llme_jax.retrieval.run import retrieved
 
@@ -59,8 +60,7 @@ def _description(settings: RetrieveConfig, eval_data: Path) -> str:
     """A digest of everything that decides what is found."""
     values, encoder, models = settings.flat(), settings.encoder, []
     if settings.retrieval.retrieval_method == "dense":
-        names = [encoder.query_encoder] + ([] if encoder.tie_encoders else [encoder.key_encoder])
-        folders = [find_model(name, encoder.model_cache_dir) for name in names]
+        folders = [find_model(name, encoder.model_cache_dir) for name in encoder.names]
         models = [fingerprint_files(folder) for folder in folders]
     files = [digest_file(path) for path in (eval_data, Path(corpus_file(settings.data)))]
     return digest([values[name] for name in DECISIVE], models, files)

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from llme_jax.config.evaluation import EvaluateConfig
-from llme_jax.data.instructions import find_eval_instruction, with_model_prompts
-from llme_jax.data.tokens import fingerprint, tokenize
+from llme_jax.data.instructions import find_eval_instruction, with_model_texts
+from llme_jax.data.tokens import tokenize
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.evaluation.task import rng_of
 from llme_jax.files.atomic import digest
 from llme_jax.files.cache import cache_dir
+from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.models.dual_encoder import load_dual_encoder
-from llme_jax.models.space import encoder_prompts
+from llme_jax.models.space import encoder_texts
 from llme_jax.retrieval.encode import encode
 
 Texts = Sequence[Sequence[str]]  # those of each row
@@ -31,16 +32,16 @@ def nearest(
     """
     data = config.data
     encoder, params, tokenizer = load_dual_encoder(config.encoder, new_dense=False)
+    own = encoder_texts(config.encoder, tokenizer, encoder.max_length)
+    data = with_model_texts(data, config.encoder.query_encoder, own)
     encoder.check_lengths(data.query_max_length, data.key_max_length)
-    name = config.encoder.query_encoder
-    data = with_model_prompts(data, name, encoder_prompts(config.encoder))
     instruction = find_eval_instruction(data, path, task)
     if not any(keys) or not any(queries):
         return [[np.zeros(0, np.int64) for _ in row] for row in queries]
     mesh, vectors = make_mesh(), []
     for field, of_rows in (("query", queries), ("key", keys)):
         before = getattr(instruction, field)
-        texts = [before + text for row in of_rows for text in row]
+        texts = [(before, text) for row in of_rows for text in row]
         length, side = getattr(data, f"{field}_max_length"), data.truncation_side
         store = tokenize(
             texts,

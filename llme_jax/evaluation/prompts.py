@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llme_jax.data.tokens import plain_backend
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.tokenizer import plain_backend
 from llme_jax.lm.prompts import end_of_text, token_at
 
 SPARE = 8  # tokens that are of no byte of the text

@@ -14,7 +14,6 @@ from llme_jax.config.evaluation import EvaluateConfig, asks, searches
 from llme_jax.data.beir import check_files, queries_file
 from llme_jax.data.rows import BadRows, read_lines, strings_of
 from llme_jax.data.sources import local_file
-from llme_jax.data.tokens import fingerprint
 from llme_jax.data.widths import STEP, choose_widths
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
@@ -28,6 +27,7 @@ from llme_jax.evaluation.tasks import task_of
 from llme_jax.evaluation.texts import of_same_task, own_keys, text_questions, turns
 from llme_jax.files.atomic import digest
 from llme_jax.files.storage import check_writable, result_path
+from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.hugging_face.weights import fingerprint_files
 from llme_jax.inference.partial_results import PartialResults, parts_folder
 from llme_jax.lm.generation import NONE

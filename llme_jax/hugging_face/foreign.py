@@ -11,7 +11,8 @@ from llme_jax.errors import InputError
 _SIZES = {
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
     *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "truncate_dim"),
-    "original_max_position_embeddings",
+    *("original_max_position_embeddings", "global_attn_every_n_layers", "local_attention"),
+    *("sliding_window", "sliding_window_pattern"),
 }
 _POINTER = b"version https://git-lfs"
 
@@ -35,38 +36,6 @@ def read_json(path: Path, kind: type = dict):
     return content
 
 
-def model_root(folder: Path) -> Path:
-    """The folder of a whole sentence-transformers model.
-
-    Args:
-        folder: of its Transformer, where config.json lies; mostly the same.
-    """
-    if (folder / "modules.json").is_file():
-        return folder
-    above = [place for _, place in listed_modules(folder.parent)]
-    return folder.parent if folder in above else folder
-
-
-def listed_modules(root: Path) -> list[tuple[str, Path]]:
-    """Kind and folder of the modules of a sentence-transformers model, in order; none for others.
-
-    Raises:
-        InputError: modules.json cannot be read.
-    """
-    path = root / "modules.json"
-    if not path.is_file():
-        return []
-    try:
-        return [(m["type"].split(".")[-1], root / m["path"]) for m in read_json(path, list)]
-    except (TypeError, KeyError, AttributeError):
-        raise InputError(f"{path}: a module has no type and path; copy the file again") from None
-
-
-def is_static(folder: Path) -> bool:
-    """Whether a sentence-transformers model has its table of static embeddings in this folder."""
-    return ("StaticEmbedding", folder) in listed_modules(model_root(folder))
-
-
 def check_type(path: Path, name: str, value, wanted: type) -> None:
     """
     Raises:
@@ -80,6 +49,15 @@ def check_type(path: Path, name: str, value, wanted: type) -> None:
         raise InputError(f"{path}: {name} is {value}; give a number from 0 to below 1")
     if name in _SIZES and not 0 < value < 2**31:
         raise InputError(f"{path}: {name} is {value}; give what the model has, 1 or more")
+
+
+def check_object(path: Path, name: str, value) -> None:
+    """
+    Raises:
+        InputError: a field holds something else than an object.
+    """
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {name} is {json.dumps(value)}; give an object")
 
 
 def check_file(path: Path) -> None:

@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest, digest_file
-from llme_jax.hugging_face.foreign import check_file, listed_modules, open_safetensors, read_json
+from llme_jax.hugging_face.adapters import adapted
+from llme_jax.hugging_face.folders import ModelFolder, read_adapter
+from llme_jax.hugging_face.foreign import check_file, open_safetensors, read_json
 from llme_jax.hugging_face.fused import unfused
 
 _logger = logging.getLogger(__name__)
@@ -31,67 +33,8 @@ _IGNORED = re.compile(
 )
 _SERVED_TYPES = {"f64", "f32", "f16", "bf16", "float64", "float32", "float16", "bfloat16"}
 _FILES = ("model.safetensors", "pytorch_model.bin")  # in which weights are
-_CHECKPOINT = ("encoder", "query_encoder", "ranker")  # folders of a checkpoint that hold models
-_DESCRIBES = [
-    "config.json", "modules.json", "config_sentence_transformers.json", "*_Pooling/*", "*_Dense/*",
-    "*_StaticEmbedding/*", "dense_pooler*", "tokenizer*", "vocab*", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "chat_template*", "sentencepiece*",
-    "spiece.model",
-]  # fmt: skip
-# Not *.safetensors: some repositories hold the weights a second time in another format.
-_WEIGHTS = ["model*.safetensors", "model.safetensors.index.json"]
-
-
-def find_model(name: str, cache_dir: str | None, *, weights: bool = True) -> Path:
-    """The folder of a model: `name` itself, or a copy of the Hub's `name` under `cache_dir`.
-
-    Args:
-        weights: whether they are fetched too.
-
-    Raises:
-        InputError: neither a folder with a config.json nor a model that the Hub hands out.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if place := _with_config(folder):
-            return place
-        inner = [p for p in _CHECKPOINT if (folder / p / "config.json").is_file()]
-        hint = f"did you mean {folder / inner[0]}?" if inner else "give a Hugging Face folder"
-        raise InputError(f"{name}: no config.json in this folder; {hint}")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"{name}: no such folder; give a Hugging Face folder or a Hub name")
-
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = [*_DESCRIBES, *(_WEIGHTS if weights else ())]
-        patterns += [f"0_Transformer/{pattern}" for pattern in patterns]
-        folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=patterns))
-        if weights and not any(folder.rglob("*.safetensors")):
-            files = ["pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"]
-            patterns += [*files, *(f"0_Transformer/{file}" for file in files)]
-            folder = Path(snapshot_download(name, cache_dir=cache_dir, allow_patterns=patterns))
-    except Exception as error:  # the Hub's client raises a dozen unrelated types
-        raise InputError(
-            f"{name} is no folder here and could not be fetched from the Hugging Face Hub "
-            f"({type(error).__name__}); check the name and the network, or give a folder"
-        ) from error
-    return _with_config(folder) or folder
-
-
-def _with_config(folder: Path) -> Path | None:
-    """Where the model's config.json lies; sentence-transformers may keep it in a folder below.
-
-    Static embeddings may have none: where their table lies.
-    """
-    if (folder / "config.json").is_file():
-        return folder
-    places = {
-        kind: place
-        for kind, place in listed_modules(folder)
-        if kind == "StaticEmbedding" or (place / "config.json").is_file()
-    }
-    return places.get("Transformer") or places.get("StaticEmbedding")
+_ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+Folder = Path | ModelFolder
 
 
 class Tensor:
@@ -105,14 +48,17 @@ class Tensor:
         return self._slices[index]
 
 
-def open_tensors(folder: Path) -> dict[str, Tensor | np.ndarray]:
+def open_tensors(folder: Path, files: Sequence[str] = _FILES) -> dict[str, Tensor | np.ndarray]:
     """Every tensor of a Hugging Face folder by name, in the type it is stored in.
+
+    Args:
+        files: the names that they may have; the first one that is there is read.
 
     Raises:
         InputError: there are no weights, a shard is missing, or reading them takes torch.
     """
     tensors = {}
-    for name in _FILES:
+    for name in files:
         for path in _shards(folder, name):
             if path.suffix == ".bin":
                 tensors |= read_torch(path)
@@ -121,19 +67,23 @@ def open_tensors(folder: Path) -> dict[str, Tensor | np.ndarray]:
                 tensors |= {n: Tensor(file.get_slice(n)) for n in file.keys()}  # noqa: SIM118
         if tensors:
             return tensors
-    raise InputError(f"{folder}: no model.safetensors in this folder; give one that has it")
+    raise InputError(f"{folder}: no {files[0]} in this folder; give one that has it")
 
 
-def model_tensors(folder: Path) -> dict[str, Tensor | np.ndarray]:
-    """As `open_tensors`, by today's names.
+def model_tensors(folder: Folder) -> dict[str, Tensor | np.ndarray]:
+    """As `open_tensors`, by today's names, with the adapter that the folder has.
 
     Checkpoints converted from TensorFlow call LayerNorm's tensors gamma and beta. model2vec calls
     its table `embeddings`; tokens may share rows of it (`mapping`) and have `weights`.
 
     Raises:
-        InputError: as `open_tensors`, or mapping or weights do not fit the table.
+        InputError: as `open_tensors`, or mapping, weights or adapter do not fit.
     """
-    tensors = {_modern(name): tensor for name, tensor in open_tensors(folder).items()}
+    model = ModelFolder.of(folder)
+    tensors = {_modern(name): tensor for name, tensor in open_tensors(model.base).items()}
+    if model.adapted:
+        own = open_tensors(model.path, _ADAPTER_FILES)
+        tensors = adapted(tensors, read_adapter(model.path), own, model.path, _IGNORED)
     if "embeddings" not in tensors:
         return tensors
     table, rows, weights = (tensors.pop(n, None) for n in ("embeddings", "mapping", "weights"))
@@ -150,8 +100,22 @@ def model_tensors(folder: Path) -> dict[str, Tensor | np.ndarray]:
     return tensors | {"embedding.weight": table}
 
 
-def has_weights(folder: Path) -> bool:
-    return any(_shards(folder, name) for name in _FILES)
+def has_weights(folder: Folder) -> bool:
+    return any(_shards(ModelFolder.of(folder).base, name) for name in _FILES)
+
+
+def same_tensors(folder: Folder, one: str, other: str) -> bool:
+    """Whether two tensors, by the ends of their names, hold the same; also where one is missing."""
+    tensors = model_tensors(folder)
+    ends = [[t for n, t in tensors.items() if f".{n}".endswith(f".{end}")] for end in (one, other)]
+    if not all(ends):
+        return True
+    first, second = ends[0][0], ends[1][0]
+    if tuple(first.shape) != tuple(second.shape):
+        return False
+    rows, step = first.shape[0], 4096
+    blocks = (slice(i, min(i + step, rows)) for i in range(0, rows, step))
+    return all(np.array_equal(first[block], second[block]) for block in blocks)
 
 
 def _shards(folder: Path, name: str) -> list[Path]:
@@ -203,7 +167,7 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
     return {name: tensor.float().numpy() for name, tensor in content.items()}
 
 
-def load_params(folder: Path, shapes: dict, names: Names = ()) -> dict:
+def load_params(folder: Folder, shapes: dict, names: Names = ()) -> dict:
     """Parameters in the shape of `shapes`, float32 on the host, from the weights in `folder`.
 
     Args:
@@ -224,7 +188,7 @@ def load_params(folder: Path, shapes: dict, names: Names = ()) -> dict:
     return params
 
 
-def shapes_of_params(folder: Path, shapes: dict, names: Names = ()) -> dict:
+def shapes_of_params(folder: Folder, shapes: dict, names: Names = ()) -> dict:
     """`shapes`, after a look at the weights in `folder`, which need not be there.
 
     Raises:
@@ -235,7 +199,7 @@ def shapes_of_params(folder: Path, shapes: dict, names: Names = ()) -> dict:
     return shapes
 
 
-def load_params_to(folder: Path, shapes: dict, shardings: dict) -> dict:
+def load_params_to(folder: Folder, shapes: dict, shardings: dict) -> dict:
     """Parameters on the devices, in the types of `shapes`.
 
     Each device's part is read by itself: no tensor is ever whole on the host, unless a device has
@@ -269,7 +233,7 @@ def load_params_to(folder: Path, shapes: dict, shardings: dict) -> dict:
     return params
 
 
-def _check_finite(folder: Path, finite: dict, names: Names = ()) -> None:
+def _check_finite(folder: Folder, finite: dict, names: Names = ()) -> None:
     """
     Args:
         finite: of each parameter, whether all its numbers are.
@@ -291,7 +255,7 @@ def _is_kernel(path: tuple) -> bool:
     return path[-1].key == "kernel"
 
 
-def _matched(folder: Path, shapes: dict, names: Names = ()) -> dict:
+def _matched(folder: Folder, shapes: dict, names: Names = ()) -> dict:
     """In the shape of `shapes`, the tensor that each parameter is read from."""
     tensors = model_tensors(folder)
     paths = jax.tree_util.tree_flatten_with_path(shapes)[0]
@@ -362,9 +326,12 @@ def fingerprint_params(params) -> str:
     return state.hexdigest()
 
 
-def fingerprint_files(folder: Path) -> str:
+def fingerprint_files(folder: Folder) -> str:
     """A name for the weights of a model's folder, from every bit of their files."""
-    files = sorted({path for name in _FILES for path in _shards(folder, name)})
+    model = ModelFolder.of(folder)
+    files = sorted({path for name in _FILES for path in _shards(model.base, name)})
+    if model.adapted:
+        files += sorted(model.path.glob("adapter_*"))
     bar = tqdm(files, desc="Hashing weights", unit=" files", leave=False)
     return digest([digest_file(path) for path in bar])
 

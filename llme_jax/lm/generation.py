@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +9,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from llme_jax.data.tokens import TokenStore, plain_backend
+from llme_jax.data.tokens import TokenStore
 from llme_jax.data.widths import fitting
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import replicated, to_mesh
+from llme_jax.hugging_face.folders import ModelFolder
 from llme_jax.hugging_face.foreign import read_json
+from llme_jax.hugging_face.tokenizer import plain_backend
 from llme_jax.inference.over_store import batch_shapes, over_store
 from llme_jax.lm.batch_rows import BatchRows
 from llme_jax.models.attention import NOT_SEEN
@@ -192,7 +193,9 @@ def analyse(lm: CausalLM, params, mesh: Mesh, rows: int, width: int, new: int) -
     return needs(write.lower(*arguments, lm=lm.on(mesh), new=new))
 
 
-def stop_tokens(folder: Path, tokenizer, vocabulary: int, at: str | None = "\n") -> np.ndarray:
+def stop_tokens(
+    folder: ModelFolder, tokenizer, vocabulary: int, at: str | None = "\n"
+) -> np.ndarray:
     """Tokens that end what is written: those the model names, and all that hold a text.
 
     Args:
@@ -206,8 +209,8 @@ def stop_tokens(folder: Path, tokenizer, vocabulary: int, at: str | None = "\n")
     """
     stops = np.zeros(vocabulary, bool)
     for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            ids = read_json(folder / name).get("eos_token_id")
+        if (folder.base / name).is_file():
+            ids = read_json(folder.base / name).get("eos_token_id")
             stops[[] if ids is None else ids] = True
     if tokenizer.eos_token_id is not None:
         stops[tokenizer.eos_token_id] = True

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from llme_jax.data.rows import ScoringRow
-from llme_jax.data.tokens import TokenStore, plain_backend
+from llme_jax.data.tokens import TokenStore
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.tokenizer import plain_backend
 
 CHUNK = 1024  # prompts that one call of the tokenizer sees, which bounds its memory
 

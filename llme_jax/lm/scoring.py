@@ -14,13 +14,14 @@ from llme_jax.config import LMConfig, ScoreConfig
 from llme_jax.data.rows import SCORES_OF, parse_scoring_row
 from llme_jax.data.scoring import ScoringData, check_eval_data
 from llme_jax.data.sources import is_made, local_file
-from llme_jax.data.tokens import fingerprint
 from llme_jax.data.widths import choose_widths, fitting
 from llme_jax.devices import topology
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest
 from llme_jax.files.storage import check_writable, result_path
+from llme_jax.hugging_face.folders import ModelFolder
+from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.hugging_face.weights import fingerprint_files
 from llme_jax.inference.partial_results import PartialResults, decimals, parts_folder
 from llme_jax.lm.dry_run import show_plan
@@ -113,7 +114,7 @@ def score(config: ScoreConfig) -> int:
     return report_on(out)
 
 
-def open_lm(model: LMConfig, *, weights: bool = True) -> tuple[CausalLM, Path, object]:
+def open_lm(model: LMConfig, *, weights: bool = True) -> tuple[CausalLM, ModelFolder, object]:
     """The language model that `model` names, see `open_causal_lm`.
 
     Raises:
@@ -150,7 +151,7 @@ def _sample(data: ScoringData, most: int | None, prompts: PromptMaker) -> Prompt
     return prompts(pairs[:: max(1, len(pairs) // SAMPLE)])
 
 
-def _parts_folder(out: Path, data, folder: Path, lm, tokenizer, config: ScoreConfig) -> Path:
+def _parts_folder(out: Path, data, folder: ModelFolder, lm, tokenizer, config: ScoreConfig) -> Path:
     """Where unfinished scores are kept: a folder for each set of things that they depend on."""
     settings, model, *_ = config.groups()
     describe = {

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
-from llme_jax.hugging_face.foreign import read_json
+from llme_jax.hugging_face.foreign import check_type
 from llme_jax.models.attention import skewed
 from llme_jax.models.dropout import Rows, dropout, fold_in
 from llme_jax.models.encoder import Architecture, attend, checked, how_to_attend
@@ -61,6 +61,7 @@ _FIELDS = {  # the same of config.json
     }
 }
 FARTHEST = 128  # distance from which MPNet's relative positions are all the same
+BUCKETS = 32  # which they share; transformers reads no other number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,34 +70,29 @@ class BertConfig(Architecture):
 
     first_position: int  # row of the first token in the position table
     embedding_size: int  # of the tables; another than hidden_size is projected to it
-    buckets: int = 0  # of MPNet's relative positions, in which far ones share; 0 for none
+    buckets: int = 0  # rows of MPNet's table of relative positions; 0 for none
 
     @classmethod
-    def read(cls, path: Path) -> "BertConfig":
+    def read(cls, path: Path, given: dict) -> "BertConfig":
         """Read config.json.
 
         Raises:
             InputError: the file describes a model that this module does not compute.
         """
-        given = read_json(path)
         family = given["model_type"]
-        if given.get("position_embedding_type", "absolute") != "absolute":
-            raise InputError(
-                f"{path}: position_embedding_type {given['position_embedding_type']} is not "
-                "served; give a model with absolute positions"
-            )
         own = {name: given.get(theirs) for name, theirs in _FIELDS.get(family, {}).items()}
         if family in ("distilbert", "mpnet"):
             own["type_vocab_size"] = 0
         counted = family in ("roberta", "xlm-roberta", "camembert")  # goes on from the pad token
-        values = checked(path, given, ["pad_token_id"] if counted else [], own)
+        pad = {"pad_token_id": 1} if counted else {}
+        values = checked(path, given, [*pad], own, **pad)
         first = values.pop("pad_token_id") + 1 if counted else 2 if family == "mpnet" else 0
         width = given.get("embedding_size", 128) if family == "electra" else None
         return cls(
             **values,
             first_position=first,
             embedding_size=width or values["hidden_size"],
-            buckets=given.get("relative_attention_num_buckets", 32) if family == "mpnet" else 0,
+            buckets=_buckets(path, given) if family == "mpnet" else 0,
         )
 
     @property
@@ -117,7 +113,7 @@ class BertConfig(Architecture):
         Keys behind a query have the second half of the table. Of each half, near distances have a
         row each, the others share in equal steps of the logarithm.
         """
-        half = self.buckets // 2
+        half = BUCKETS // 2
         near = half // 2
         distance = np.arange(1 - length, length)
         apart = np.abs(distance).astype(np.float32)
@@ -129,6 +125,17 @@ class BertConfig(Architecture):
 
 
 read = BertConfig.read
+
+
+def _buckets(path: Path, given: dict) -> int:
+    found = given.get("relative_attention_num_buckets", BUCKETS)
+    check_type(path, "relative_attention_num_buckets", found, int)
+    if found < BUCKETS:
+        raise InputError(
+            f"{path}: relative_attention_num_buckets is {found}; give one with {BUCKETS}, which "
+            "MPNet's positions share"
+        )
+    return found
 
 
 def hidden_states(
@@ -237,10 +244,22 @@ class Embeddings(nnx.Module):
     def __call__(self, ids, packing, key):
         c = self.config
         x = self.word_embeddings(ids)
-        x += self.position_embeddings(c.first_position + packing.tokens.places)
+        x += self.position_embeddings(self._positions(ids, packing))
         if c.type_vocab_size:
             x += type_vectors(self.token_type_embeddings, packing)
         return dropout(self.LayerNorm(x), key, c.hidden_dropout_prob, packing.tokens)
+
+    def _positions(self, ids, packing):
+        """Rows of the table of positions. RoBERTa counts the tokens that are no padding; a text may
+        hold the padding token's own name, which then has the row before the first."""
+        pad = self.config.first_position - 1
+        if pad < 0:
+            return packing.tokens.places
+        real = ids != pad
+        count = jnp.cumsum(real)
+        before = (count - real)[packing.starts][packing.texts]
+        # The room at the end of a batch belongs to no text.
+        return pad + jnp.where(real, jnp.minimum(count - before, packing.tokens.places + 1), 0)
 
 
 def type_vectors(types: nnx.Embed, packing: Packing):

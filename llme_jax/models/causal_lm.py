@@ -1,7 +1,7 @@
 """Language models from a Hugging Face folder or the Hub to the devices."""
 
+import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
@@ -10,11 +10,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import abstract, path_name, state_sharding
-from llme_jax.hugging_face.tokenizer import load_tokenizer
-from llme_jax.hugging_face.weights import find_model, load_params_to
+from llme_jax.errors import InputError
+from llme_jax.hugging_face.folders import ModelFolder, find_model
+from llme_jax.hugging_face.foreign import read_json
+from llme_jax.hugging_face.tokenizer import check_vocabulary, load_tokenizer
+from llme_jax.hugging_face.weights import Folder, has_weights, load_params_to, same_tensors
 from llme_jax.models.families import LANGUAGE_MODELS, read_config
 from llme_jax.models.llama import Cache, LlamaConfig
 from llme_jax.models.platform import compute_dtype
+
+logger = logging.getLogger(__name__)
+_WORDS, _HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,7 @@ def open_causal_lm(
     dtype: Literal["auto", "fp32", "bf16"],
     cache_dir: str | None,
     weights: bool = True,
-) -> tuple[CausalLM, Path, object]:
+) -> tuple[CausalLM, ModelFolder, object]:
     """A model without its weights, the folder that has them, and its tokenizer.
 
     Args:
@@ -109,11 +115,32 @@ def open_causal_lm(
         InputError: the model cannot be found or served.
     """
     folder = find_model(name, cache_dir, weights=weights)
-    config = read_config(folder / "config.json", LANGUAGE_MODELS)
-    return CausalLM(config, compute_dtype(dtype)), folder, load_tokenizer(folder)
+    config = read_config(folder, LANGUAGE_MODELS)
+    architectures = read_json(folder.config).get("architectures") or []
+    if any(str(name).endswith("ForSequenceClassification") for name in architectures):
+        raise InputError(
+            f"{folder.config}: a {architectures[0]} scores pairs and has no head for words; give "
+            "the language model that it was made of, or rerank with it, without --ranker_method "
+            "yes-no"
+        )
+    if not config.is_causal:
+        raise InputError(
+            f"{folder.config}: is_causal false (use_bidirectional_attention true) is for encoders; "
+            "give a language model whose tokens see those before them alone"
+        )
+    # As transformers 5: what config.json says is wrong where the file has another head.
+    tied = config.tie_word_embeddings
+    if tied and weights and has_weights(folder) and not same_tensors(folder, _WORDS, _HEAD):
+        logger.warning(
+            "%s: has a lm_head of its own, which counts, though tie_word_embeddings is true", folder
+        )
+        config = replace(config, tie_word_embeddings=False)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, config.vocab_size, name)
+    return CausalLM(config, compute_dtype(dtype)), folder, tokenizer
 
 
-def load_causal_lm(lm: CausalLM, folder: Path, mesh: Mesh) -> dict:
+def load_causal_lm(lm: CausalLM, folder: Folder, mesh: Mesh) -> dict:
     """Its parameters on the mesh, in the type that is computed in.
 
     Raises:

@@ -1,11 +1,11 @@
-"""Rerankers that read query and key together: an encoder with its classification head of one score.
+"""Rerankers that read query and key together: an encoder, and what makes one score of its tokens.
 
-Their parameters have the names of Hugging Face's sequence classifiers (`bert.pooler.dense`,
+That is the classification head of its family, or layers behind pooling, as sentence-transformers
+has them. Parameters have the names of Hugging Face's sequence classifiers (`bert.pooler.dense`,
 `classifier`), so that folders of either kind are the same folders.
 """
 
 import json
-import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,80 +13,38 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
-from llme_jax.hugging_face.tokenizer import (
-    CLASSES,
-    check_vocabulary,
-    load_tokenizer,
-    save_tokenizer,
-)
+from llme_jax.hugging_face.folders import ModelFolder, find_model
+from llme_jax.hugging_face.layers import Layer, load_layers
+from llme_jax.hugging_face.reading import Reading, reading_of
+from llme_jax.hugging_face.saved_modules import save_reranker_modules
+from llme_jax.hugging_face.sentence_transformers import read_reranker
+from llme_jax.hugging_face.texts import open_tokenizer, read_pairs_as_messages
+from llme_jax.hugging_face.tokenizer import check_vocabulary, save_tokenizer
 from llme_jax.hugging_face.weights import (
-    find_model,
     has_weights,
     load_params,
-    open_tensors,
+    model_tensors,
     save_params,
     shapes_of_params,
 )
 from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.encoder import Architecture
-from llme_jax.models.families import ENCODERS, forward_flops, read_config
+from llme_jax.models.families import ENCODERS, LANGUAGE_MODELS, forward_flops, read_config
+from llme_jax.models.heads import HEADS, Head, add_head, classifier_config
 from llme_jax.models.layers import ACTIVATIONS
 from llme_jax.models.lora import Lora, adapted, merged, save_adapters
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
-from llme_jax.models.pooling import mean
-
-_logger = logging.getLogger(__name__)
+from llme_jax.models.pooling import pool, through
 
 FOLDER = "ranker"  # of a checkpoint
 
 
-@dataclass(frozen=True)
-class Head:
-    """The head of a family: out(drop(norm(activation(dense(drop(first token))))))."""
-
-    prefix: str  # what the encoder's parameters are under
-    dense: tuple[str, ...]
-    out: tuple[str, ...]
-    activation: Literal["tanh", "gelu", "relu"]
-    norm: tuple[str, ...] | None = None  # a LayerNorm, where there is one
-    drops_first: str | None = None  # the rate's name in config.json, None for no dropout there
-    drops_last: str = "classifier_dropout"  # the same; hidden_dropout_prob where it is not set
-
-
-_OWN = {"dense": ("classifier", "dense"), "out": ("classifier", "out_proj")}
-_ROBERTA = Head("roberta", **_OWN, activation="tanh", drops_first="classifier_dropout")
-HEADS = {
-    **{
-        family: Head(family, (family, "pooler", "dense"), ("classifier",), activation="tanh")
-        for family in ("bert", "nomic_bert", "gte")
-    },
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "electra": Head("electra", **_OWN, activation="gelu", drops_first="classifier_dropout"),
-    "mpnet": Head(
-        "mpnet", **_OWN, activation="tanh",
-        drops_first="hidden_dropout_prob", drops_last="hidden_dropout_prob",
-    ),
-    "distilbert": Head(
-        "distilbert", dense=("pre_classifier",), out=("classifier",), activation="relu",
-        drops_last="seq_classif_dropout",
-    ),
-    "modernbert": Head(
-        "model", dense=("head", "dense"), out=("classifier",), activation="gelu",
-        norm=("head", "norm"),
-    ),
-    "deberta-v2": Head(
-        "deberta", dense=("pooler", "dense"), out=("classifier",), activation="gelu",
-        drops_first="pooler_dropout", drops_last="cls_dropout",
-    ),
-}  # fmt: skip
+LAYERS = "layers"  # the parameters of layers behind pooling, by their number
 
 
 @dataclass(frozen=True)
@@ -97,8 +55,11 @@ class CrossEncoder:
     dtype: Literal["float32", "bfloat16"]
     remat: bool
     rates: tuple[float, float]  # of the head's dropouts
-    pooling: Literal["cls", "mean"]  # mean, which ModernBERT may ask for: of all tokens
+    pooling: Literal["cls", "mean", "last_token"]
     typed: bool  # do the two texts of a pair have types of their own?
+    activation: str = "tanh"  # of the head
+    layers: tuple[Layer, ...] = ()  # behind pooling, instead of the head
+    pad_id: int | None = None  # of a language model: a token that is never the last
     attention: AttentionKernel = "auto"
     lora: Lora | None = None  # where params has adapters, of `lora`, and the encoder, of `base`
 
@@ -113,8 +74,8 @@ class CrossEncoder:
 
     @property
     def adapter_folders(self) -> tuple[str, ...]:
-        """As of `DualEncoder`."""
-        return ("adapter",) if self.lora and not self.config.splits else ()
+        """As of `DualEncoder`; none where peft knows no name for the layers behind pooling."""
+        return ("adapter",) if self.lora and not self.config.splits and not self.layers else ()
 
     def base(self, params: dict) -> dict:
         """The encoder's parameters."""
@@ -166,21 +127,37 @@ class CrossEncoder:
         """
         head, family = self.head, ENCODERS[self.config.model_type]
         keys = [fold_in(dropout_key, site) for site in range(3)]
-        if not self.typed:
-            packing = replace(packing, in_second=None)
+        alone = replace(packing, in_second=None)
         x = family.hidden_states(
             *(self.config, self.dtype, self.remat, self.attention),
-            *(self.base(params), ids, packing),
+            *(self.base(params), ids, packing if self.typed else alone),
             dropout_key=keys[0],
             first=self.pooling == "cls",
         )
-        x = mean(x, packing) if self.pooling == "mean" else x
+        if self.pad_id is not None:
+            x = x[_last_but(self.pad_id, ids, alone)]
+        elif self.pooling != "cls":
+            x = pool(self.pooling, x, alone)
+        for i, layer in enumerate(self.layers):
+            x = through(layer, params[LAYERS][str(i)], x)
+        if self.layers:
+            return x[:, 0]
         x = dropout(x, keys[1], self.rates[0], packing.firsts)
-        x = _ACTIVATIONS[head.activation](_linear(x, _at(params, head.dense)))
+        if head.dense:
+            x = _ACTIVATIONS[self.activation](_linear(x, _at(params, head.dense)))
         if head.norm:
             x = _normed(x, _at(params, head.norm), self.config.layer_norm_eps)
         x = dropout(x, keys[2], self.rates[1], packing.firsts)
         return _linear(x, _at(params, head.out))[:, 0]
+
+
+def _last_but(pad: int, ids: Int[Array, "T"], packing: Packing) -> Int[Array, "R"]:
+    """Where each text's last token is that is not `pad`; its first where there is no other."""
+    found = []
+    for block, lengths in zip(packing.in_blocks(ids), packing.lengths, strict=True):
+        place = jnp.arange(block.shape[1])
+        found.append((place * ((place < lengths[:, None]) & (block != pad))).max(1))
+    return packing.starts + jnp.concatenate(found)
 
 
 _ACTIVATIONS = ACTIVATIONS | {"tanh": jnp.tanh}
@@ -201,7 +178,6 @@ def load_cross_encoder(
     *,
     dtype: Literal["auto", "fp32", "bf16"],
     cache_dir: str | None,
-    max_length: int,
     remat: bool = False,
     attention: AttentionKernel = "auto",
     seed: int = 0,
@@ -211,7 +187,6 @@ def load_cross_encoder(
 
     Args:
         name: a folder or a name of the Hub.
-        max_length: tokens of the longest pair.
         seed: of the parts of the head that the folder does not have.
         weights: False for the shapes of the parameters, whose weights need not be there.
 
@@ -220,114 +195,73 @@ def load_cross_encoder(
         one of transformers, which neither cuts nor pads by itself.
 
     Raises:
-        InputError: the model cannot be found, read or served, gives more than one score, or reads
-            shorter texts than `max_length`.
+        InputError: the model cannot be found, read or served, or gives more than one score.
     """
     folder = find_model(name, cache_dir, weights=weights)
-    config = read_config(folder / "config.json", ENCODERS)
+    modules = read_reranker(folder.path)
+    config = read_config(folder, ENCODERS)
     if config.model_type not in HEADS:
         raise InputError(
             f"{name}: model_type {config.model_type} is not served as a cross-encoder; give one of "
             f"{', '.join(HEADS)}, or a language model with --ranker_method yes-no"
         )
-    if max_length > config.max_length:
-        raise InputError(
-            f"--query_max_length and --key_max_length are {max_length} tokens together: {name} has "
-            f"{config.max_length} positions, give {config.max_length} or less"
-        )
-    tokenizer = load_tokenizer(folder)
+    tokenizer = open_tokenizer(folder)
+    classifier = config.model_type in LANGUAGE_MODELS
+    read_pairs_as_messages(tokenizer, folder, classifier)
     check_vocabulary(tokenizer, config.vocab_size, name)
     head, given = HEADS[config.model_type], json.loads(config.source)
     shapes = ENCODERS[config.model_type].abstract_params(config)
     load = load_params if weights else shapes_of_params
     params = {head.prefix: load(folder, shapes, config.names)}
-    tensors = open_tensors(folder) if has_weights(folder) else {}
-    _add_head(params, tensors, folder, head, config, given, seed)
+    pooling, layers = modules or (given.get("classifier_pooling", "cls"), ())
+    if classifier and not modules:
+        pooling = "last_token"
+    if pooling not in ("cls", "mean", "last_token"):
+        raise InputError(
+            f"{folder}: asks for the pooling {pooling}, which is not served; give cls, mean or "
+            "last_token"
+        )
+    behind = load_layers(layers, config.hidden_size, "scores")
+    if modules:
+        if behind[-1][0].width != 1:
+            raise InputError(
+                f"{folder}: gives {behind[-1][0].width} scores, a reranker gives one; give a model "
+                "with one label"
+            )
+        params[LAYERS] = {str(i): of_layer for i, (_, of_layer) in enumerate(behind)}
+    else:
+        tensors = model_tensors(folder) if has_weights(folder) else {}
+        add_head(params, tensors, folder, head, config, given, seed)
     rates = [given.get(rate) if rate else 0.0 for rate in (head.drops_first, head.drops_last)]
     rates = [config.hidden_dropout_prob if rate is None else rate for rate in rates]
-    typed = "token_type_ids" in tokenizer.model_input_names  # what others give to the model
-    pooling = given.get("classifier_pooling", "cls")
-    if pooling not in ("cls", "mean"):
-        raise InputError(
-            f"{folder / 'config.json'}: classifier_pooling {pooling} is not served; give cls or "
-            "mean"
-        )
     encoder = CrossEncoder(
-        config, compute_dtype(dtype), remat, tuple(rates), pooling, typed, attention
+        config,
+        compute_dtype(dtype),
+        remat,
+        tuple(rates),
+        pooling,
+        typed="token_type_ids" in tokenizer.model_input_names,  # what others give to the model
+        activation=_activation(folder, head, given),
+        layers=tuple(layer for layer, _ in behind),
+        pad_id=_pad_id(config, given) if classifier and not modules else None,
+        attention=attention,
     )
     return encoder, params, tokenizer
 
 
-def _add_head(
-    params: dict,
-    tensors: dict,
-    folder: Path,
-    head: Head,
-    config: Architecture,
-    given: dict,
-    seed: int,
-) -> None:
-    """Puts the head's parameters beside the encoder's: those of the folder, else new ones.
-
-    Args:
-        tensors: of the folder; empty where it has no weights.
-        given: config.json.
-
-    Raises:
-        InputError: they are of another shape, or hold values that are not finite.
-    """
-    width, spread = config.hidden_size, given.get("initializer_range", 0.02)
-    rng = np.random.default_rng(seed % 2**63)
-
-    def linear(out: int, bias: bool = True) -> dict:
-        drawn = {"kernel": rng.normal(0, spread, (width, out)).astype(np.float32)}
-        return drawn | ({"bias": np.zeros(out, np.float32)} if bias else {})
-
-    # What ModernBERT's head has besides is that of its layers.
-    layers = {head.dense: linear(width, not head.norm or given.get("classifier_bias", False))}
-    layers[head.out] = linear(1)
-    if head.norm:
-        layers[head.norm] = {"scale": np.ones(width, np.float32)}
-        if given.get("norm_bias", False):
-            layers[head.norm]["bias"] = np.zeros(width, np.float32)
-    new = []
-    for path, drawn in layers.items():
-        name = ".".join(path)
-        found = [
-            n for n in (name, name.removeprefix(f"{head.prefix}.")) if f"{n}.weight" in tensors
-        ]
-        if not found:
-            new.append(name)
-        layer = _read_layer(folder, tensors, found[0], drawn) if found else drawn
-        place = params
-        for step in path[:-1]:
-            place = place.setdefault(step, {})
-        place[path[-1]] = layer
-    if new and tensors:
-        _logger.warning(
-            "%s: has no %s, which starts from random (seed %d): train it before you rank with it",
-            *(folder, " and no ".join(new), seed),
+def _activation(folder: ModelFolder, head: Head, given: dict) -> str:
+    found = given.get(head.activation_key) or head.activation
+    if found not in _ACTIVATIONS:
+        raise InputError(
+            f"{folder.config}: {head.activation_key} {found} is not served; give one of "
+            f"{', '.join(_ACTIVATIONS)}"
         )
+    return found
 
 
-def _read_layer(folder: Path, tensors: dict, name: str, like: dict) -> dict:
-    layer = {}
-    for leaf, wanted in like.items():
-        tensor = f"{name}.{'bias' if leaf == 'bias' else 'weight'}"
-        value = np.asarray(tensors[tensor][...], np.float32)
-        shape = wanted.shape[::-1]  # a kernel is stored transposed
-        if value.shape != shape:
-            raise InputError(
-                f"{folder}: {tensor} is {value.shape}, a reranker has {shape}; give a model with "
-                "one label, or an encoder without a head"
-            )
-        if not np.isfinite(value).all():
-            raise InputError(
-                f"{folder}: there are values in {name} that are not finite (NaN, infinity); give "
-                "other weights"
-            )
-        layer[leaf] = np.ascontiguousarray(value.T)
-    return layer
+def _pad_id(config: Architecture, given: dict) -> int | None:
+    """The token that transformers takes for padding in a classifier."""
+    return given.get("pad_token_id", 0 if config.model_type.startswith("gemma") else None)
 
 
 def save_cross_encoder(
@@ -337,6 +271,8 @@ def save_cross_encoder(
     tokenizer,
     *,
     max_length: int,
+    truncation_side: str | None = None,
+    prompt: str = "",
     base: str | None = None,
 ) -> None:
     """Writes `{folder}/ranker`, which transformers and sentence-transformers open as it is.
@@ -347,30 +283,40 @@ def save_cross_encoder(
     Args:
         params: as `load_cross_encoder` gives them, of numpy or of fully addressable jax arrays.
         max_length: tokens of the longest pair.
+        truncation_side: where texts are cut, "right" or "left"; None: as the tokenizer says.
+        prompt: the text before every query.
         base: the model that adapters are for.
     """
+    prefix, names = encoder.head.prefix, encoder.config.names
     if encoder.lora:
-        adapters, prefix, names = params["lora"]["base"], encoder.head.prefix, encoder.config.names
+        adapters = params["lora"]["base"]
         head = {k: v for k, v in params.items() if k not in ("base", "lora")}
         for name in encoder.adapter_folders:
             under = {prefix: adapters}
             save_adapters(Path(folder) / name, under, names, encoder.lora, base, head)
         weights = merged(params["base"], adapters, encoder.lora)
         params = head | {prefix: weights | head.get(prefix, {})}
+    reading = reading_of(tokenizer)
     with atomic_dir(Path(folder) / FOLDER, replace=True) as beside:
-        config = json.loads(encoder.config.saved())
-        config |= {
-            "architectures": [f"{CLASSES[encoder.config.model_type]}ForSequenceClassification"],
-            "id2label": {"0": "LABEL_0"},
-            "label2id": {"LABEL_0": 0},
-            # CrossEncoder would put a sigmoid on the scores of a single label.
-            "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
-        }
-        config.pop("num_labels", None)
-        text = json.dumps(config, indent=2) + "\n"
+        text, layers = encoder.config.saved(), None
+        if encoder.layers:
+            layers = [(of, params[LAYERS][str(i)]) for i, of in enumerate(encoder.layers)]
+            params = {k: v for k, v in params[prefix].items() if k != "pooler"}
+        else:
+            text = classifier_config(text, encoder.head)
         (beside / "config.json").write_text(text, encoding="utf-8")
-        save_params(beside / "model.safetensors", params, encoder.config.names)
-        save_tokenizer(tokenizer, beside, max_length=max_length)
+        save_params(beside / "model.safetensors", params, names)
+        save_tokenizer(tokenizer, beside, max_length=max_length, side=truncation_side)
+        if layers or prompt or reading != Reading() or tokenizer.chat_template:
+            save_reranker_modules(
+                beside,
+                layers=layers,
+                pooling=encoder.pooling,
+                width=encoder.config.hidden_size,
+                max_length=max_length,
+                reading=reading,
+                prompt=prompt,
+            )
 
 
 def _at(params: dict, path: tuple[str, ...]) -> dict:

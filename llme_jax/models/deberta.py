@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
-from llme_jax.hugging_face.foreign import read_json
 from llme_jax.models.attention import biased_attention, skewed
 from llme_jax.models.bert import Layer, type_vectors
 from llme_jax.models.dropout import dropout, fold_in
@@ -43,24 +42,26 @@ class DebertaConfig(Architecture):
     normed: bool  # is the table of relative positions normalised?
 
     @classmethod
-    def read(cls, path: Path) -> "DebertaConfig":
+    def read(cls, path: Path, given: dict) -> "DebertaConfig":
         """Read config.json.
 
         Raises:
             InputError: the file describes a model that this module does not compute.
         """
-        given = read_json(path)
         values = checked(path, given, layer_norm_eps=1e-7, type_vocab_size=0)
-        if given.get("conv_kernel_size", 0) > 0:
-            raise InputError(
-                f"{path}: conv_kernel_size {given['conv_kernel_size']} is not served; give a model "
-                "without a convolution, as all of version 3 are"
-            )
         if not given.get("relative_attention"):
             raise InputError(
                 f"{path}: relative_attention false is not served; give a model with relative "
                 "positions"
             )
+        for name, usual in (
+            ("attention_head_size", values["hidden_size"] // values["num_attention_heads"]),
+            ("pooler_hidden_size", values["hidden_size"]),
+        ):
+            if given.get(name) not in (None, usual):
+                raise InputError(
+                    f"{path}: {name} {given[name]} is not served; give a model with {usual}"
+                )
         terms = given.get("pos_att_type") or []
         terms = terms.lower().split("|") if isinstance(terms, str) else terms
         farthest = given.get("max_relative_positions", -1)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,15 +11,20 @@ from jaxtyping import Array, Float, Int
 from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
-from llme_jax.hugging_face.tokenizer import check_vocabulary, load_tokenizer, save_tokenizer
-from llme_jax.hugging_face.weights import find_model, load_params, save_params, shapes_of_params
-from llme_jax.models import sentence_transformers
+from llme_jax.hugging_face.folders import find_model
+from llme_jax.hugging_face.layers import Layer
+from llme_jax.hugging_face.reading import reading_of
+from llme_jax.hugging_face.saved_modules import save_modules
+from llme_jax.hugging_face.sentence_transformers import read_modules
+from llme_jax.hugging_face.texts import NO_LIMIT, open_tokenizer
+from llme_jax.hugging_face.tokenizer import check_vocabulary, save_tokenizer
+from llme_jax.hugging_face.weights import load_params, save_params, shapes_of_params
 from llme_jax.models.encoder import Architecture
 from llme_jax.models.families import ENCODERS, forward_flops, read_config
 from llme_jax.models.lora import Lora, adapted, merged, save_adapters
 from llme_jax.models.packing import Packing, padded
 from llme_jax.models.platform import AttentionKernel, compute_dtype
-from llme_jax.models.pooling import Dense, last_token, mean, normalize, truncate
+from llme_jax.models.pooling import normalize, pool, through, truncate
 from llme_jax.models.space import open_space
 
 
@@ -35,8 +40,9 @@ class DualEncoder:
     key_config: Architecture
     tied: bool
     pooling: Literal["cls", "mean", "last_token"]
-    dense: tuple[Dense, ...]  # the layers behind it, the same for queries and keys
+    dense: tuple[Layer, ...]  # the layers behind it, the same for queries and keys
     metric: Literal["cos", "ip", "l2"]
+    normalizes: bool  # do vectors have length 1, before they are truncated?
     dtype: Literal["float32", "bfloat16"]
     remat: bool
     attention: AttentionKernel = "auto"
@@ -68,9 +74,14 @@ class DualEncoder:
         families = (ENCODERS[c.model_type] for c in (self.query_config, self.key_config))
         return tuple(dict.fromkeys(rule for family in families for rule in family.SHARDING))
 
-    def layers(self, params: dict) -> list[tuple[Dense, dict]]:
+    def layers(self, params: dict) -> list[tuple[Layer, dict]]:
         """Each layer behind pooling with its parameters, in order."""
         return [(layer, params["dense_pooler"][str(i)]) for i, layer in enumerate(self.dense)]
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that both encoders can read."""
+        return min(self.query_config.max_length, self.key_config.max_length)
 
     def check_lengths(self, query_max_length: int, key_max_length: int) -> None:
         """Refuses limits beyond the encoders' position tables.
@@ -105,6 +116,7 @@ class DualEncoder:
         params: dict,
         ids: Int[Array, "B L"],
         lengths: Int[Array, "B"],
+        second: Int[Array, "B"] | None = None,
         *,
         field: Literal["query", "key"],
     ) -> Float[Array, "B D"]:
@@ -112,8 +124,9 @@ class DualEncoder:
 
         Args:
             lengths: tokens of each text, special tokens included.
+            second: where the part begins that is pooled; None: it is the whole text.
         """
-        packing = padded(lengths, ids.shape[1])
+        packing = padded(lengths, ids.shape[1], second)
         embeddings = self.encode_packed(params, ids.reshape(-1), packing, field=field)
         if self.truncate_dim is None:
             return embeddings
@@ -143,24 +156,26 @@ class DualEncoder:
 
         Args:
             params: as `load_dual_encoder` gives them.
+            packing: of texts in two parts the second is pooled, and the first, its prompt, is not.
             dropout_key: drops as config.json says; None for no dropout.
         """
         config = self.query_config if field == "query" else self.key_config
-        name = self._part(field)
+        name, whole = self._part(field), packing.in_second is None
         weights = params[name]
         if self.lora:
             weights = adapted(weights, params["lora"][name], self.lora)
+        first = self.pooling == "cls" and whole
         embeddings = ENCODERS[config.model_type].hidden_states(
-            *(config, self.dtype, self.remat, self.attention, weights, ids, packing),
+            *(config, self.dtype, self.remat, self.attention, weights, ids),
+            replace(packing, in_second=None),
             dropout_key=dropout_key,
-            first=self.pooling == "cls",
+            first=first,
         )
-        if self.pooling != "cls":
-            pool = {"mean": mean, "last_token": last_token}[self.pooling]
-            embeddings = pool(embeddings, packing)
+        if not first:
+            embeddings = pool(self.pooling, embeddings, packing)
         for layer, of_layer in self.layers(params):
-            embeddings = layer(of_layer, embeddings)
-        return normalize(embeddings) if self.metric == "cos" else embeddings
+            embeddings = through(layer, of_layer, embeddings)
+        return normalize(embeddings) if self.normalizes else embeddings
 
 
 def load_dual_encoder(
@@ -184,17 +199,17 @@ def load_dual_encoder(
     Raises:
         InputError: a model cannot be found, read or served, or the two do not fit together.
     """
-    names = [config.query_encoder] + ([] if config.tie_encoders else [config.key_encoder])
+    names = config.names
     folders = [find_model(name, config.model_cache_dir, weights=weights) for name in names]
     for folder in folders:
-        sentence_transformers.read_modules(folder)  # are they served?
-    configs = [read_config(folder / "config.json", ENCODERS) for folder in folders]
+        read_modules(folder.path)  # are they served?
+    configs = [read_config(folder, ENCODERS) for folder in folders]
     if configs[0].module != configs[-1].module:  # one of them reads no special tokens
         raise InputError(
             f"{names[0]} and {names[-1]}: static embeddings and an encoder of another kind cannot "
             "be trained together; give two of one kind"
         )
-    tokenizers = [load_tokenizer(folder) for folder in folders]
+    tokenizers = [open_tokenizer(folder) for folder in folders]
     if configs[0].hidden_size != configs[-1].hidden_size:
         raise InputError(
             f"{names[-1]}: vectors of {configs[-1].hidden_size} numbers, those of {names[0]} have "
@@ -203,6 +218,11 @@ def load_dual_encoder(
     if tokenizers[0].get_vocab() != tokenizers[-1].get_vocab():
         raise InputError(
             f"{names[-1]}: another vocabulary than {names[0]}; give two encoders of one tokenizer"
+        )
+    if reading_of(tokenizers[0]) != reading_of(tokenizers[-1]):
+        raise InputError(
+            f"{names[0]} and {names[-1]} read texts in different ways: chat template, lower case, "
+            "or whether the prompt is pooled; give two encoders that read them alike"
         )
     check_vocabulary(tokenizers[0], configs[0].vocab_size, names[0])
     if tokenizers[0].pad_token is None:  # without one, others refuse to read several texts at once
@@ -213,8 +233,11 @@ def load_dual_encoder(
         for folder, c in zip(folders, configs, strict=True)
     ]
     params = dict(zip(_folders(config.tie_encoders), trees, strict=True))
+    if weights and (dropped := reading_of(tokenizers[0]).dropped) is not None:
+        for tree in trees:  # nothing reads it here; elsewhere it is not left out, and adds nothing
+            tree["embedding"]["embedding"][dropped] = 0.0
     space = open_space(
-        config, dict(zip(names, folders, strict=True)), configs[0].hidden_size,
+        config, dict(zip(names, (f.path for f in folders), strict=True)), configs[0].hidden_size,
         served=min((c.poolings for c in configs), key=len), new_dense=new_dense,
     )  # fmt: skip
     if space.layers:
@@ -226,6 +249,7 @@ def load_dual_encoder(
         pooling=space.pooling,
         dense=tuple(layer for layer, _ in space.layers),
         metric=space.metric,
+        normalizes=space.normalized,
         dtype=compute_dtype(config.dtype),
         remat=remat,
         attention=config.attention,
@@ -243,6 +267,7 @@ def save_dual_encoder(
     *,
     query_max_length: int,
     key_max_length: int,
+    truncation_side: str | None = None,
     prompts: dict[str, str],
     bases: Sequence[str] = (),
 ) -> None:
@@ -255,6 +280,7 @@ def save_dual_encoder(
 
     Args:
         params: as `load_dual_encoder` gives them, of numpy or of fully addressable jax arrays.
+        truncation_side: where texts are cut, "right" or "left"; None: as the tokenizer says.
         prompts: the texts put in front, by the names that sentence-transformers gives them:
             `query`, `document`, and others of your own.
         bases: the models that adapters are for, in the order of `encoder.folders`.
@@ -269,17 +295,20 @@ def save_dual_encoder(
             save_params(beside / "model.safetensors", params[name], config.names)
             # One folder has one limit; the larger one cuts neither queries nor keys short.
             limit = max(query_max_length, key_max_length)
-            # Static embeddings have no other place for it.
+            # Static embeddings have no other place for it than tokenizer.json.
             static = config.module == "StaticEmbedding"
-            save_tokenizer(tokenizer, beside, cut_to=limit if static else None)
-            sentence_transformers.save_modules(
+            cut_to = limit if static and limit < NO_LIMIT else None
+            save_tokenizer(tokenizer, beside, max_length=limit, side=truncation_side, cut_to=cut_to)
+            save_modules(
                 beside,
                 module=config.module,
                 pooling=encoder.pooling,
-                dense=encoder.layers(params),
+                layers=encoder.layers(params),
                 metric=encoder.metric,
+                normalized=encoder.normalizes,
                 width=config.hidden_size,
                 max_length=limit,
+                reading=reading_of(tokenizer),
                 prompts=prompts,
                 truncate_dim=encoder.truncate_dim,
             )

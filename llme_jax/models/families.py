@@ -11,7 +11,10 @@ import jax
 
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
-from llme_jax.hugging_face.foreign import is_static, read_json
+from llme_jax.hugging_face.config_keys import FAMILIES, TYPES
+from llme_jax.hugging_face.folders import ModelFolder, is_static
+from llme_jax.hugging_face.foreign import check_object, check_type, read_json
+from llme_jax.hugging_face.sentence_transformers import read_transformer
 from llme_jax.models import bert, deberta, llama, llama_encoder, rotary_bert, static_embedding
 from llme_jax.models.encoder import Architecture
 
@@ -39,21 +42,43 @@ ENCODERS = {
 }
 
 
-def read_config(path: Path, families: dict[str, ModuleType]):
-    """Reads a config.json with the module of its model_type; static embeddings may have none.
+def read_config(place: Path | ModelFolder, families: dict[str, ModuleType]):
+    """Reads a model's config.json with the module of its model_type; static embeddings may have
+    none.
 
     Raises:
-        InputError: there is none, or it does not compute such a model.
+        InputError: there is none, it does not compute such a model, or it has a key that is not
+            served.
     """
-    static = is_static(path.parent)
-    model_type = "static_embedding" if static else read_json(path).get("model_type")
+    model = ModelFolder.of(place)
+    path, static = model.config, is_static(model.base)
+    given = {} if static else _with_arguments(model)
+    model_type = "static_embedding" if static else given.get("model_type")
     if model_type is None:
         raise InputError(f'{path}: model_type is missing; add it, as in "model_type": "bert"')
     if not isinstance(model_type, str) or model_type not in families:
         raise InputError(
             f"{path}: model_type {model_type} is not served; give one of {', '.join(families)}"
         )
-    return families[model_type].read(path)
+    FAMILIES[model_type].check(path, given)
+    for name, kind in TYPES.items():
+        if given.get(name) is not None:
+            check_type(path, name, given[name], kind)
+    for name in ("rope_parameters", "rope_scaling"):
+        check_object(path, name, given.get(name) or {})
+    return families[model_type].read(path, given)
+
+
+def _with_arguments(model: ModelFolder) -> dict:
+    """config.json, with what sentence-transformers' files say instead."""
+    given, said = read_json(model.config), dict(read_transformer(model.path).config)
+    # transformers takes them for attributes of the configuration, and drops those it does not know.
+    if unknown := sorted(said.keys() - given.keys()):
+        raise InputError(
+            f"{model}: config_args in sentence_bert_config.json sets {', '.join(unknown)}, which "
+            f"config.json does not have; write it there, or take it out"
+        )
+    return given | said
 
 
 def forward_flops(

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
-from llme_jax.hugging_face.foreign import check_type, read_json
 from llme_jax.models import llama
 from llme_jax.models.encoder import Architecture, How, attend, how_to_attend
 from llme_jax.models.layers import cast_kernels
@@ -36,18 +35,14 @@ class LlamaEncoderConfig(Architecture):
     causal: bool = True
 
     @classmethod
-    def read(cls, path: Path) -> "LlamaEncoderConfig":
+    def read(cls, path: Path, given: dict) -> "LlamaEncoderConfig":
         """Read config.json.
 
         Raises:
             InputError: the file describes a model that this module does not compute.
         """
-        given, model = read_json(path), LlamaConfig.read(path)
-        causal = given.get("is_causal", True)
-        check_type(path, "is_causal", causal, bool)
-        causal = causal and model.model_type != "eurobert"
-        if model.gemma:
-            causal = causal and not given.get("use_bidirectional_attention", False)
+        model = LlamaConfig.read(path, given)
+        causal = model.is_causal and model.model_type != "eurobert"
         if not causal and model.attention_softcap is not None:
             raise InputError(
                 f"{path}: attn_logit_softcapping {model.attention_softcap} is served where tokens "

@@ -11,12 +11,12 @@ import numpy as np
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir
-from llme_jax.hugging_face.foreign import model_root
-from llme_jax.hugging_face.tokenizer import load_tokenizer
-from llme_jax.hugging_face.weights import find_model, load_params, save_params
+from llme_jax.hugging_face.folders import find_model, model_root
+from llme_jax.hugging_face.layers import load_layers
+from llme_jax.hugging_face.sentence_transformers import LAYERS, read_modules
+from llme_jax.hugging_face.texts import open_tokenizer
+from llme_jax.hugging_face.weights import load_params, save_params
 from llme_jax.models.families import ENCODERS, read_config
-from llme_jax.models.sentence_transformers import read_modules
-from llme_jax.models.space import load_layers
 
 # Weights, and what was said of the first one alone.
 LEFT_OUT = (".safetensors", ".bin", ".safetensors.index.json", ".bin.index.json", "README.md")
@@ -37,22 +37,27 @@ def merge_encoders(
     """
     weights = weights or [1 / len(names)] * len(names)
     folders = [find_model(name, cache_dir) for name in names]
-    config = read_config(folders[0] / "config.json", ENCODERS)
-    vocabulary = load_tokenizer(folders[0]).get_vocab()
+    config = read_config(folders[0], ENCODERS)
+    vocabulary = open_tokenizer(folders[0]).get_vocab()
+    if folders[0].path != folders[0].base:
+        raise InputError(
+            f"{names[0]}: is an adapter alone, and the first encoder gives the folder; put its "
+            "base first"
+        )
     merged, first = None, None
     for name, folder, weight in zip(names, folders, weights, strict=True):
-        if read_config(folder / "config.json", ENCODERS) != config:
+        if read_config(folder, ENCODERS) != config:
             raise InputError(
                 f"{name}: another architecture than {names[0]}; give encoders of one base"
             )
-        if load_tokenizer(folder).get_vocab() != vocabulary:
+        if open_tokenizer(folder).get_vocab() != vocabulary:
             raise InputError(
                 f"{name}: another vocabulary than {names[0]}; give encoders of one base"
             )
-        own = load_layers(read_modules(folder).dense, config.hidden_size)
+        own = load_layers(read_modules(folder.path).layers, config.hidden_size)
         shapes = ENCODERS[config.model_type].abstract_params(config)
         encoder = load_params(folder, shapes, config.names)
-        tree = [encoder, *({"linear": params} for _, params in own)]
+        tree = [encoder, *({LAYERS[layer.kind]: params} for layer, params in own)]
         tree = jax.tree.map(lambda leaf, w=weight: w * leaf.astype(np.float64), tree)
         kind = [layer for layer, _ in own], jax.tree.structure(tree)
         if merged is None:
@@ -63,13 +68,17 @@ def merge_encoders(
             )
         else:
             merged = jax.tree.map(np.add, merged, tree)
-    root, places = model_root(folders[0]), [folders[0], *read_modules(folders[0]).dense]
+    layers = read_modules(folders[0].path).layers
+    root = model_root(folders[0].path)
+    places = [folders[0].path, *(place for _, place in layers)]
     with atomic_dir(out / "encoder", replace=True) as beside:
         shutil.copytree(
             root,
             beside,
             dirs_exist_ok=True,
-            ignore=lambda _, files: [f for f in files if f.endswith(LEFT_OUT)],
+            ignore=lambda _, files: [
+                f for f in files if f.endswith(LEFT_OUT) or f.startswith("adapter_")
+            ],
         )
         for i, (place, params) in enumerate(zip(places, merged, strict=True)):
             file = beside / place.relative_to(root) / "model.safetensors"

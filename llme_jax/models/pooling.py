@@ -1,15 +1,13 @@
 """From token vectors to one vector a text."""
 
-from dataclasses import dataclass
-
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from llme_jax.hugging_face.layers import EPSILON, Layer
 from llme_jax.models.layers import ACTIVATIONS
 from llme_jax.models.packing import Packing
 
-# By the name of the class in torch.nn, in lower case.
-AFTER_DENSE = {
+_ACTIVATIONS = {
     "identity": lambda x: x,
     "tanh": jnp.tanh,
     "sigmoid": lambda x: 1 / (1 + jnp.exp(-x)),
@@ -17,36 +15,61 @@ AFTER_DENSE = {
 }
 
 
-@dataclass(frozen=True)
-class Dense:
-    """A layer behind pooling, as sentence-transformers' Dense; it has a bias if the file has one.
+def pool(how: str, hidden: Float[Array, "T D"], packing: Packing) -> Float[Array, "R D"]:
+    """One vector of each text's tokens, or, where it has two parts, of those of the second.
 
-    Attributes:
-        width: numbers that come out.
-        activation: a name in AFTER_DENSE.
+    Args:
+        how: "cls", "mean" or "last_token".
     """
-
-    width: int
-    activation: str = "identity"
-
-    def __call__(self, params: dict, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
-        x = jnp.matmul(x, params["kernel"], precision="highest")
-        return AFTER_DENSE[self.activation](x + params["bias"] if "bias" in params else x)
+    return {"cls": first_token, "mean": mean, "last_token": last_token}[how](hidden, packing)
 
 
 def mean(hidden: Float[Array, "T D"], packing: Packing) -> Float[Array, "R D"]:
     """The mean of each text's tokens."""
     means = []
-    for x, lengths in zip(packing.in_blocks(hidden), packing.lengths, strict=True):
-        inside = jnp.arange(x.shape[1]) < lengths[:, None]
+    seconds = None if packing.in_second is None else packing.in_blocks(packing.in_second)
+    for i, (x, lengths) in enumerate(zip(packing.in_blocks(hidden), packing.lengths, strict=True)):
+        inside, count = jnp.arange(x.shape[1]) < lengths[:, None], lengths
+        if seconds is not None:
+            inside &= seconds[i]
+            count = inside.sum(1)
         total = jnp.where(inside[..., None], x, 0.0).sum(1)
-        means.append(total / jnp.maximum(lengths, 1)[:, None])
+        means.append(total / jnp.maximum(count, 1)[:, None])
     return jnp.concatenate(means)
 
 
+def first_token(hidden: Float[Array, "T D"], packing: Packing) -> Float[Array, "R D"]:
+    """Of every text the first token; the very first where its second part has none."""
+    if packing.in_second is None:
+        return packing.first(hidden)
+    count = _in_second(packing)
+    before = jnp.concatenate(packing.lengths) - count
+    return hidden[packing.starts + jnp.where(count > 0, before, 0)]
+
+
 def last_token(hidden: Float[Array, "T D"], packing: Packing) -> Float[Array, "R D"]:
-    """Of every text the last token."""
-    return hidden[packing.starts + jnp.concatenate(packing.lengths) - 1]
+    """Of every text the last token; zeros where its second part has none."""
+    last = hidden[packing.starts + jnp.concatenate(packing.lengths) - 1]
+    return last if packing.in_second is None else last * (_in_second(packing) > 0)[:, None]
+
+
+def _in_second(packing: Packing) -> Int[Array, "R"]:
+    """Tokens of each text's second part."""
+    counts = []
+    for second, lengths in zip(packing.in_blocks(packing.in_second), packing.lengths, strict=True):
+        inside = jnp.arange(second.shape[1]) < lengths[:, None]
+        counts.append((inside & second).sum(1))
+    return jnp.concatenate(counts)
+
+
+def through(layer: Layer, params: dict, x: Float[Array, "B D"]) -> Float[Array, "B E"]:
+    """A layer behind pooling, in float32."""
+    if layer.kind == "LayerNorm":
+        x = x - x.mean(-1, keepdims=True)
+        x = x / jnp.sqrt((x * x).mean(-1, keepdims=True) + EPSILON)
+        return x * params["scale"] + params["bias"]
+    x = jnp.matmul(x, params["kernel"], precision="highest")
+    return _ACTIVATIONS[layer.activation](x + params["bias"] if "bias" in params else x)
 
 
 def normalize(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:

@@ -1,15 +1,15 @@
 """Rotary positions (arXiv:2104.09864) and what stretches them to longer texts."""
 
 import math
-from dataclasses import dataclass, fields
-from inspect import get_annotations
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.config_keys import ROPE
 
 
 @dataclass(frozen=True)
@@ -34,39 +34,114 @@ class Rope:
 
 
 _FACTORS = ("short_factor", "long_factor")
+_PART = "partial_rotary_factor"
+_NEEDED = {  # what transformers has no value of its own for
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+}
+_MORE = {  # what it reads besides
+    "llama3": ("original_max_position_embeddings",),
+    "yarn": ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
+    "longrope": ("original_max_position_embeddings", "factor", "attention_factor"),
+}
+_KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+KINDS = ("full_attention", "sliding_attention")  # of layers
 
 
 def read_rope(values: dict, path: Path, longrope: int | None = None) -> Rope:
     """Of the fields of a config.json, in the spelling of transformers 4 or 5.
 
     Args:
-        longrope: where LongRoPE is served, how many wavelengths there are.
+        longrope: where LongRoPE alone is served, how many wavelengths there are.
 
     Raises:
-        InputError: they are of a kind that is not served.
+        InputError: they are of a kind that is not served, or something is missing.
     """
-    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    given = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    ROPE.check(path, {k: v for k, v in given.items() if longrope is None or k != _PART})
     theta = given.get("rope_theta", values.get("rope_theta", 10_000.0))
     if type(theta) not in (int, float) or theta <= 0:
         raise InputError(f"{path}: rope_theta is {theta}; give a number above 0")
     kind = given.get("rope_type", given.get("type", "default"))
+    served = _KINDS if longrope is None else ("default", "longrope")
+    if kind not in served:
+        raise InputError(
+            f"{path}: rotary positions of type {kind} are not served; give a model with one of "
+            f"{', '.join(served)}"
+        )
     if kind == "dynamic":  # scales beyond max_position_embeddings only, which is not read here
         kind = "default"
-    served = get_args(get_annotations(Rope)["kind"])
-    if kind not in served or (kind == "longrope" and not longrope):
-        raise InputError(
-            f"{path}: rotary positions of type {kind} are not served; give a model with default, "
-            "linear, dynamic, llama3 or yarn"
-        )
-    names = {f.name for f in fields(Rope)} - {"theta", "kind", *_FACTORS}
-    more = {name: given[name] for name in names if given.get(name) is not None}
-    if kind == "yarn":
+    needed, more = _NEEDED.get(kind, ()), {}
+    for name in (*needed, *_MORE.get(kind, ())):
+        value = given.get(name)
+        if value is None and name not in needed:
+            continue
+        least = 0 if name == "attention_factor" else 1e-9
+        if type(value) not in (int, float) or value < least:
+            raise InputError(
+                f"{path}: {name} of rotary positions of type {kind} is {value}; give a number "
+                "above 0"
+            )
+        more[name] = value if name == "original_max_position_embeddings" else float(value)
+    if kind in ("llama3", "yarn"):
         more.setdefault("original_max_position_embeddings", values["max_position_embeddings"])
+    if kind == "yarn":
         more.setdefault("attention_factor", _yarn_attention(given))
+        more["truncate"] = bool(given.get("truncate", True))
     if kind == "longrope":
         more |= {name: _factors(given, path, name, longrope) for name in _FACTORS}
         more.setdefault("attention_factor", _longrope_attention(more, values))
     return Rope(float(theta), kind, **more)
+
+
+def ropes_by_kind(path: Path, given: dict, *, scaled: tuple[str, ...], **thetas) -> dict[str, Rope]:
+    """Those of layers that see all of a text, and of those that see a window.
+
+    Args:
+        given: config.json, with `rope_parameters` by kind, or as transformers 4 has it.
+        scaled: kinds that `rope_scaling` is for.
+        thetas: of each of KINDS, where nothing says another one.
+
+    Raises:
+        InputError: as `read_rope`.
+    """
+    by_kind, scaling = given.get("rope_parameters") or {}, given.get("rope_scaling")
+    if not all(kind in KINDS and isinstance(of, dict) for kind, of in by_kind.items()):
+        raise InputError(
+            f"{path}: rope_parameters has {', '.join(by_kind)}; give an object for each of "
+            f"{' and '.join(KINDS)}"
+        )
+    if scaling and (by_kind or "rope_type" not in scaling):
+        what = "rope_parameters too" if by_kind else "no rope_type, without which it is not read"
+        raise InputError(f"{path}: has rope_scaling and {what}; give rope_parameters by kind alone")
+    ropes = {}
+    for kind, theta in thetas.items():
+        of = by_kind.get(kind, {}) | ((scaling or {}) if kind in scaled else {})
+        if "truncate" in of and not of["truncate"]:
+            raise InputError(f"{path}: truncate false of rope_parameters is not served by kind")
+        shared = {"max_position_embeddings": given["max_position_embeddings"]}
+        ropes[kind] = read_rope(shared | {"rope_theta": theta, "rope_parameters": of}, path)
+    return ropes
+
+
+def layer_kinds(path: Path, given: dict, usual: list[str]) -> list[str]:
+    """Which layers see a window: `layer_types`, or the usual kinds.
+
+    Raises:
+        InputError: there are others, or not one for each layer.
+    """
+    kinds = given.get("layer_types") or usual
+    if (
+        not isinstance(kinds, list)
+        or len(kinds) != len(usual)
+        or not all(kind in KINDS for kind in kinds)
+    ):
+        raise InputError(
+            f"{path}: layer_types {kinds} is not served; give {' or '.join(KINDS)} for each of the "
+            f"{len(usual)} layers"
+        )
+    return kinds
 
 
 def _factors(given: dict, path: Path, name: str, count: int) -> tuple[float, ...]:

@@ -17,14 +17,22 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.devices.sharding import FSDP_RULES
 from llme_jax.errors import InputError
-from llme_jax.hugging_face.foreign import check_type, read_json
+from llme_jax.hugging_face.foreign import check_type
 from llme_jax.models.bert import type_vectors
 from llme_jax.models.dropout import dropout, fold_in
 from llme_jax.models.encoder import Architecture, attend, checked, how_to_attend
 from llme_jax.models.layers import ACTIVATIONS, cast_kernels, layer_norm, linear
 from llme_jax.models.packing import Packing
 from llme_jax.models.platform import AttentionKernel
-from llme_jax.models.rope import Rope, read_rope, rotary, rotate
+from llme_jax.models.rope import (
+    KINDS,
+    Rope,
+    layer_kinds,
+    read_rope,
+    ropes_by_kind,
+    rotary,
+    rotate,
+)
 
 SHARDING = FSDP_RULES
 _NAMES = {
@@ -75,13 +83,12 @@ class RotaryBertConfig(Architecture):
     mlp_bias: tuple[bool, bool]  # of the products that open and that close a feed-forward
 
     @classmethod
-    def read(cls, path: Path) -> "RotaryBertConfig":
+    def read(cls, path: Path, given: dict) -> "RotaryBertConfig":
         """Read config.json.
 
         Raises:
             InputError: the file describes a model that this module does not compute.
         """
-        given = read_json(path)
         return _READERS[given["model_type"]](path, given)
 
     @property
@@ -100,34 +107,27 @@ class RotaryBertConfig(Architecture):
 
 def _modernbert(path: Path, given: dict) -> RotaryBertConfig:
     renamed = {
-        "hidden_act": given.get("hidden_activation"),
-        "layer_norm_eps": given.get("norm_eps"),
+        "hidden_act": given.get("hidden_activation", "gelu"),
+        "layer_norm_eps": given.get("norm_eps", 1e-5),
         "attention_probs_dropout_prob": given.get("attention_dropout"),
         "type_vocab_size": 0,
     }
     values = checked(
-        path, given, renamed=renamed, hidden_act="gelu", layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        path, given, renamed=renamed, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    _check_head(path, given, values)
     layers, every = values["num_hidden_layers"], given.get("global_attn_every_n_layers", 3)
     check_type(path, "global_attn_every_n_layers", every, int)
     usual = ["sliding_attention" if i % every else "full_attention" for i in range(layers)]
-    kinds = given.get("layer_types") or usual
+    kinds = layer_kinds(path, given, usual)
     width = given.get("local_attention", 128)  # of a window
     check_type(path, "local_attention", width, int)
-    ropes, of_kind = {}, given.get("rope_parameters") or {}
-    for kind, place, theta in (
-        ("full_attention", "global", 160_000.0),
-        ("sliding_attention", "local", 10_000.0),
-    ):
-        theta = given.get(f"{place}_rope_theta") or theta
-        stretch = of_kind.get(kind) or given.get("rope_scaling")
-        ropes[kind] = read_rope(given | {"rope_theta": theta, "rope_parameters": stretch}, path)
-    if strange := set(kinds) - set(ropes) or len(kinds) != layers:
-        raise InputError(
-            f"{path}: layer_types {strange} is not served; give one of {', '.join(ropes)} for "
-            f"each of the {layers} layers"
-        )
+    ropes = ropes_by_kind(
+        path, given,
+        full_attention=given.get("global_rope_theta", 160_000.0),
+        sliding_attention=given.get("local_rope_theta", 10_000.0),
+        scaled=KINDS,
+    )  # fmt: skip
     attended = values["attention_probs_dropout_prob"]
     rates = Rates(
         given.get("embedding_dropout", 0.0), attended, given.get("mlp_dropout", 0.0), fed=0.0
@@ -155,28 +155,9 @@ _OF_NOMIC = {
     "hidden_dropout_prob": "resid_pdrop",
     "attention_probs_dropout_prob": "attn_pdrop",
 }
-_NOMIC_HAS = {
-    "rotary_emb_fraction": 1.0,
-    "rotary_emb_interleaved": False,
-    "prenorm": False,
-    "parallel_block": False,
-    "causal": False,
-    "qkv_proj_bias": False,
-    "mlp_fc1_bias": False,
-    "mlp_fc2_bias": False,
-    "use_rms_norm": False,
-    "num_experts": 0,
-    "moe_every_n_layers": 0,
-}
 
 
 def _nomic(path: Path, given: dict) -> RotaryBertConfig:
-    for name, served in _NOMIC_HAS.items():
-        if given.get(name) not in (None, served):
-            raise InputError(
-                f"{path}: {name} {json.dumps(given[name])} is not served; give a model with "
-                f"{json.dumps(served)}, as nomic-embed-text-v1 and -v1.5 are"
-            )
     if "n_embd" in given:
         renamed = {name: given.get(theirs) for name, theirs in _OF_NOMIC.items()}
         activations = {"swiglu": "silu", "geglu": "gelu"}
@@ -193,17 +174,15 @@ def _nomic(path: Path, given: dict) -> RotaryBertConfig:
 
 def _gte(path: Path, given: dict) -> RotaryBertConfig:
     if given["model_type"] == "new":  # as Alibaba-NLP's own code, which transformers 5 replaces
-        if given.get("position_embedding_type", "rope") != "rope" or given.get(
-            "logn_attention_scale"
-        ):
-            raise InputError(
-                f"{path}: position_embedding_type other than rope, or logn_attention_scale, is "
-                "not served; give a model without"
-            )
         theta, stretch = given.get("rope_theta", 10_000.0), given.get("rope_scaling") or {}
         rope = {"rope_type": "default", "rope_theta": theta}
-        if stretch.get("type") == "ntk":  # https://kexue.fm/archives/9706
-            factor = stretch["factor"]
+        factor = stretch.get("factor")
+        if stretch and (stretch.get("type") != "ntk" or type(factor) not in (int, float)):
+            raise InputError(
+                f"{path}: rope_scaling {json.dumps(stretch)} is not served; give a model with "
+                'null, or {"type": "ntk", "factor": ...}'
+            )
+        if stretch:  # https://kexue.fm/archives/9706
             head = given["hidden_size"] // given["num_attention_heads"]
             rope = {
                 "rope_type": "linear",
@@ -226,8 +205,18 @@ def _native(given: dict, name: str) -> dict:
     return left | {"architectures": [name]}
 
 
+def _check_head(path: Path, given: dict, values: dict) -> None:
+    usual = values["hidden_size"] // values["num_attention_heads"]
+    if given.get("head_dim") not in (None, usual):
+        raise InputError(
+            f"{path}: head_dim {given['head_dim']} is not served; give a model with {usual}, which "
+            "is hidden_size / num_attention_heads"
+        )
+
+
 def _post_norm(path, given, values, rates, *, theta: float, bias: bool) -> RotaryBertConfig:
     layers = values["num_hidden_layers"]
+    _check_head(path, given, values)
     return RotaryBertConfig(
         **values,
         rates=rates,

@@ -11,39 +11,41 @@ import numpy as np
 
 from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
-from llme_jax.hugging_face.weights import find_model
-from llme_jax.models.pooling import Dense
-from llme_jax.models.sentence_transformers import (
-    Modules,
-    load_dense,
+from llme_jax.hugging_face.folders import find_model
+from llme_jax.hugging_face.layers import (
+    Layer,
+    Layers,
+    load_layers,
     load_reference_dense,
-    read_modules,
-    read_prompts,
     reference_dense,
 )
+from llme_jax.hugging_face.sentence_transformers import Modules, read_modules
+from llme_jax.hugging_face.texts import TextDefaults, text_defaults
 
 _logger = logging.getLogger(__name__)
 
-Layers = list[tuple[Dense, dict]]  # each with its parameters, in order
 
+def encoder_texts(config: EncoderConfig, tokenizer, longest: int) -> TextDefaults:
+    """What the folders of the encoders say of queries and of keys.
 
-def encoder_prompts(config: EncoderConfig) -> tuple[str, str] | None:
-    """The texts before a query and before a key that the folders of the encoders ask for.
+    Args:
+        tokenizer: as `load_dual_encoder` gives it.
+        longest: tokens that they read at most.
 
     Raises:
-        InputError: a model cannot be found, or its file of prompts cannot be read.
+        InputError: a model cannot be found, or one of its files cannot be used.
     """
-    names = [config.query_encoder] + ([] if config.tie_encoders else [config.key_encoder])
-    found = [
-        read_prompts(find_model(name, config.model_cache_dir, weights=False)) for name in names
-    ]
-    return found[0] and found[-1] and (found[0][0], found[-1][1])
+    models = [find_model(name, config.model_cache_dir, weights=False) for name in config.names]
+    query, key = (text_defaults(model, tokenizer, longest) for model in (models[0], models[-1]))
+    prompts = query.prompts and key.prompts and (query.prompts[0], key.prompts[1])
+    return TextDefaults(prompts, query.query_length, key.key_length, query.side)
 
 
 class Space(NamedTuple):
     pooling: str
     layers: Layers
     metric: str
+    normalized: bool
     truncate_dim: int | None
 
 
@@ -79,7 +81,10 @@ def open_space(
         {n: m.similarity for n, m in modules.items()},
         ("cos", "ip", "l2"),
     )
-    all_layers = [load_layers(module.dense, width) for module in modules.values()]
+    normalized = metric == "cos"
+    if config.dense_metric is None:
+        normalized |= any(module.normalized for module in modules.values())
+    all_layers = [load_layers(module.layers, width) for module in modules.values()]
     if not _equal(all_layers[0], all_layers[-1]):
         raise InputError(
             f"{' and '.join(folders)} have different layers behind pooling; give two encoders that "
@@ -87,10 +92,12 @@ def open_space(
         )
     layers, (name, folder) = all_layers[0], next(iter(folders.items()))
     if not layers and "dense" in (config.pooling_method or []):
-        layers = [(Dense(width), {"kernel": _dense_pooler(name, folder, width, new_dense)})]
+        kernel = _dense_pooler(name, folder, width, new_dense)
+        layers = [(Layer("Dense", width), {"kernel": kernel})]
     elif not layers and reference_dense(folder).is_file():
         _logger.warning("%s: --pooling_method without dense leaves it out", reference_dense(folder))
-    return Space(pooling, layers, metric, _truncate_dim(config.truncate_dim, modules))
+    dim = _truncate_dim(config.truncate_dim, modules)
+    return Space(pooling, layers, metric, normalized, dim)
 
 
 def _chosen(
@@ -121,15 +128,6 @@ def _truncate_dim(given: int | None, modules: dict[str, Modules]) -> int | None:
             f"{' and '.join(modules)} keep different parts of their vectors: give --truncate_dim"
         )
     return given or stored.pop()
-
-
-def load_layers(places: tuple[Path, ...], width: int) -> Layers:
-    """The Dense modules in these folders; vectors of `width` numbers go into the first."""
-    layers = []
-    for place in places:
-        layers.append(load_dense(place, width))
-        width = layers[-1][0].width
-    return layers
 
 
 def _equal(one: Layers, other: Layers) -> bool:

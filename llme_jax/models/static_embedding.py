@@ -29,7 +29,7 @@ class StaticConfig(Architecture):
     module: ClassVar[str] = "StaticEmbedding"
 
     @classmethod
-    def read(cls, path: Path) -> "StaticConfig":
+    def read(cls, path: Path, given: dict) -> "StaticConfig":
         """Of the folder of a config.json, which need not be there: the table has all there is.
 
         Raises:

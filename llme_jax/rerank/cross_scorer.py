@@ -11,18 +11,22 @@ from jax.sharding import Mesh, NamedSharding
 
 from llme_jax.config import PlanConfig, RankConfig, RankDataConfig
 from llme_jax.data.candidates import CandidateRow
-from llme_jax.data.instructions import instruction_of, with_model_prompts
+from llme_jax.data.instructions import instruction_of, with_ranker_texts
 from llme_jax.data.pairs import PairLayout, Pairs, pair_layout
-from llme_jax.data.tokens import bare_tokens, fingerprint, plain_backend
+from llme_jax.data.tokens import TokenStore, bare_tokens, pair_tokens
 from llme_jax.data.widths import fine_width
 from llme_jax.devices import topology
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import abstract, make_mesh, on_each_device, replicated
-from llme_jax.hugging_face.weights import find_model, fingerprint_params
+from llme_jax.errors import InputError
+from llme_jax.hugging_face.folders import find_model
+from llme_jax.hugging_face.reading import Cutter
+from llme_jax.hugging_face.texts import text_defaults
+from llme_jax.hugging_face.tokenizer import fingerprint, plain_backend
+from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.inference.dry_run import Reading, show, smaller_batches
 from llme_jax.inference.over_store import batch_shapes, over_store, rows_a_batch
 from llme_jax.models.cross_encoder import CrossEncoder, load_cross_encoder
-from llme_jax.models.sentence_transformers import read_prompts
 from llme_jax.retrieval.encode import on_every_device
 
 T = TypeVar("T")
@@ -46,49 +50,62 @@ class Scoring(NamedTuple, Generic[T]):
     plan: Callable[[Sequence[CandidateRow], int], int]
 
 
-def open_ranker(
-    config: RankConfig, *, weights: bool = True
-) -> tuple[CrossEncoder, dict, object, PairLayout]:
-    """The cross-encoder that `config` names, as `load_cross_encoder`, and how it joins pairs.
+class Ranker(NamedTuple):
+    """A cross-encoder as `load_cross_encoder` gives it.
+
+    Attributes:
+        config: with what its folder says of texts.
+        layout: how it joins pairs.
+    """
+
+    config: RankConfig
+    encoder: CrossEncoder
+    params: dict
+    tokenizer: object
+    layout: PairLayout
+
+
+def open_ranker(config: RankConfig, *, weights: bool = True) -> Ranker:
+    """The cross-encoder that `config` names.
 
     Raises:
         InputError: the model cannot be found, read or served, or pairs are longer than it reads.
     """
-    limit = config.data.query_max_length + config.data.key_max_length
     encoder, params, tokenizer = load_cross_encoder(
         config.ranker.ranker,
         dtype=config.ranker.dtype,
         cache_dir=config.ranker.model_cache_dir,
-        max_length=limit,
         remat=config.training.gradient_checkpointing,
         attention=config.ranker.attention,
         seed=config.training.seed,
         weights=weights,
     )
-    return encoder, params, tokenizer, pair_layout(tokenizer, limit, config.data.truncation_side)
+    model = find_model(config.ranker.ranker, config.ranker.model_cache_dir, weights=False)
+    own = text_defaults(model, tokenizer, encoder.config.max_length)
+    data = with_ranker_texts(config.data, config.ranker.ranker, own)
+    limit = data.query_max_length + data.key_max_length
+    if limit > encoder.config.max_length:
+        raise InputError(
+            f"--query_max_length and --key_max_length are {limit} tokens together: "
+            f"{config.ranker.ranker} has {encoder.config.max_length} positions, give "
+            f"{encoder.config.max_length} or less"
+        )
+    layout = pair_layout(tokenizer, limit, data.truncation_side)
+    return Ranker(replace(config, data=data), encoder, params, tokenizer, layout)
 
 
-def with_own_prompts(config: RankConfig) -> RankConfig:
-    """See `with_model_prompts`.
-
-    Raises:
-        InputError: the model cannot be found, or has no prompts that are asked for.
-    """
-    folder = find_model(config.ranker.ranker, config.ranker.model_cache_dir, weights=False)
-    data = with_model_prompts(config.data, config.ranker.ranker, read_prompts(folder))
-    return replace(config, data=data)
-
-
-def open_cross_scorer(config: RankConfig) -> Scoring:
-    """Scores with the cross-encoder that `config` names, on the devices of this process.
+def open_cross_scorer(config: RankConfig) -> tuple[RankConfig, Scoring]:
+    """Scores with the cross-encoder that `config` names, on the devices of this process; and the
+    settings with what its folder says of texts.
 
     Each process scores its share of the rows: nothing waits for another host.
 
     Raises:
         InputError: as `open_ranker`.
     """
-    data, planning = config.data, config.planning
-    encoder, params, tokenizer, layout = open_ranker(config, weights=not planning.plan)
+    planning = config.planning
+    config, encoder, params, tokenizer, layout = open_ranker(config, weights=not planning.plan)
+    data = config.data
     mesh = make_mesh(devices=topology.devices(planning.topology) or jax.local_devices())
     scorer = CrossScorer(data, encoder, tokenizer, layout, mesh, config.evaluation.batch_size)
     version = data.add_instruction and data.version
@@ -103,7 +120,7 @@ def open_cross_scorer(config: RankConfig) -> Scoring:
         }
 
     plan = partial(scorer.plan, planning, params)
-    return Scoring(describe, scorer.tokens, partial(scorer.bound, params), plan)
+    return config, Scoring(describe, scorer.tokens, partial(scorer.bound, params), plan)
 
 
 class CrossScorer:
@@ -128,9 +145,14 @@ class CrossScorer:
     ):
         self._data, self._encoder = data, encoder
         self._tokenizer, self._pad_id = plain_backend(tokenizer), tokenizer.pad_token_id or 0
+        self._cut = None
+        if layout.in_template:
+            self._cut = Cutter(tokenizer, layout.limit, layout.side)
         self._layout, self._mesh, self._rows = layout, mesh, rows
 
-    def tokens(self, rows: Sequence[CandidateRow], desc: str | None = None) -> tuple[Pairs, int]:
+    def tokens(
+        self, rows: Sequence[CandidateRow], desc: str | None = None
+    ) -> tuple[Pairs | TokenStore, int]:
         """Every candidate of every row joined with its query, and the most that a row has.
 
         Args:
@@ -140,6 +162,15 @@ class CrossScorer:
             InputError: --version has no instruction for a row's task.
         """
         instructions = [instruction_of(self._data, row.task, row.prompt) for row in rows]
+        counts = [len(row.keys) for row in rows]
+        if self._cut:
+            parts = [
+                (row.query, i.key + key, i.query)
+                for i, row in zip(instructions, rows, strict=True)
+                for key in row.keys
+            ]
+            queries, keys, prompts = zip(*parts, strict=True) if parts else ((), (), ())
+            return pair_tokens(queries, keys, prompts, self._cut), max(counts, default=0)
         queries = [i.query + row.query for i, row in zip(instructions, rows, strict=True)]
         keys: dict[str, int] = {}
         numbers = [
@@ -148,7 +179,6 @@ class CrossScorer:
             for key in row.keys
         ]
         limits = self._tokenizer, self._layout.limit, self._layout.side, desc
-        counts = [len(row.keys) for row in rows]
         pairs = Pairs(
             *(bare_tokens([*texts], *limits) for texts in (queries, keys)),
             self._layout,
@@ -158,7 +188,7 @@ class CrossScorer:
         return pairs, max(counts, default=0)
 
     def __call__(
-        self, params: dict, tokens: tuple[Pairs, int], done: Callable[[int, int], None]
+        self, params: dict, tokens: tuple[Pairs | TokenStore, int], done: Callable[[int, int], None]
     ) -> np.ndarray:
         """Raw scores of all pairs, float32[n].
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from llme_jax.config.retrieval import METRICS
 from llme_jax.data.beir import check_files, corpus_file
 from llme_jax.data.candidates import CandidateRow, Found
 from llme_jax.data.corpus import Corpus
+from llme_jax.data.instructions import with_model_texts
 from llme_jax.data.rows import query_id_of
 from llme_jax.data.scoring import ScoringData
 from llme_jax.data.sources import resolve_path
@@ -20,10 +22,11 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable, result_path
+from llme_jax.hugging_face.texts import NOTHING_SAID
 from llme_jax.inference.dry_run import SAMPLE, sampled
 from llme_jax.inference.partial_results import PartialResults, parts_folder
 from llme_jax.lm.teacher_report import show_report
-from llme_jax.rerank.cross_scorer import Scoring, open_cross_scorer, with_own_prompts
+from llme_jax.rerank.cross_scorer import Scoring, open_cross_scorer
 from llme_jax.rerank.evaluate import open_candidates
 from llme_jax.rerank.outputs import Files, write_all
 from llme_jax.rerank.yes_no import open_yes_no
@@ -95,9 +98,12 @@ def open_ranking(config: RankConfig) -> tuple[RankConfig, Scoring]:
         InputError: see `open_cross_scorer` and `open_yes_no`.
     """
     if config.ranker.ranker_method == "yes-no":
+        # It has a prompt of its own, which no instruction stands before.
+        data = replace(config.data, add_instruction=False)
+        data = with_model_texts(data, config.ranker.ranker, NOTHING_SAID)
+        config = replace(config, data=data)
         return config, open_yes_no(config)
-    config = with_own_prompts(config)
-    return config, open_cross_scorer(config)
+    return open_cross_scorer(config)
 
 
 def _write(

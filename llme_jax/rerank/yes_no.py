@@ -16,12 +16,13 @@ from jaxtyping import Array, Float, Int
 
 from llme_jax.config import RankConfig
 from llme_jax.data.candidates import CandidateRow
-from llme_jax.data.tokens import TokenStore, bare_tokens, fingerprint, plain_backend
+from llme_jax.data.tokens import TokenStore, bare_tokens
 from llme_jax.data.widths import fine_width
 from llme_jax.devices import topology
 from llme_jax.devices.memory import Needs, needs
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.tokenizer import fingerprint, plain_backend
 from llme_jax.hugging_face.weights import fingerprint_files
 from llme_jax.inference.over_store import batch_shapes, over_store
 from llme_jax.lm.batch_rows import BatchRows

@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 from llme_jax.config import RetrievalConfig, TextConfig
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import find_eval_instruction, instruction_of
-from llme_jax.data.tokens import TokenStore, fingerprint, tokenize
+from llme_jax.data.tokens import Prompted, TokenStore, tokenize
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest
 from llme_jax.files.cache import cache_dir
+from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.retrieval.embeddings import encode_to_disk, everywhere, forget, in_use
@@ -40,9 +41,10 @@ class Extent(NamedTuple):
     key_length: int
 
 
-def query_text(config: TextConfig, eval_data: EvalData, i: int) -> str:
-    """Query i behind its instruction."""
-    return instruction_of(config, eval_data.task, eval_data.prompts[i]).query + eval_data.texts[i]
+def query_text(config: TextConfig, eval_data: EvalData, i: int) -> Prompted:
+    """Query i and its instruction."""
+    instruction = instruction_of(config, eval_data.task, eval_data.prompts[i])
+    return instruction.query, eval_data.texts[i]
 
 
 class DenseRetriever:
@@ -70,7 +72,7 @@ class DenseRetriever:
         instruction = find_eval_instruction(config, eval_data.path, eval_data.task)
         queries = (query_text(config, eval_data, i) for i in range(len(eval_data)))
         self._queries, _ = self._tokens(tokenizer, "query", eval_data, queries, instruction.query)
-        keys = (instruction.key + text for text in corpus)
+        keys = ((instruction.key, text) for text in corpus)
         self._keys, self._keys_name = self._tokens(tokenizer, "key", corpus, keys, instruction.key)
 
     @property
@@ -182,7 +184,12 @@ class DenseRetriever:
         )
 
     def _tokens(
-        self, tokenizer, field: str, source: Corpus | EvalData, texts: Iterable[str], prefix: str
+        self,
+        tokenizer,
+        field: str,
+        source: Corpus | EvalData,
+        texts: Iterable[Prompted],
+        prefix: str,
     ) -> tuple[TokenStore, str]:
         """The tokens of all texts, and a name for everything they depend on.
 

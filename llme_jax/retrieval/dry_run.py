@@ -7,8 +7,9 @@ from jax.sharding import Mesh
 from llme_jax.config import RetrieveConfig
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import find_eval_instruction
-from llme_jax.data.tokens import cutting_backend, whole_tokens
+from llme_jax.data.tokens import whole_tokens
 from llme_jax.devices.sharding import abstract, replicated
+from llme_jax.hugging_face.reading import Cutter, reading_of
 from llme_jax.inference.dry_run import Reading, sampled, show, smaller_batches
 from llme_jax.models.dual_encoder import DualEncoder
 from llme_jax.retrieval import exact
@@ -36,14 +37,15 @@ def show_plan(
     instruction = find_eval_instruction(data, eval_data.path, eval_data.task)
     texts = {
         "query": [query_text(data, eval_data, i) for i in sampled(len(eval_data))],
-        "key": [instruction.key + corpus.text(i) for i in sampled(len(corpus))],
+        "key": [(instruction.key, corpus.text(i)) for i in sampled(len(corpus))],
     }
     limits = {field: getattr(data, f"{field}_max_length") for field in texts}
     lengths = {}
     for field, sample in texts.items():
-        backend = cutting_backend(tokenizer, limits[field], data.truncation_side)
-        lengths[field] = whole_tokens(sample, backend, tokenizer.pad_token_id or 0).lengths
+        cut = Cutter(tokenizer, limits[field], data.truncation_side)
+        lengths[field] = whole_tokens(sample, cut).lengths
     counts = {"query": len(eval_data), "key": len(corpus)}
+    prompt_apart = reading_of(tokenizer).prompt_apart
 
     def readings(size: int) -> list[Reading]:
         return [
@@ -54,7 +56,7 @@ def show_plan(
                 lengths[field],
                 limits[field],
                 **batches(mesh, limits[field], size),
-                analyse=partial(analyse, encoder, params, mesh, field),
+                analyse=partial(analyse, encoder, params, mesh, field, split=prompt_apart),
                 flops=partial(encoder.flops, params, field),
             )
             for name, field in (("queries", "query"), ("keys", "key"))

@@ -65,7 +65,7 @@ def encode(
     with _Progress(desc, int(store.lengths.sum()), progress) as bar:
         vectors = over_store(
             store,
-            lambda ids, lengths, _: forward(ids, lengths),
+            lambda *texts: forward(*texts[:-1]),
             mesh=mesh,
             pad_id=pad_id,
             **batches(mesh, longest, batch_size),
@@ -88,10 +88,22 @@ def batches(mesh: Mesh, longest: int, batch_size: int) -> dict[str, Callable[[in
     }
 
 
-def analyse(encoder: DualEncoder, params, mesh: Mesh, field: str, rows: int, width: int) -> Needs:
-    """Compiles the encoding of a batch; shapes of parameters are enough."""
+def analyse(
+    encoder: DualEncoder,
+    params,
+    mesh: Mesh,
+    field: str,
+    rows: int,
+    width: int,
+    split: bool = False,
+) -> Needs:
+    """Compiles the encoding of a batch; shapes of parameters are enough.
+
+    Args:
+        split: whether texts have two parts, of which the second is pooled.
+    """
     everywhere = replicated(mesh)
-    texts = batch_shapes(mesh, rows // mesh.size, (width,), ())
+    texts = batch_shapes(mesh, rows // mesh.size, (width,), (), *([()] if split else []))
     how = {"encoder": encoder, "field": field, "result": everywhere}
     return needs(_forward.lower(abstract(params, everywhere), *texts, **how))
 
@@ -127,10 +139,10 @@ def on_every_device(params, mesh: Mesh | None):
 
 
 @partial(jax.jit, static_argnames=("encoder", "field", "result"))
-def _forward(params, ids, lengths, *, encoder: DualEncoder, field: str, result: NamedSharding):
+def _forward(params, *texts, encoder: DualEncoder, field: str, result: NamedSharding):
     def encode(params, texts, _):
         return encoder.encode(params, *texts, field=field)
 
-    embeddings = on_each_device(encode, params, (ids, lengths), None, result)
+    embeddings = on_each_device(encode, params, texts, None, result)
     # On every device, so that every process can read all of them.
     return jax.lax.with_sharding_constraint(embeddings, result)

@@ -11,12 +11,12 @@ from llme_jax.config import RetrieveConfig
 from llme_jax.config.retrieval import COLLATIONS
 from llme_jax.data.beir import check_files
 from llme_jax.data.corpus import Corpus, EvalData
-from llme_jax.data.instructions import with_model_prompts
+from llme_jax.data.instructions import with_model_texts
 from llme_jax.devices import sharding, topology
 from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable, result_path
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder
-from llme_jax.models.space import encoder_prompts
+from llme_jax.models.space import encoder_texts
 from llme_jax.retrieval.bm25 import lucene_search
 from llme_jax.retrieval.dense import DenseRetriever
 from llme_jax.retrieval.dry_run import show_plan
@@ -107,11 +107,12 @@ def retrieved(config: RetrieveConfig) -> tuple[Corpus, EvalData, Ranking]:
 def open_encoder(
     config: RetrieveConfig, *, weights: bool = True
 ) -> tuple[RetrieveConfig, tuple[DualEncoder, dict, object]]:
-    """What `load_dual_encoder` gives, and the settings with its own prompts where it has some."""
+    """What `load_dual_encoder` gives, and the settings with what its folder says of texts."""
     encoder, limits = config.encoder, config.data
     loaded = load_dual_encoder(encoder, new_dense=False, weights=weights)
-    loaded[0].check_lengths(limits.query_max_length, limits.key_max_length)
-    data = with_model_prompts(limits, encoder.query_encoder, encoder_prompts(encoder))
+    own = encoder_texts(encoder, loaded[2], loaded[0].max_length)
+    data = with_model_texts(limits, encoder.query_encoder, own)
+    loaded[0].check_lengths(data.query_max_length, data.key_max_length)
     return replace(config, data=data), loaded
 
 

@@ -9,10 +9,13 @@ from typing import ClassVar
 from jax.sharding import Mesh
 
 from llme_jax.config import RankConfig
+from llme_jax.config.validate import check_sub_batches
+from llme_jax.data.instructions import instruction_of
 from llme_jax.data.pairs import PairLayout
+from llme_jax.hugging_face.folders import check_no_adapter
 from llme_jax.models.cross_encoder import FOLDER, CrossEncoder, save_cross_encoder
 from llme_jax.models.lora import Lora, with_adapters
-from llme_jax.rerank.cross_scorer import open_ranker, with_own_prompts
+from llme_jax.rerank.cross_scorer import open_ranker
 from llme_jax.rerank.evaluate import RerankEvaluator
 from llme_jax.training import rank_losses
 from llme_jax.training.chunks import over_texts
@@ -25,10 +28,12 @@ def open_cross(config: RankConfig) -> Opened:
     Raises:
         InputError: as `open_ranker`.
     """
-    encoder, params, tokenizer, layout = open_ranker(config, weights=not config.planning.plan)
-    config = with_own_prompts(config)
+    weights = not config.planning.plan
+    config, encoder, params, tokenizer, layout = open_ranker(config, weights=weights)
+    check_sub_batches(config)
     frozen = {}
     if lora := Lora.of(config.training):
+        check_no_adapter(config.ranker.ranker, config.ranker.model_cache_dir)
         parts, names = encoder.apart(params), {"base": encoder.config.names}
         params, frozen = with_adapters(parts, names, lora, encoder.dtype, config.training.seed)
         encoder = replace(encoder, lora=lora)
@@ -83,5 +88,15 @@ class CrossTask:
             params=params,
             tokenizer=self.tokenizer,
             max_length=self.layout.limit,
+            truncation_side=self.layout.side,
+            prompt=_prompt(self.config, tasks),
             base=self.config.ranker.ranker,
         )
+
+
+def _prompt(config: RankConfig, tasks: list[str]) -> str:
+    """The text before all queries, which the folder says; none where tasks have their own, or keys
+    have one too, as folders of rerankers have no place for such."""
+    found = {instruction_of(config.data, task or None) for task in tasks}
+    query, key = found.pop()
+    return query if not found and not key else ""

@@ -9,11 +9,14 @@ import jax
 from jax.sharding import Mesh
 
 from llme_jax.config import Config
+from llme_jax.config.data import OF_FOLDER
+from llme_jax.config.validate import check_sub_batches
 from llme_jax.data.beir import evaluation_sets
-from llme_jax.data.instructions import instruction_of, with_model_prompts
+from llme_jax.data.instructions import instruction_of, with_model_texts
+from llme_jax.hugging_face.folders import check_no_adapter
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder, save_dual_encoder
 from llme_jax.models.lora import Lora, with_adapters
-from llme_jax.models.space import encoder_prompts
+from llme_jax.models.space import encoder_texts
 from llme_jax.retrieval.evaluate import RetrievalEvaluator
 from llme_jax.training import losses
 from llme_jax.training.chunks import over_texts
@@ -33,15 +36,20 @@ def open_dual(config: Config) -> Opened:
         remat=config.training.gradient_checkpointing,
         weights=not config.planning.plan,
     )
-    encoder.check_lengths(config.data.query_max_length, config.data.key_max_length)
+    own = encoder_texts(config.encoder, tokenizer, encoder.max_length)
+    data = with_model_texts(config.data, config.encoder.query_encoder, own)
+    encoder.check_lengths(data.query_max_length, data.key_max_length)
     encoder.check_dims("--matryoshka_dims", config.loss.matryoshka_dims)
-    teacher = Teacher(config, encoder) if config.loss.teacher_encoder else None
-    prompts = encoder_prompts(config.encoder)
-    config = replace(
-        config, data=with_model_prompts(config.data, config.encoder.query_encoder, prompts)
-    )
+    lengths = {name: getattr(data, name) for name in OF_FOLDER}
+    teacher = None
+    if config.loss.teacher_encoder:
+        teacher = Teacher(replace(config, data=replace(config.data, **lengths)), encoder)
+    config = replace(config, data=data)
+    check_sub_batches(config)
     frozen = {}
     if lora := Lora.of(config.training):
+        for name in config.encoder.names:
+            check_no_adapter(name, config.encoder.model_cache_dir)
         configs = encoder.query_config, encoder.key_config
         names = {part: of.names for part, of in zip(encoder.folders, configs, strict=False)}
         params, frozen = with_adapters(params, names, lora, encoder.dtype, config.training.seed)
@@ -112,8 +120,9 @@ class DualTask:
             tokenizer=self.tokenizer,
             query_max_length=self.config.data.query_max_length,
             key_max_length=self.config.data.key_max_length,
+            truncation_side=self.config.data.truncation_side,
             prompts=_prompts(self.config, tasks),
-            bases=(self.config.encoder.query_encoder, self.config.encoder.key_encoder),
+            bases=self.config.encoder.names,
         )
 
 

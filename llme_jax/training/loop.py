@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,16 +13,17 @@ import numpy as np
 from tqdm import tqdm
 
 from llme_jax.config import Config, RankConfig
+from llme_jax.config.data import OF_FOLDER
 from llme_jax.data.beir import check_files
 from llme_jax.data.plan import Plan
 from llme_jax.data.prefetch import prefetch
 from llme_jax.data.rows import BadRows
-from llme_jax.data.tokens import fingerprint
 from llme_jax.data.train_data import TrainData, prepare
 from llme_jax.devices import sharding, topology
 from llme_jax.devices.runtime import lost_process
 from llme_jax.files.atomic import digest
 from llme_jax.files.cache import check_cache
+from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.plots import draw_curves
 from llme_jax.retrieval.results import check_log
@@ -77,6 +79,9 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
     global_batch = folder.global_batch(config, mesh.size)
     check_files(config.data)
     task, params, frozen = open_task(config)
+    of_folder = {name: getattr(task.config.data, name) for name in OF_FOLDER}
+    config = replace(config, data=replace(config.data, **of_folder))
+    folder.check_settings(config)
     bad_rows = BadRows(config.data.max_bad_rows)
     data = prepare(
         *(task.config.data, config.loss, task.tokenizer),

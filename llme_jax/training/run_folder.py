@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import jax
 
 from llme_jax.config import Config
+from llme_jax.config.data import OF_FOLDER
 from llme_jax.data.train_data import TrainData
 from llme_jax.devices.runtime import versions
 from llme_jax.errors import InputError
@@ -107,6 +108,8 @@ class RunFolder:
         """
         now, may_change = json.loads(json.dumps(config.flat())), config.names("may_change")
         for name, before in (self.previous or {}).get("settings", {}).items():
+            if name in OF_FOLDER and now.get(name) is None:
+                continue  # is compared once the model's folder has said what it is
             if name not in may_change and now.get(name) != before:
                 raise InputError(
                     f"{self.path} holds a run with --{name} {before}, now it is {now.get(name)}: "

@@ -16,14 +16,15 @@ from jax.sharding import Mesh
 from llme_jax.config import Config
 from llme_jax.data.instructions import with_model_prompts
 from llme_jax.data.rows import BadRows
-from llme_jax.data.tokens import TokenStore, fingerprint
+from llme_jax.data.tokens import TokenStore
 from llme_jax.data.train_data import TrainData
 from llme_jax.data.train_store import TeacherVectors, open_store
 from llme_jax.errors import InputError
 from llme_jax.files.cache import cache_dir
+from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder
-from llme_jax.models.space import encoder_prompts
+from llme_jax.models.space import encoder_texts
 from llme_jax.retrieval.embeddings import encode_to_disk
 from llme_jax.retrieval.encode import encode, on_every_device
 
@@ -54,7 +55,8 @@ class Teacher:
         self.width = self._encoder.width
         _check_vectors(name, self._encoder, student, config.loss.matryoshka_dims)
         self._tokenizer, self._batch_size = tokenizer, config.evaluation.batch_size
-        prompts, longest = encoder_prompts(settings), self._encoder.query_config.max_length
+        longest = self._encoder.max_length
+        prompts = encoder_texts(settings, tokenizer, longest).prompts
         data = replace(
             config.data,
             version="model",
@@ -126,7 +128,7 @@ def _check_vectors(
             f"{said}, the encoder that is trained has {student.width}: give a teacher of "
             f"{student.width}, or --matryoshka_dims, which compares the first numbers of both"
         )
-    if student.metric == "cos" != teacher.metric:
+    if student.normalizes and not teacher.normalizes:
         logger.warning(
             "--teacher_encoder %s: its vectors have any length (%s), those of the encoder that is "
             "trained have length 1 (cos) and cannot come near; give --dense_metric %s",

@@ -137,7 +137,10 @@ def test_settings_that_cannot_work_are_refused(line, message):
         ("--train_data a.json --stable_distill --distill_loss ranknet", "give one of them"),
         ("--train_data a.json --contrastive_weight 0 --distill_weight 0", "are both 0"),
         ("--train_data a.json --metric_for_best_model recall@3", "choose from mrr@1, mrr@5,"),
-        ("--train_data a.json --sub_batch_tokens 256", "the longest pair may have 512"),
+        (
+            "--train_data a.json --sub_batch_tokens 99 --query_max_length 64 --key_max_length 64",
+            "--sub_batch_tokens 99: the longest pair may have 128",
+        ),
         ("--eval_data a.json --query_encoder x", "unknown flag --query_encoder"),
         ("--config qa.py", "--config qa.py: is for python -m llme_jax.train"),
     ],

@@ -68,10 +68,13 @@ def test_batches_hold_all_texts_in_few_shapes(write_rows, prepared):
     assert tokens < slots < 1.1 * tokens
 
 
-def test_a_batch_that_does_not_fit_is_padded_to_the_limits(write_rows, prepared, monkeypatch):
+def test_a_batch_that_does_not_fit_is_padded_to_the_longest_texts(
+    write_rows, prepared, monkeypatch
+):
     rows = [{"query": "q", "pos": ["p"], "neg": ["n n n"]} for _ in range(39)]
     rows.append({"query": "q", "pos": ["k " * 20], "neg": ["n"]})
     data = prepared(write_rows("t.json", rows), query_max_length=14, key_max_length=33)
+    longest = 22  # [CLS], 20 times k, [SEP]
     plan = Plan((40,), 8, None, seed=0)
     steps = range(plan.steps_per_epoch)
     (outlier,) = [step for step in steps if 39 in plan(step).rows]
@@ -80,14 +83,14 @@ def test_a_batch_that_does_not_fit_is_padded_to_the_limits(write_rows, prepared,
     data.settle_shapes(plan, 1)
     batches = [data.assemble(plan(step)).texts["texts"] for step in steps]
     for step, batch in enumerate(batches):
-        assert (max(batch.widths) == 33) == (step == outlier)
-    # 8 queries and 8 x 3 keys, each as long as its limit
-    assert len(batches[outlier].ids) == 8 * 14 + 24 * 33
+        assert (max(batch.widths) == longest) == (step == outlier)
+    # 8 queries and 8 x 3 keys, each as long as the longest of the file; queries are cut
+    assert len(batches[outlier].ids) == 8 * 14 + 24 * longest
     lengths = [len(ids) for ids in in_order(batches[outlier], "key")[0]]
     assert max(lengths) > 16  # and nothing was cut off
-    longest = data.assemble(plan(0), max_width=True)  # what --plan expects of such a batch
-    assert longest.texts["texts"].widths == batches[outlier].widths
-    assert len(longest.texts["texts"].ids) == len(batches[outlier].ids)
+    largest = data.assemble(plan(0), max_width=True)  # what --plan expects of such a batch
+    assert largest.texts["texts"].widths == batches[outlier].widths
+    assert len(largest.texts["texts"].ids) == len(batches[outlier].ids)
 
 
 @pytest.mark.parametrize("method", ["epoch", "epoch-random", "random"])

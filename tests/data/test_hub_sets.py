@@ -72,6 +72,7 @@ def test_metrics_are_those_of_sentence_transformers(nano, tmp_path, monkeypatch)
     config = Config()
     config.data.eval_data = "hf:nanobeir"
     config.data.query_max_length = config.data.key_max_length = 32
+    config.data.truncation_side = "right"
     config.data.add_instruction = False
     config.encoder.query_encoder = str(tmp_path / "bert")
     config.encoder.pooling_method = ["mean"]

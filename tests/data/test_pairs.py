@@ -8,10 +8,10 @@ import pytest
 import tiny
 
 from llme_jax.data.pairs import Pairs, longest_first, pair_layout
-from llme_jax.data.tokens import TokenStore, TokenWriter, bare_tokens, plain_backend
+from llme_jax.data.tokens import TokenStore, TokenWriter, bare_tokens
 from llme_jax.errors import InputError
 from llme_jax.files.cache import cache_dir
-from llme_jax.hugging_face.tokenizer import load_tokenizer
+from llme_jax.hugging_face.tokenizer import load_tokenizer, plain_backend
 from llme_jax.quickstart import data as quickstart
 
 LIMITS = (8, 31, 40, 64, 192)

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 
 from llme_jax.data import arrays, tokens
-from llme_jax.data.tokens import TokenStore, fingerprint, tokenize
+from llme_jax.data.tokens import TokenStore, tokenize
 from llme_jax.data.widths import usual_width
 from llme_jax.errors import InputError
 from llme_jax.files.cache import cache_dir
+from llme_jax.hugging_face.tokenizer import fingerprint
 
 TEXTS = ["", "a b c", "hello world " * 30, "Ä ü ß 東京 ???", "abc " * 5, "x" * 200]
 
 
 def _store(texts, tokenizer, cache, key="k", max_length=12, side="right") -> TokenStore:
     return tokenize(
-        texts,
+        [("", text) for text in texts],
         tokenizer,
         max_length=max_length,
         truncation_side=side,
@@ -72,7 +73,7 @@ def test_an_existing_store_is_opened_and_leftovers_are_ignored(tmp_path, tokeniz
 
 def test_a_failure_leaves_nothing_behind(tmp_path, tokenizer):
     def texts():
-        yield "a"
+        yield "", "a"
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

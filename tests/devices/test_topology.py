@@ -204,7 +204,7 @@ needed = [likelihood.analyse(*of_lm), options.analyse(*of_lm), generation.analys
 mesh = make_mesh(devices=devices(compiles_for()))
 encoder, params, _ = load_dual_encoder(EncoderConfig(query_encoder=bert))
 reading = [encode.analyse(encoder, params, mesh, "key", 16, 64)]
-encoder, params, _ = load_cross_encoder(bert, dtype="auto", cache_dir=None, max_length=64)
+encoder, params, _ = load_cross_encoder(bert, dtype="auto", cache_dir=None)
 reading.append(cross_scorer.analyse(encoder, params, mesh, 16, 64))
 # Two products a device; then what joins their hits.
 searching = exact.analyse(mesh, 4, 2 * 8 * exact.UNIT, 32, 10, "cos", 4)

@@ -12,12 +12,13 @@ import pytest
 
 from llme_jax.config import DataConfig, LossConfig
 from llme_jax.data.instructions import NO_INSTRUCTION, find_instruction
-from llme_jax.data.tokens import plain_backend
 from llme_jax.doctor.__main__ import main
 from llme_jax.doctor.counts import HashSet, Lengths
 from llme_jax.doctor.facts import read_facts
 from llme_jax.doctor.report import short_names
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.reading import Cutter
+from llme_jax.hugging_face.texts import NO_LIMIT
 
 GOOD = {"query": "a b", "pos": ["p"], "neg": ["n", "o"]}
 
@@ -128,7 +129,7 @@ def test_against_a_slow_computation(
     plain = make_tokenizer()
     plain.backend_tokenizer.no_padding()
     plain.backend_tokenizer.no_truncation()
-    facts = read_facts(path, data, plain_backend(make_tokenizer()))
+    facts = read_facts(path, data, Cutter(make_tokenizer(), NO_LIMIT, "right"))
     summary = facts.summary(data, LossConfig())
     expected = slow_summary(rows, data, plain)
     assert {name: summary[name] for name in expected} == expected
@@ -157,7 +158,9 @@ def test_training_uses_as_many_rows_or_stops_with_the_same_words(
     ]
     path = write_rows("train.json", rows)
     data = DataConfig(train_data=[path], **settings)
-    kept, stops = read_facts(path, data, plain_backend(tokenizer)).trained_on(data, LossConfig())
+    kept, stops = read_facts(path, data, Cutter(tokenizer, NO_LIMIT, "right")).trained_on(
+        data, LossConfig()
+    )
     try:
         expected = prepared(path, **settings, max_bad_rows=len(rows)).sizes[0], None
     except InputError as error:
@@ -169,7 +172,9 @@ def test_every_length_is_that_of_the_tokenizer(write_rows, make_tokenizer):
     texts = ["", "a", "a b c", "query: " * 300, "abc1 ### x", "ü\u0301 \x00 é", "z" * 5000]
     rows = [{"query": text, "pos": [text], "neg": ["n"]} for text in texts]
     facts = read_facts(
-        write_rows("t.json", rows), DataConfig(version="e5"), plain_backend(make_tokenizer())
+        write_rows("t.json", rows),
+        DataConfig(version="e5"),
+        Cutter(make_tokenizer(), NO_LIMIT, "right"),
     )
     plain = make_tokenizer()
     plain.backend_tokenizer.no_padding()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tiny import keep_own_fields
 
 from llme_jax.files.cache import cache_dir
 from llme_jax.quickstart import data as quickstart
@@ -51,6 +52,7 @@ def tiny(tmp_path):
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
         model.save_pretrained(tmp_path / name)
+        keep_own_fields(tmp_path / name)
         return tmp_path / name, model
 
     return make

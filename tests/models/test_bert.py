@@ -197,7 +197,7 @@ def test_dropout_follows_config_and_key(tiny):
     np.testing.assert_array_equal(hidden(config, key), base)
     for change in ({"hidden_dropout_prob": 0.1}, {"attention_probs_dropout_prob": 0.1}):
         rewrite(folder / "config.json", **change)
-        dropping = read_config(folder / "config.json", ENCODERS)
+        dropping = read_config(folder, ENCODERS)
         np.testing.assert_array_equal(hidden(dropping, None), base)
         first, again = hidden(dropping, key), hidden(dropping, key)
         np.testing.assert_array_equal(first, again)
@@ -222,7 +222,10 @@ def test_texts_longer_than_the_position_table_are_refused(tiny):
     "change, message",
     [
         ({"model_type": "gpt2"}, "model_type gpt2 is not served"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type relative_key"),
+        (
+            {"position_embedding_type": "relative_key"},
+            'position_embedding_type "relative_key" is not served',
+        ),
         ({"hidden_act": "swish"}, "hidden_act swish is not served; give one of gelu, gelu_new"),
         ({"num_attention_heads": 5}, "hidden_size 48 is not a multiple of num_attention_heads 5"),
         ({"hidden_act": None, "vocab_size": None}, "vocab_size, hidden_act missing"),
@@ -232,7 +235,7 @@ def test_config_that_cannot_be_served_is_refused(tiny, change, message):
     folder, _ = tiny()
     rewrite(folder / "config.json", **change)
     with pytest.raises(InputError, match=message) as error:
-        read_config(folder / "config.json", ENCODERS)
+        read_config(folder, ENCODERS)
     assert str(error.value).startswith(f"{folder / 'config.json'}: ")
 
 

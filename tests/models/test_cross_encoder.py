@@ -11,12 +11,15 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 from sentence_transformers import CrossEncoder as TorchCrossEncoder
-from tiny import gradients_as_files, letter_tokenizer
+from tiny import gradients_as_files, keep_own_fields, letter_tokenizer
 
+from llme_jax.config import RankConfig
 from llme_jax.data.pairs import Pairs, pair_layout
-from llme_jax.data.tokens import bare_tokens, plain_backend
+from llme_jax.data.tokens import bare_tokens
 from llme_jax.errors import InputError
+from llme_jax.hugging_face.tokenizer import plain_backend
 from llme_jax.models.cross_encoder import load_cross_encoder, save_cross_encoder
+from llme_jax.rerank.cross_scorer import open_ranker
 
 LIMIT = 40
 FAMILIES = {
@@ -70,6 +73,7 @@ def classifier(tmp_path):
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
         model.save_pretrained(tmp_path / name)
+        keep_own_fields(tmp_path / name)
         letter_tokenizer().save_pretrained(tmp_path / name)
         if typed and getattr(config, "type_vocab_size", 0) > 1:
             path = tmp_path / name / "tokenizer_config.json"
@@ -81,7 +85,7 @@ def classifier(tmp_path):
 
 
 def load(folder, **settings):
-    how = {"dtype": "fp32", "cache_dir": None, "max_length": LIMIT} | settings
+    how = {"dtype": "fp32", "cache_dir": None} | settings
     return load_cross_encoder(str(folder), **how)
 
 
@@ -160,7 +164,7 @@ def test_saved_folders_give_the_same_raw_scores_elsewhere(classifier, model_type
 
 def test_two_hundred_real_pairs(prepared, tmp_path):
     """MiniLM with a new head, requests with functions; a fifth of the pairs is cut."""
-    encoder, params, tokenizer = load(prepared.model, max_length=48)
+    encoder, params, tokenizer = load(prepared.model)
     params["classifier"]["kernel"] *= 10  # of scores around 0.1 every digit would be the bias
     save_cross_encoder(tmp_path, encoder, params, tokenizer, max_length=48)
     requests, functions = (
@@ -210,8 +214,11 @@ def test_what_cannot_be_a_reranker_is_refused(classifier):
     with pytest.raises(InputError, match=r"classifier.weight is \(3, 48\).* one label"):
         load(folder)
     folder, _ = classifier("bert", name="other")
+    config = RankConfig()
+    config.ranker.ranker = str(folder)
+    config.data.query_max_length, config.data.key_max_length = 33, 32
     with pytest.raises(InputError, match=r"are 65 tokens together: .* has 64 positions, give 64"):
-        load(folder, max_length=65)
+        open_ranker(config)
 
 
 def test_bf16_is_close(classifier):

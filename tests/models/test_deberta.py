@@ -166,18 +166,18 @@ def test_checkpoints_may_hold_heads_and_tables_that_are_not_read(tiny):
 
 def test_position_terms_may_be_a_list_or_a_string(tiny):
     folder, _ = tiny("deberta-v2", **V3)
-    config = read_config(folder / "config.json", ENCODERS)
+    config = read_config(folder, ENCODERS)
     for terms in ("c2p|p2c", "P2C | C2P", ["c2p", "p2c"]):
         rewrite(folder / "config.json", pos_att_type=terms)
-        assert read_config(folder / "config.json", ENCODERS) == config
+        assert read_config(folder, ENCODERS) == config
     rewrite(folder / "config.json", pos_att_type="c2p")
-    assert read_config(folder / "config.json", ENCODERS) != config
+    assert read_config(folder, ENCODERS) != config
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"conv_kernel_size": 3}, "conv_kernel_size 3 is not served; give a model without a"),
+        ({"conv_kernel_size": 3}, "conv_kernel_size 3 is not served; give a model with 0"),
         ({"relative_attention": False}, "relative_attention false is not served; give a model"),
         ({"hidden_act": "swish"}, "hidden_act swish is not served; give one of gelu, gelu_new"),
         ({"hidden_size": None}, "hidden_size missing; add what the model has"),
@@ -187,7 +187,7 @@ def test_config_that_cannot_be_served_is_refused(tiny, change, message):
     folder, _ = tiny("deberta-v2", **V3)
     rewrite(folder / "config.json", **change)
     with pytest.raises(InputError, match=message) as error:
-        read_config(folder / "config.json", ENCODERS)
+        read_config(folder, ENCODERS)
     assert str(error.value).startswith(f"{folder / 'config.json'}: ")
 
 

@@ -356,7 +356,7 @@ def test_tokenizer_without_tokenizer_json(tiny_with_tokenizer):
 
 
 def test_tokenizer_larger_than_the_word_table_is_refused(tiny_with_tokenizer):
-    with pytest.raises(InputError, match="ids up to 100, the encoder has 90 word vectors"):
+    with pytest.raises(InputError, match="ids up to 100, the model has 90 word vectors"):
         load_dual_encoder(_config(tiny_with_tokenizer("a", vocab_size=90)))
 
 

@@ -195,7 +195,7 @@ def test_nomic_and_gte_as_they_were_first_published(tiny, tmp_path):
     assert type(again) is transformers.NomicBertModel and again.config.hidden_size == 48
     (folder / "config.json").write_text(json.dumps(old | {"num_experts": 8}))
     with pytest.raises(InputError, match="num_experts 8 is not served"):
-        read_config(folder / "config.json", ENCODERS)
+        read_config(folder, ENCODERS)
 
 
 def test_gte_whose_positions_are_stretched(tiny):
@@ -222,7 +222,7 @@ def test_gte_whose_positions_are_stretched(tiny):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"layer_types": ["full_attention", "linear"]}, "layer_types {'linear'} is not served"),
+        ({"layer_types": ["full_attention", "linear"]}, "layer_types .* is not served"),
         ({"layer_types": ["full_attention"]}, "for each of the 2 layers"),
         ({"local_attention": "wide"}, 'local_attention is "wide"; give a whole number'),
         ({"rope_scaling": {"rope_type": "su"}, "rope_parameters": None}, "positions of type su"),
@@ -232,11 +232,11 @@ def test_modernbert_that_cannot_be_served_is_refused(tiny, change, message):
     folder, _ = tiny("modernbert", **SPECIAL)
     rewrite(folder / "config.json", **change)
     with pytest.raises(InputError, match=message):
-        read_config(folder / "config.json", ENCODERS)
+        read_config(folder, ENCODERS)
 
 
 def test_softcapped_scores_of_all_tokens_are_refused(tiny):
     folder, _ = tiny("gemma2", **GEMMA)
     rewrite(folder / "config.json", use_bidirectional_attention=True)
     with pytest.raises(InputError, match=r"softcapping 50\.0 is served where tokens see"):
-        read_config(folder / "config.json", ENCODERS)
+        read_config(folder, ENCODERS)

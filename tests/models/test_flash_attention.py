@@ -91,7 +91,7 @@ def test_values_and_gradients(rate):
 @pytest.mark.parametrize("together", [False, True], ids=["padded", "packed"])
 def test_an_encoder_gives_the_same(tmp_path, together, first, dropped):
     folder = tiny.save_bert(tmp_path / "m", width=64, positions=LONGEST, dropout=0.1)
-    config = read_config(folder / "config.json", ENCODERS)
+    config = read_config(folder, ENCODERS)
     params = load_params(folder, abstract_params(config))
     key = jax.random.key(0) if dropped else None
     packing = packed() if together else padded(jnp.asarray(LENGTHS), LONGEST)

@@ -110,7 +110,7 @@ def model(tmp_path):
 
 def our_logits(folder, ids, mesh=None, dtype="float32"):
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
-    lm = CausalLM(read_config(folder / "config.json", LANGUAGE_MODELS), dtype)
+    lm = CausalLM(read_config(folder, LANGUAGE_MODELS), dtype)
     params = load_causal_lm(lm, folder, mesh)
     lengths = jnp.full(len(ids), np.shape(ids)[1])
     compute = jax.jit(
@@ -158,14 +158,14 @@ def test_a_real_model():
 def test_the_older_spelling_of_config_json_says_the_same(model, name):
     folder, _ = model(name)
     path = folder / "config.json"
-    new = read_config(path, LANGUAGE_MODELS)
+    new = read_config(folder, LANGUAGE_MODELS)
     config = json.loads(path.read_text())
     rotary = config.pop("rope_parameters")
     config["rope_theta"] = rotary.pop("rope_theta")
     kind = rotary.pop("rope_type")
     config["rope_scaling"] = None if kind == "default" else {"type": kind, **rotary}
     path.write_text(json.dumps(config))
-    assert read_config(path, LANGUAGE_MODELS) == new
+    assert read_config(folder, LANGUAGE_MODELS) == new
 
 
 def test_padding_changes_nothing(model):
@@ -204,7 +204,7 @@ def test_each_device_reads_its_part(model, monkeypatch, name):
         return piece
 
     monkeypatch.setattr(weights.Tensor, "__getitem__", noted)
-    lm = CausalLM(read_config(folder / "config.json", LANGUAGE_MODELS), "bfloat16")
+    lm = CausalLM(read_config(folder, LANGUAGE_MODELS), "bfloat16")
     params = load_causal_lm(lm, folder, make_mesh(2, 4))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.bfloat16.dtype}
     # Matrices in eighths; vectors are whole on every device, and read once for all of them.
@@ -236,7 +236,10 @@ def test_bf16_weights_are_read_as_they_are(model):
             {"model_type": "phi3", "rope_parameters": {"rope_type": "su", "short_factor": [1, 2]}},
             "short_factor has to be a list of 4 numbers",
         ),
-        ({"model_type": "gemma2", "attn_logit_softcapping": 0}, "softcapping is 0; give a number"),
+        (
+            {"model_type": "gemma2", "attn_logit_softcapping": 0, "mlp_bias": None},
+            "softcapping is 0; give a number",
+        ),
         ({"num_hidden_layers": 4}, "model.layers.3.input_layernorm.weight is missing"),
         ({"num_hidden_layers": 2}, "model.layers.2.input_layernorm.weight is unexpected"),
         ({"vocab_size": 97}, r"embed_tokens.weight has shape \(96, 64\) instead of \(97, 64\)"),
@@ -270,7 +273,7 @@ KEPT = (
 def test_in_pieces_it_reads_the_same(model, name, size):
     """Texts of three lengths that go on for 40 tokens, beyond the windows of those with windows."""
     folder, made = model(name)
-    lm = CausalLM(read_config(folder / "config.json", LANGUAGE_MODELS), "float32")
+    lm = CausalLM(read_config(folder, LANGUAGE_MODELS), "float32")
     params = load_causal_lm(lm, folder, make_mesh(devices=jax.devices()[:1]))
     ids, lengths, room, width = random_ids(3, 70), np.array([30, 7, 22]), 40, 30
     whole = [row[None, : n + room] for row, n in zip(ids, lengths, strict=True)]

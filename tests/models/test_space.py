@@ -26,7 +26,7 @@ from llme_jax import retrieve, train
 from llme_jax.config import EncoderConfig
 from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import load_dual_encoder
-from llme_jax.models.space import encoder_prompts
+from llme_jax.models.space import encoder_texts
 
 PROMPTS = {"query": "w1 w2 ", "document": "w3 ", "other": "w4 "}
 
@@ -145,7 +145,8 @@ def test_vectors_are_theirs_before_and_after_training(data, folder, tmp_path):
         if isinstance(layer, Dense):
             assert not torch.equal(trained.linear.weight, layer.linear.weight)
     if before.prompts.get("query"):
-        found = encoder_prompts(EncoderConfig(query_encoder=str(out / "best/encoder")))
+        config = EncoderConfig(query_encoder=str(out / "best/encoder"))
+        found = encoder_texts(config, load_dual_encoder(config)[2], 64).prompts
         assert found == (PROMPTS["query"], PROMPTS["document"])
 
 
@@ -248,8 +249,7 @@ def test_what_is_refused(said, data, tmp_path):
     REFUSED[said](tmp_path / "model")
     config = EncoderConfig(query_encoder=str(tmp_path / "model"))
     with pytest.raises(InputError) as error:
-        load_dual_encoder(config)
-        encoder_prompts(config)
+        encoder_texts(config, load_dual_encoder(config)[2], 64)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 

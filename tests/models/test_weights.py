@@ -9,12 +9,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from llme_jax.errors import InputError
-from llme_jax.hugging_face.weights import find_model, load_params, save_params
-from llme_jax.models.bert import BertConfig, abstract_params
+from llme_jax.hugging_face.folders import find_model
+from llme_jax.hugging_face.weights import load_params, save_params
+from llme_jax.models.bert import abstract_params
+from llme_jax.models.families import ENCODERS, read_config
 
 
 def _load(folder):
-    return load_params(folder, abstract_params(BertConfig.read(folder / "config.json")))
+    return load_params(folder, abstract_params(read_config(folder, ENCODERS)))
 
 
 def _same(a, b, **tolerance):
@@ -119,7 +121,7 @@ def test_every_tensor_that_does_not_fit_is_named_once(tiny):
 
 def test_a_folder_is_taken_as_it_is(tiny, tmp_path):
     folder, _ = tiny(name="encoder")
-    assert find_model(str(folder), None) == folder
+    assert find_model(str(folder), None).path == folder
     with pytest.raises(InputError, match=f"did you mean {folder}"):
         find_model(str(tmp_path), None)
     with pytest.raises(InputError, match="no such folder"):
@@ -138,7 +140,7 @@ def test_a_hub_name_is_downloaded(tiny, tmp_path, monkeypatch):
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert find_model("BAAI/bge-base-en", "cache") == folder
+    assert find_model("BAAI/bge-base-en", "cache").path == folder
     (folder / "model.safetensors").unlink()
     find_model("bert-base-uncased", None)
     assert calls == [

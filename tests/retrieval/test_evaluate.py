@@ -51,7 +51,7 @@ def config(model, tmp_path, monkeypatch):
         ],
     )
     config.data.query_max_length, config.data.key_max_length = 8, 16
-    config.data.version = "e5"
+    config.data.truncation_side, config.data.version = "right", "e5"
     config.encoder.query_encoder = str(model)
     config.encoder.dtype = "fp32"
     config.evaluation.metrics = ["ndcg", "nq", "mrr"]

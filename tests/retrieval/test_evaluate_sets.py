@@ -55,6 +55,7 @@ def config(made, tmp_path):
     config = Config()
     config.data.dataset_cache_dir = str(tmp_path / "cache")
     config.data.query_max_length = config.data.key_max_length = 32
+    config.data.truncation_side = "right"
     config.encoder.query_encoder = str(made / "bert")
     config.evaluation.metrics, config.evaluation.cutoffs = ["ndcg", "recall"], [1, 10]
     config.evaluation.log_path = None

@@ -107,7 +107,7 @@ def test_thirty_steps_follow_peft(tmp_path, make, pooling, target):
 
 def test_targets_are_ends_of_names(tmp_path):
     folder = tiny.save_bert(tmp_path / "bert")
-    config = read_config(folder / "config.json", ENCODERS)
+    config = read_config(folder, ENCODERS)
     shapes = ENCODERS["bert"].abstract_params(config)
 
     def adapters(*target):

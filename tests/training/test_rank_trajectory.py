@@ -63,7 +63,7 @@ def opened(folder, loss: dict):
     for name, value in loss.items():
         setattr(config.loss, name, value)
     task, params, _ = open_cross(config)
-    data = prepare(config.data, config.loss, task.tokenizer, seed=0, bad_rows=BadRows(),
+    data = prepare(task.config.data, config.loss, task.tokenizer, seed=0, bad_rows=BadRows(),
                    layout=task.layout, streams=task.streams)  # fmt: skip
     return task, params, data
 

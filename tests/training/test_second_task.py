@@ -6,6 +6,7 @@ is the cross-entropy over the query's own keys. Half of each vector is trained, 
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,7 +16,9 @@ import pytest
 from small_run import write_data
 
 from llme_jax.config import Config
+from llme_jax.data.instructions import with_model_texts
 from llme_jax.devices.sharding import FSDP_RULES
+from llme_jax.hugging_face.texts import NOTHING_SAID
 from llme_jax.hugging_face.tokenizer import load_tokenizer
 from llme_jax.training.loop import train
 from llme_jax.training.metrics_log import read_metrics
@@ -86,7 +89,9 @@ def start_tables(tokenizer):
 
 
 def open_dot_pairs(config):
-    tokenizer = load_tokenizer(Path(config.encoder.query_encoder))
+    name = config.encoder.query_encoder
+    tokenizer = load_tokenizer(Path(name))
+    config = replace(config, data=with_model_texts(config.data, name, NOTHING_SAID))
     words, fixed = start_tables(tokenizer)
     params, frozen = {"words": {"embedding": words}}, {"fixed": {"embedding": fixed}}
     return Opened(DotPairs(config, tokenizer), params, frozen)

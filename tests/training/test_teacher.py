@@ -163,7 +163,8 @@ def test_all_numbers_are_learnt_whatever_its_folder_keeps(data, tmp_path):
 
 
 def test_vectors_that_cannot_come_near_are_named(caplog):
-    teacher._check_vectors("t", *(SimpleNamespace(width=8, metric=m) for m in ("ip", "cos")), None)
+    raw, unit = (SimpleNamespace(width=8, metric=m, normalizes=m == "cos") for m in ("ip", "cos"))
+    teacher._check_vectors("t", raw, unit, None)
     assert "have length 1 (cos) and cannot come near; give --dense_metric ip" in caplog.text
 
 
