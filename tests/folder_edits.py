@@ -1,6 +1,8 @@
 """Changes to the JSON files of a model folder, as people and other versions make them."""
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -20,6 +22,19 @@ def edit(name: str, **changes):
 DROP = object()
 BERT, POOLED = "sentence_bert_config.json", "1_Pooling/config.json"
 MODEL, TOKENIZER = "config_sentence_transformers.json", "tokenizer_config.json"
+
+
+def tally(check, cases: Iterable[tuple]) -> Counter:
+    """How many cases `check(*case)` says to be `same` and `refused`; fails with all that differ."""
+    seen, wrong = Counter(), []
+    for case in cases:
+        try:
+            seen[check(*case)] += 1
+        except Exception as error:  # one of another kind is as wrong as another number
+            named = [part for part in case if not isinstance(part, Path)]
+            wrong.append(f"{named}: {type(error).__name__} {str(error)[:300]}")
+    assert not wrong, "\n".join(wrong)
+    return seen
 
 
 def older(**changes):

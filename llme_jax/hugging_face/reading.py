@@ -163,16 +163,17 @@ def message_format(tokenizer) -> Literal["flat", "structured"]:
 
 
 def _messages(reading: Reading, prompt: str, text: str) -> list[dict]:
-    structured = reading.messages == "structured"
-    system = [_message("system", prompt, structured)] if prompt else []
-    return [*system, _message("user", text, structured)]
+    return _conversation(reading, prompt, ("user", text))
 
 
 def _pair(reading: Reading, prompt: str, query: str, key: str) -> list[dict]:
+    return _conversation(reading, prompt, ("query", query), ("document", key))
+
+
+def _conversation(reading: Reading, prompt: str, *said: tuple[str, str]) -> list[dict]:
+    system = [("system", prompt)] if prompt else []
     structured = reading.messages == "structured"
-    system = [_message("system", prompt, structured)] if prompt else []
-    both = [("query", query), ("document", key)]
-    return [*system, *(_message(role, text, structured) for role, text in both)]
+    return [_message(role, text, structured) for role, text in [*system, *said]]
 
 
 def _message(role: str, text: str, structured: bool) -> dict:

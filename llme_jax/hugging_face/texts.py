@@ -122,11 +122,10 @@ def text_defaults(model: ModelFolder, tokenizer, longest: int) -> TextDefaults:
 def _usual_length(model: ModelFolder, tokenizer, settings: TransformerSettings) -> int | None:
     """That of sentence-transformers' folders: there it is the tokenizer's own."""
     if is_model2vec(model):
-        given = read_json(model.config)
-        length = given.get("max_length", 512)
+        length = read_json(model.config).get("max_length", 512)
         return NO_LIMIT if length is None else length
     if is_static(model.path):
-        truncation = (read_json(model.path / "tokenizer.json").get("truncation")) or {}
+        truncation = read_json(model.path / "tokenizer.json").get("truncation") or {}
         return truncation.get("max_length", NO_LIMIT)
     kinds = [kind for kind, _ in listed_modules(model_root(model.path))]
     if kinds[1:] or (kinds and is_reranker(model.path)):

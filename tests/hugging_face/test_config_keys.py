@@ -15,6 +15,7 @@ import pytest
 import tiny
 import torch
 import transformers
+from folder_edits import tally
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llme_jax.devices.sharding import make_mesh
@@ -207,7 +208,7 @@ def ours(folder: Path) -> list[np.ndarray]:
     return [np.asarray(row[:length]) for row, length in zip(hidden, LENGTHS, strict=True)]
 
 
-def check(family: str, key: str, value, root: Path, out: Path) -> str:
+def check(family: str, root: Path, out: Path, key: str, value) -> str:
     """`same` or `refused`; fails where something else is computed."""
     folder = changed(made(family, root), out, key, value)
     if folder is None:
@@ -234,20 +235,15 @@ def root(tmp_path_factory):
 
 @pytest.mark.parametrize("family, key, value", SAMPLE)
 def test_a_key_is_served_or_refused(family, key, value, root, tmp_path):
-    check(family, key, value, root, tmp_path / "changed")
+    check(family, root, tmp_path / "changed", key, value)
 
 
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("family", MADE)
 def test_every_key_is_served_or_refused(family, share, root, tmp_path):
-    assert check(family, "architectures", ["Model"], root, tmp_path / "as made") == "same"
-    seen, wrong = {"same": 0, "refused": 0}, []
-    for i, (key, value) in enumerate(changes(family)[::share]):
-        try:
-            seen[check(family, key, value, root, tmp_path / str(i))] += 1
-        except Exception as error:
-            wrong.append(f"{key} {value}: {type(error).__name__} {str(error)[:200]}")
-    assert not wrong, "\n".join(wrong)
+    assert check(family, root, tmp_path / "as made", "architectures", ["Model"]) == "same"
+    cases = enumerate(changes(family)[::share])
+    seen = tally(check, ((family, root, tmp_path / str(i), *change) for i, change in cases))
     assert seen["same"] > 20 / share and seen["refused"] > 5 / share
 
 
@@ -307,27 +303,26 @@ def logits_of_both(folder: Path) -> tuple[list, list | None]:
         return found, None
 
 
+def check_logits(folder: Path, out: Path, key: str, value) -> str:
+    place = changed(folder, out, key, value)
+    if place is None:
+        return "unchanged"
+    try:
+        found, wanted = logits_of_both(place)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return "refused"
+    assert wanted is not None, "transformers refuses it, or lacks weights"
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=ROUNDING * max(1, np.abs(other).max()))
+    return "same"
+
+
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("family", LANGUAGE)
 def test_every_key_of_a_language_model(family, share, tmp_path):
     folder = tiny.save_llama(tmp_path / "lm", model_type=family, **LANGUAGE[family])
     tiny.keep_own_fields(folder)
-    seen, wrong = {"same": 0, "refused": 0}, []
-    for i, (key, value) in enumerate(changes(family)[::share]):
-        place = changed(folder, tmp_path / str(i), key, value)
-        if place is None:
-            continue
-        try:
-            found, wanted = logits_of_both(place)
-            assert wanted is not None, "transformers refuses it, or lacks weights"
-            for one, other in zip(found, wanted, strict=True):
-                limit = ROUNDING * max(1, np.abs(other).max())
-                np.testing.assert_allclose(one, other, atol=limit)
-            seen["same"] += 1
-        except InputError as error:
-            assert "\n" not in str(error)
-            seen["refused"] += 1
-        except Exception as error:
-            wrong.append(f"{key} {value}: {type(error).__name__} {str(error)[:200]}")
-    assert not wrong, "\n".join(wrong)
+    cases = enumerate(changes(family)[::share])
+    seen = tally(check_logits, ((folder, tmp_path / str(i), *change) for i, change in cases))
     assert seen["same"] > 20 / share and seen["refused"] > 5 / share

@@ -14,7 +14,7 @@ import tiny
 import torch
 import transformers
 from commands import flags
-from folder_edits import BERT, DROP, MODEL, TOKENIZER, also, edit, modules, older
+from folder_edits import BERT, DROP, MODEL, TOKENIZER, also, edit, modules, older, tally
 from sentence_transformers import CrossEncoder
 from sentence_transformers.sentence_transformer.modules import (
     Dense,
@@ -223,13 +223,8 @@ def test_a_reranker_is_what_it_says(root, tmp_path, kind, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", OF_KIND)
 def test_every_reranker_is_what_it_says(root, tmp_path, kind):
-    seen, wrong = {"same": 0, "refused": 0}, []
-    for i, name in enumerate(name for of, name in CASES if of == kind):
-        try:
-            seen[check(root, tmp_path / str(i), kind, name)] += 1
-        except Exception as error:
-            wrong.append(f"{name}: {type(error).__name__} {str(error)[:300]}")
-    assert not wrong, "\n".join(wrong)
+    names = [name for of, name in CASES if of == kind]
+    seen = tally(check, ((root, tmp_path / str(i), kind, name) for i, name in enumerate(names)))
     assert seen["same"] > 6 and seen["refused"] > 6
 
 
