@@ -12,10 +12,9 @@ import os
 
 from llme_jax.config import cli
 from llme_jax.config.data import DATA_ROOT, DATA_ROOT_HELP
-from llme_jax.data.rows import expand_paths
-from llme_jax.data.sources import local_file
 from llme_jax.errors import InputError
 from llme_jax.files.storage import check_writable
+from llme_jax.sources.resolve import Files
 
 
 def main(argv: list[str]) -> int:
@@ -41,12 +40,13 @@ def main(argv: list[str]) -> int:
             "bucket when it is built"
         )
     check_writable("--data_dir", given.data_dir)
-    train_data = expand_paths(given.train_data, given.data_root)
+    files = Files({"data_root": given.data_root})
+    train_data = files.expanded(given.train_data)
     eval_data, corpus = (
-        name and local_file(name, given.data_root) for name in (given.eval_data, given.corpus)
+        name and str(files.local(name)) for name in (given.eval_data, given.corpus)
     )
     try:
-        from llme_jax.data.tfds_builder import build
+        from llme_jax.sources.tfds_builder import build
     except ImportError as error:
         raise InputError(f"{error}: pip install 'llme_jax[tfds]'") from None
     names = build(given.name, given.data_dir, train_data, eval_data, corpus, given.key_template)

@@ -85,6 +85,7 @@ def prepared(tmp_path, tokenizer):
         from llme_jax.config import DataConfig, LossConfig
         from llme_jax.data.rows import BadRows
         from llme_jax.data.train_data import prepare
+        from llme_jax.sources.resolve import Files
 
         paths = [paths] if isinstance(paths, str) else paths
         defaults = {
@@ -97,6 +98,8 @@ def prepared(tmp_path, tokenizer):
         data = DataConfig(train_data=paths, **(defaults | settings))
         loss = loss or LossConfig()
         bad_rows = bad_rows or BadRows(data.max_bad_rows)
-        return prepare(data, loss, tokenizer, seed=seed, bad_rows=bad_rows)
+        files = Files(vars(data))
+        how = files.training, files.cache, data, loss, tokenizer
+        return prepare(*how, seed=seed, bad_rows=bad_rows)
 
     return call

@@ -21,8 +21,8 @@ ONLY_IN = {
     "orbax": "llme_jax/training/checkpoint.py",
     "jax._src": "llme_jax/devices/runtime.py",
     "optax": "llme_jax/training/",
-    "tensorflow_datasets": ("llme_jax/data/sources.py", "llme_jax/data/tfds_builder.py"),
-    "datasets": "llme_jax/data/hf_datasets.py",
+    "tensorflow_datasets": ("llme_jax/sources/tfds.py", "llme_jax/sources/tfds_builder.py"),
+    "datasets": "llme_jax/sources/hf_datasets.py",
     "torch": "llme_jax/hugging_face/weights.py",  # old checkpoints, when they are met
     "faiss": "llme_jax/retrieval/faiss_index.py",
     "jnius": "llme_jax/retrieval/bm25.py",

@@ -32,6 +32,8 @@ def validate(config: Config) -> None:
     Raises:
         InputError: names the setting, its value and the remedy.
     """
+    if not config.data.train_data:
+        raise InputError("--train_data is missing: give the JSON-lines files to train on")
     check_encoder(config.encoder)
     _check_loss(config.loss)
     _check_training(config)

@@ -16,7 +16,6 @@ from string import Formatter
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.ids import id_of
 from llme_jax.data.rows import (
     BadRows,
     other_format,
@@ -32,6 +31,13 @@ from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 
 _shown = partial(shown, none="null")
+FIELDS = ("_id", "id", "docid", "doc_id", "pid")  # of a passage; the first that it has
+
+
+def id_of(passage: dict, fields: tuple[str, ...] = FIELDS) -> str | None:
+    """The id of a line of a corpus; None where it has none."""
+    value = next((passage[name] for name in fields if passage.get(name) is not None), None)
+    return None if value is None else str(value)
 
 
 class Corpus:

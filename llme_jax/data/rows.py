@@ -3,7 +3,6 @@
 Whatever is wrong is said with file, line, value and remedy; `--max_bad_rows` lines may be skipped.
 """
 
-import glob
 import json
 import logging
 import math
@@ -16,7 +15,6 @@ from typing import NamedTuple, TypeVar
 from tqdm import tqdm
 
 from llme_jax.config.setting import LARGEST_FLOAT
-from llme_jax.data.sources import local_files
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write
 
@@ -95,32 +93,6 @@ class BadRows:
                 for name, line, reason in self.found:
                     record = {"file": name, "line": line, "reason": reason}
                     file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def expand_paths(
-    patterns: list[str], data_root: str, dataset_cache_dir: str | None = None
-) -> list[str]:
-    """The local files that --train_data names, globs expanded in sorted order.
-
-    Raises:
-        InputError: a file is missing or a folder, a glob matches nothing, or a source is not there.
-    """
-    paths = []
-    named = [(p, path) for p in patterns for path in local_files(p, data_root, dataset_cache_dir)]
-    for pattern, path in named:
-        if os.path.isdir(path):
-            raise InputError(f"--train_data {pattern}: {path} is a folder, give {path}/*.json")
-        if os.path.isfile(path):
-            paths.append(path)
-        elif glob.has_magic(path):
-            matches = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
-            if not matches:
-                raise InputError(f"--train_data {pattern}: no file matches {path}")
-            paths += matches
-        else:
-            remedy = ", is --data_root right?" if path != pattern else ""
-            raise InputError(f"--train_data {pattern}: there is no file {path}{remedy}")
-    return paths
 
 
 def read_lines(

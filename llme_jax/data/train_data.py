@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,6 @@ from numpy import ndarray
 
 from llme_jax.config import DataConfig, DistillConfig
 from llme_jax.data.batch import Batch, Order, Shape, Texts, pack_texts
-from llme_jax.data.beir import training_files
 from llme_jax.data.dataset import Dataset, check_one_recipe, make_dataset
 from llme_jax.data.instructions import check_recipes
 from llme_jax.data.pairs import PairLayout, Pairs
@@ -22,8 +21,6 @@ from llme_jax.data.select import select_keys
 from llme_jax.data.tokens import TokenStore
 from llme_jax.data.train_store import TeacherVectors, TrainStore, open_store
 from llme_jax.data.widths import choose_sizes, usual_width
-from llme_jax.errors import InputError
-from llme_jax.files.cache import cache_dir
 from llme_jax.hugging_face.tokenizer import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -316,6 +313,8 @@ class TrainData:
 
 
 def prepare(
+    paths: Sequence[str],
+    cache: Path,
     data: DataConfig,
     loss: DistillConfig,
     tokenizer,
@@ -329,6 +328,8 @@ def prepare(
     """Reads, validates and tokenises --train_data, or opens what an earlier run left in the cache.
 
     Args:
+        paths: its files.
+        cache: where what is made of them is kept.
         layout: how each query is joined with its keys to pairs; None: they are read apart.
         streams: which of them go through a model together; None: all.
         seed: of the sample that max_sample_num takes and of all choices of keys.
@@ -339,12 +340,9 @@ def prepare(
     Raises:
         InputError: a file, a row or a setting that cannot be trained on.
     """
-    if not data.train_data:
-        raise InputError("--train_data is missing: give the JSON-lines files to train on")
     if data.use_train_config:
         check_recipes(data.version)
-    paths = training_files(data)
-    cache, tokenizer_name = cache_dir(data.dataset_cache_dir), fingerprint(tokenizer)
+    tokenizer_name = fingerprint(tokenizer)
     stores = {
         path: open_store(path, data, tokenizer, tokenizer_name, cache, bad_rows, layout)
         for path in dict.fromkeys(paths)

@@ -5,7 +5,6 @@ then on; what selection changes works on these arrays when they are loaded.
 """
 
 import json
-import os
 from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
@@ -25,7 +24,7 @@ from llme_jax.data.pairs import PairLayout
 from llme_jax.data.rows import BadRows, Row, parse_row, read_lines
 from llme_jax.data.select import Candidates, RowSummary
 from llme_jax.data.tokens import TokenStore, TokenWriter
-from llme_jax.files.atomic import atomic_write, digest
+from llme_jax.files.atomic import digest, digest_file
 from llme_jax.files.checksums import kept
 
 FORMAT = 3  # goes up when the files below change their meaning
@@ -160,7 +159,7 @@ def open_store(
     if data.add_instruction:
         table = TASK_INSTRUCTIONS | COMMON_INSTRUCTIONS
         instructions += [data.add_instruction, table.get(data.version)]
-    content = _content_hash(path, cache)
+    content = digest_file(path)
     key = digest(
         FORMAT,
         content,
@@ -290,31 +289,3 @@ class _Builder:
 def _hash(text: str) -> int:
     """64 bits that identify a text."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _content_hash(path: str, cache: Path) -> str:
-    """Hash of a file's bytes, remembered by size and times: large files open at once."""
-    stat = os.stat(path)  # a copy can keep size and time of change, but not inode and ctime
-    known_path = cache / "train" / "files.json"
-    name, state = (
-        os.path.realpath(path),
-        [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino],
-    )
-    known = _known_hashes(known_path)
-    if name in known and known[name][:-1] == state:
-        return known[name][-1]
-    content = blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            content.update(block)
-    known = _known_hashes(known_path) | {name: [*state, content.hexdigest()]}
-    with atomic_write(known_path) as beside:
-        beside.write_text(json.dumps(known, indent=0), encoding="utf-8")
-    return content.hexdigest()
-
-
-def _known_hashes(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}

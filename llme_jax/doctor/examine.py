@@ -10,7 +10,6 @@ import numpy as np
 from numpy import ndarray
 
 from llme_jax.config import DataConfig, DoctorConfig, EncoderConfig, LossConfig, TextConfig
-from llme_jax.data.beir import corpus_file, corpus_of, queries_file, training_files
 from llme_jax.data.corpus import Corpus, read_queries
 from llme_jax.data.dataset import check_one_recipe
 from llme_jax.data.instructions import check_recipes, find_eval_instruction, with_model_texts
@@ -25,6 +24,7 @@ from llme_jax.hugging_face.folders import find_model
 from llme_jax.hugging_face.foreign import read_json
 from llme_jax.hugging_face.reading import Cutter
 from llme_jax.hugging_face.texts import NO_LIMIT, TextDefaults, open_tokenizer, text_defaults
+from llme_jax.sources.resolve import Files
 
 
 def examine(config: DoctorConfig) -> int:
@@ -43,10 +43,11 @@ def examine(config: DoctorConfig) -> int:
     for flag, path in written.items():
         if path:
             check_writable(flag, path, is_file=True)
-    paths = training_files(data)
+    sources = Files(config.flat())
+    paths = sources.training
     tokenizer, own = _find_tokenizer(encoder)
     data = with_model_texts(data, encoder.query_encoder, own)
-    evaluation = _read_eval(data, measured.metrics)
+    evaluation = _read_eval(data, sources, measured.metrics)
     files, facts = [], []
     for path in dict.fromkeys(paths):
         facts.append(read_facts(path, data, Cutter(tokenizer, NO_LIMIT, "right")))
@@ -128,15 +129,15 @@ def _different_losses(facts: list[FileFacts], data: DataConfig, loss: LossConfig
     return []
 
 
-def _read_eval(data: TextConfig, metrics: list[str]) -> EvalQueries | None:
+def _read_eval(data: TextConfig, sources: Files, metrics: list[str]) -> EvalQueries | None:
     """The queries of --eval_data and, where there is a corpus, their positives."""
     if data.eval_data is None:
         return None
-    path = queries_file(data)
-    corpus = Corpus(corpus_file(data), data.key_template) if corpus_of(data) else None
+    path = sources.queries
+    corpus = Corpus(sources.corpus, data.key_template) if sources.corpus else None
     queries, positives, owners = array("q"), array("q"), array("q")
     bad, stops, size = Lines(), None, corpus and len(corpus)
-    rows = read_queries(Path(path), metrics=metrics, corpus_size=size, bad_rows=bad)
+    rows = read_queries(path, metrics=metrics, corpus_size=size, bad_rows=bad)
     for _, row in rows:
         for i in _positives(row, size or 0):
             positives.append(hash(corpus.text(i)))
@@ -150,7 +151,7 @@ def _read_eval(data: TextConfig, metrics: list[str]) -> EvalQueries | None:
         except InputError as error:
             stops = str(error)
     columns = (np.array(a, np.int64) for a in (queries, positives, owners))
-    return EvalQueries(path, *columns, bad, stops)
+    return EvalQueries(str(path), *columns, bad, stops)
 
 
 def _positives(row: dict, corpus_size: int) -> set[int]:

@@ -6,6 +6,7 @@ to it; what follows a chunk cannot change its score, and is not read.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +76,7 @@ def longest(settings: TaskConfig, method: str) -> int:
     return settings.context_window_size + (hits if before else 0)
 
 
-def document_questions(config: EvaluateConfig, rows: Rows, tokenizer) -> Questions:
+def document_questions(config: EvaluateConfig, cache: Path, rows: Rows, tokenizer) -> Questions:
     """
     Raises:
         InputError: no document is as long as the target.
@@ -93,7 +94,7 @@ def document_questions(config: EvaluateConfig, rows: Rows, tokenizer) -> Questio
             f"{rows.path}: no text has {settings.target_length} tokens, give a shorter "
             "--target_length"
         )
-    found = _found(config, rows, documents, backend)
+    found = _found(config, cache, rows, documents, backend)
     replace = settings.integrate_method == "replace"
 
     def prompts(i: int) -> Tokens:
@@ -124,7 +125,11 @@ def document_questions(config: EvaluateConfig, rows: Rows, tokenizer) -> Questio
 
 
 def _found(
-    config: EvaluateConfig, rows: Rows, documents: Sequence[Document | None], backend
+    config: EvaluateConfig,
+    cache: Path,
+    rows: Rows,
+    documents: Sequence[Document | None],
+    backend,
 ) -> dict[int, Found]:
     """Of each document that has keys, those that are read."""
     settings, how = config.task, config.retrieval
@@ -149,7 +154,7 @@ def _found(
         width = 2 if settings.add_key_continuation else 1
         queries = [decoded(d, d.queries) for d in searched]
         keys = [decoded(d, range(d.keys), width) for d in searched]
-        found = nearest(config, "lrlm", rows.path, queries, keys, settings.key_num)
+        found = nearest(config, cache, "lrlm", rows.path, queries, keys, settings.key_num)
     in_order = sorted if settings.order_method == "sequential" else lambda keys: keys[::-1]
     return {
         i: [[in_order(of_query.tolist())] for of_query in of_row]

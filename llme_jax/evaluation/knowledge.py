@@ -9,7 +9,6 @@ from jax.experimental import multihost_utils
 
 from llme_jax.config import RetrieveConfig
 from llme_jax.config.evaluation import EvaluateConfig
-from llme_jax.data.beir import corpus_file, queries_file
 from llme_jax.evaluation.questions import Keys
 from llme_jax.evaluation.texts import keys_of_corpus
 from llme_jax.files.atomic import digest, digest_file
@@ -18,6 +17,7 @@ from llme_jax.hugging_face.folders import find_model
 from llme_jax.hugging_face.weights import fingerprint_files
 from llme_jax.retrieval.results import write_json
 from llme_jax.retrieval.run import retrieved
+from llme_jax.sources.resolve import Files
 
 # Settings that decide what is found, beside the files and the encoder's weights.
 DECISIVE = (
@@ -28,7 +28,7 @@ DECISIVE = (
 )
 
 
-def find(config: EvaluateConfig, folder: Path, most: int) -> Keys:
+def find(config: EvaluateConfig, files: Files, folder: Path, most: int) -> Keys:
     """Finds keys, measures that, and writes the files of llme_jax.retrieve.
 
     What an earlier run with the same settings and files has found is taken again.
@@ -43,27 +43,27 @@ def find(config: EvaluateConfig, folder: Path, most: int) -> Keys:
     how, save_name = settings.retrieval, settings.evaluation.save_name
     how.output_dir, how.save_to_output = str(folder), True
 
-    eval_data = Path(queries_file(settings.data))
+    eval_data = files.queries
     result = result_path(folder, eval_data, "result", save_name)
     record = result_path(folder, eval_data, "found", save_name)
-    described = _description(settings, eval_data)
+    described = _description(settings, files)
     given = how.load_result
     how.load_result |= _is_there(record, result, described)
-    corpus, _, ranking = retrieved(settings)
+    corpus, _, ranking = retrieved(settings, files)
     if jax.process_index() == 0 and settings.evaluation.save_result and not given:
         # Last, so that a run that was killed before searches again.
         write_json(record, {"retrieval": described, "result": digest_file(result)})
     return keys_of_corpus(corpus, [row[row >= 0][:most].tolist() for row in ranking.ids])
 
 
-def _description(settings: RetrieveConfig, eval_data: Path) -> str:
+def _description(settings: RetrieveConfig, files: Files) -> str:
     """A digest of everything that decides what is found."""
     values, encoder, models = settings.flat(), settings.encoder, []
     if settings.retrieval.retrieval_method == "dense":
         folders = [find_model(name, encoder.model_cache_dir) for name in encoder.names]
         models = [fingerprint_files(folder) for folder in folders]
-    files = [digest_file(path) for path in (eval_data, Path(corpus_file(settings.data)))]
-    return digest([values[name] for name in DECISIVE], models, files)
+    contents = list(map(digest_file, (files.queries, files.corpus)))
+    return digest([values[name] for name in DECISIVE], models, contents)
 
 
 def _is_there(record: Path, result: Path, described: str) -> bool:

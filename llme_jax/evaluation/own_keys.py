@@ -11,7 +11,6 @@ from llme_jax.data.tokens import tokenize
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.evaluation.task import rng_of
 from llme_jax.files.atomic import digest
-from llme_jax.files.cache import cache_dir
 from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.models.space import encoder_texts
@@ -21,11 +20,18 @@ Texts = Sequence[Sequence[str]]  # those of each row
 
 
 def nearest(
-    config: EvaluateConfig, task: str, path: Path, queries: Texts, keys: Texts, most: int
+    config: EvaluateConfig,
+    cache: Path,
+    task: str,
+    path: Path,
+    queries: Texts,
+    keys: Texts,
+    most: int,
 ) -> list[list[np.ndarray]]:
     """For each query of each row, the places of the nearest of the row's keys, the best first.
 
     Args:
+        cache: where tokens are kept.
         task: whose instructions are put before the texts.
         path: of the rows, for messages.
         most: fewer where a row has fewer keys.
@@ -49,7 +55,7 @@ def nearest(
             max_length=length,
             truncation_side=side,
             name=digest(texts, fingerprint(tokenizer), length, side),
-            cache=cache_dir(data.dataset_cache_dir),
+            cache=cache,
             total=len(texts),
             desc=f"Tokenising {path.name}",
         )

@@ -9,11 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from llme_jax.config import TextConfig
 from llme_jax.config.evaluation import EvaluateConfig, asks, searches
-from llme_jax.data.beir import check_files, queries_file
 from llme_jax.data.rows import BadRows, read_lines, strings_of
-from llme_jax.data.sources import local_file
 from llme_jax.data.widths import STEP, choose_widths
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
@@ -33,6 +30,7 @@ from llme_jax.inference.partial_results import PartialResults, parts_folder
 from llme_jax.lm.generation import NONE
 from llme_jax.models.causal_lm import open_causal_lm
 from llme_jax.retrieval.results import check_log, publish_metrics
+from llme_jax.sources.resolve import Files, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -45,25 +43,24 @@ LONGEST_NAME = 60  # letters of a model in the name of a file
 
 def evaluate(config: EvaluateConfig) -> int:
     """Returns the exit code."""
-    settings, data = config.task, config.data
-    folder = _folder(config)
+    settings, folder = config.task, _folder(config)
     if jax.process_index() == 0:
         check_writable("--output_dir", folder)
         check_log(config.evaluation.log_path)
-    check_files(data if searches(config) else replace(data, corpus=None))
+    files = resolve(config, leave_out=None if searches(config) else "corpus")
     if not asks(settings):
-        find(config, folder, config.evaluation.hits)
+        find(config, files, folder, config.evaluation.hits)
         return 0
     # What is wrong with rows and model comes before any long work.
     task = task_of(settings)
-    rows, train = _rows(config, task), _demonstrations(config, task)
+    rows, train = _rows(config, files, task), _demonstrations(config, files, task)
     opened = open_causal_lm(
         config.lm.model_name_or_path,
         dtype=config.lm.lm_dtype,
         cache_dir=config.encoder.model_cache_dir,
     )
     limit = _limit(config, opened[0].max_length)
-    questions = _questions(config, task, rows, train, folder, opened[2], limit)
+    questions = _questions(config, files, task, rows, train, folder, opened[2], limit)
     out = result_path(folder, rows.path, "output", _save_name(config))
     numbers = _answers(config, task, out, questions, opened, limit)
     if jax.process_index() == 0:
@@ -118,15 +115,8 @@ def _limit(config: EvaluateConfig, readable: int) -> int:
     return limit
 
 
-def _rows(config: EvaluateConfig, task: Task) -> Rows:
-    data = config.data
-    if searches(config):
-        return _read_rows(Path(queries_file(data)), task)
-    return _read_rows(_local(data.eval_data, data), task)
-
-
-def _local(name: str, data: TextConfig) -> Path:
-    return Path(local_file(name, data.data_root, data.dataset_cache_dir)).expanduser()
+def _rows(config: EvaluateConfig, files: Files, task: Task) -> Rows:
+    return _read_rows(files.queries if searches(config) else files.rows, task)
 
 
 def _read_rows(path: Path, task: Task) -> Rows:
@@ -146,22 +136,16 @@ def _read_rows(path: Path, task: Task) -> Rows:
     return Rows(path, [row for _, row in found], [f"{path}:{line}" for line, _ in found])
 
 
-def _demonstrations(config: EvaluateConfig, task: Task) -> Sequence[dict]:
+def _demonstrations(config: EvaluateConfig, files: Files, task: Task) -> Sequence[dict]:
     """The rows of --train_data, where the task shows some."""
-    settings, data = config.task, config.data
-    if not settings.few_shot or not settings.train_data:
+    if not config.task.few_shot or not config.task.train_data:
         return []
-    path = _local(settings.train_data, data)
-    if not path.is_file():
-        raise InputError(
-            f"--train_data {path}: there is no such file, check the path and --data_root, or give "
-            "--few_shot 0"
-        )
-    return _read_rows(path, task).rows
+    return _read_rows(files.demonstrations, task).rows
 
 
 def _questions(
     config: EvaluateConfig,
+    files: Files,
     task: Task,
     rows: Rows,
     train: Sequence[dict],
@@ -171,17 +155,17 @@ def _questions(
 ) -> Questions:
     settings, method = config.task, config.retrieval.retrieval_method
     if settings.task == "lrlm":
-        return document_questions(config, rows, tokenizer)
+        return document_questions(config, files.cache, rows, tokenizer)
     wanted = settings.few_shot if settings.task == "icl" else settings.key_num
     chosen = _chosen(settings.task_names, rows)
     if method == "no":
         keys = own_keys(rows, wanted)
     elif method == "same-task-random":
-        keys = of_same_task(config, rows)
+        keys = of_same_task(config, files, rows)
     elif settings.task == "msc":
-        keys = turns(config, rows)
+        keys = turns(config, files.cache, rows)
     else:
-        keys = find(config, folder, wanted)
+        keys = find(config, files, folder, wanted)
     rows, keys = rows.only(chosen), keys.only(chosen)
     shown = task.demonstrations(rows.rows, train, settings, config.retrieval.seed)
     return text_questions(config, task, rows, keys, shown, tokenizer, limit)

@@ -1,11 +1,11 @@
 """Rows that are asked in a text: their keys, in the order in which they are read, as prompts."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from llme_jax.config.evaluation import EvaluateConfig
-from llme_jax.data.beir import corpus_file
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.rows import strings_of
 from llme_jax.errors import InputError
@@ -14,6 +14,7 @@ from llme_jax.evaluation.prompts import PromptFitter
 from llme_jax.evaluation.questions import NO_KEYS, Keys, Questions, Rows, Tokens
 from llme_jax.evaluation.task import Demonstrations, Task, rng_of
 from llme_jax.files.atomic import digest, digest_file
+from llme_jax.sources.resolve import Files
 
 # The corpus' task that a task of the rows has.
 SAME_TASK = {"mnli_m": "mnli", "mnli_mm": "mnli"}
@@ -88,7 +89,7 @@ def own_keys(rows: Rows, wanted: int) -> Keys:
     return Keys(lambda i: (strings_of(rows.rows[i], "key")[:wanted], None), "")
 
 
-def turns(config: EvaluateConfig, rows: Rows) -> Keys:
+def turns(config: EvaluateConfig, cache: Path, rows: Rows) -> Keys:
     """Turns of each row's conversation."""
     method, wanted = config.retrieval.retrieval_method, config.task.key_num
     if method == "oracle":
@@ -102,14 +103,14 @@ def turns(config: EvaluateConfig, rows: Rows) -> Keys:
     else:
         queries = [[row["query"].strip()] for row in rows.rows]
         stripped = [[turn.strip() for turn in of_row] for of_row in history]
-        found = nearest(config, "chat", rows.path, queries, stripped, wanted)
+        found = nearest(config, cache, "chat", rows.path, queries, stripped, wanted)
     chosen = [[int(j) for j in of_query] for (of_query,) in found]
     return Keys(lambda i: ([history[i][j] for j in chosen[i]], None), digest(chosen))
 
 
-def of_same_task(config: EvaluateConfig, rows: Rows) -> Keys:
+def of_same_task(config: EvaluateConfig, files: Files, rows: Rows) -> Keys:
     """Lines of --corpus of the row's own task, drawn for each row."""
-    corpus, members, ids = Corpus(corpus_file(config.data), config.data.key_template), {}, []
+    corpus, members, ids = Corpus(files.corpus, config.data.key_template), {}, []
     for i in range(len(corpus)):
         members.setdefault(corpus.field(i, "task_name"), []).append(i)
     for i, row in enumerate(rows.rows):

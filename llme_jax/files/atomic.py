@@ -1,12 +1,12 @@
 """Files and folders that appear under their names only when they are whole; digests."""
 
 import errno
-import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import TextIO
@@ -106,13 +106,27 @@ def digest(*parts) -> str:
     return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def stamp(path: str | os.PathLike) -> tuple[str, int, int]:
-    """What changes when a file does, without reading it: its place, size and time."""
+def digest_file(path: str | os.PathLike) -> str:
+    """Names a file's content.
+
+    A file is read once in a process while it stays as it is: a copy can keep size and time of
+    change, but not inode and time of status.
+    """
     stat = os.stat(path)
-    return os.path.realpath(path), stat.st_size, stat.st_mtime_ns
+    state = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return _digest_of(os.path.realpath(path), state)
 
 
-def digest_file(path: Path) -> str:
-    """sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@lru_cache(1 << 16)
+def _digest_of(path: str, state: tuple[int, ...]) -> str:
+    content = blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            content.update(block)
+    return content.hexdigest()
+
+
+def digest_folder(folder: Path) -> str:
+    """Names the content of all files below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest([(str(path.relative_to(folder)), digest_file(path)) for path in files])

@@ -327,9 +327,11 @@ def fingerprint_params(params) -> str:
 
 
 def fingerprint_files(folder: Folder) -> str:
-    """A name for the weights of a model's folder, from every bit of their files."""
+    """A name for a model's folder, from every bit of its weights and of its JSON files, which say
+    what ends a text and much more."""
     model = ModelFolder.of(folder)
     files = sorted({path for name in _FILES for path in _shards(model.base, name)})
+    files += sorted({*model.base.glob("*.json"), *model.path.glob("*.json")})
     if model.adapted:
         files += sorted(model.path.glob("adapter_*"))
     bar = tqdm(files, desc="Hashing weights", unit=" files", leave=False)

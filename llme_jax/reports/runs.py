@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from llme_jax.config import TextConfig
 from llme_jax.config.retrieval import NQ_CUTOFFS
 from llme_jax.data.corpus import NEED_POSITIVES, Corpus, EvalData
 from llme_jax.errors import InputError
@@ -15,6 +14,7 @@ from llme_jax.reports.record import RECORD, first_json, read_json, read_record
 from llme_jax.retrieval.evaluate import open_data
 from llme_jax.retrieval.metrics import answer_rank, mrr, ndcg, recall, relevance
 from llme_jax.retrieval.results import read_result
+from llme_jax.sources.resolve import Files
 from llme_jax.training.metrics_log import read_metrics
 
 
@@ -160,12 +160,7 @@ def measure_queries(run: Run, metric: str) -> Measured:
 
 @lru_cache(8)  # the same for most evaluations of a report; the next report reads files anew
 def _inputs(eval_data, corpus, root, cache, template, metric) -> tuple[EvalData, Corpus]:
-    data = TextConfig(
-        eval_data=eval_data,
-        corpus=corpus,
-        data_root=root,
-        dataset_cache_dir=cache,
-        key_template=template,
-    )
-    found, queries = open_data(data, [metric])
+    given = {"eval_data": eval_data, "corpus": corpus, "data_root": root}
+    files = Files(given | {"dataset_cache_dir": cache, "key_template": template})
+    found, queries = open_data(files, template, [metric])
     return queries, found

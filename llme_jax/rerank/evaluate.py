@@ -1,12 +1,13 @@
 """The evaluation of a reranker while it trains."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from llme_jax.config import RankConfig
-from llme_jax.data.beir import queries_file
 from llme_jax.data.candidates import CandidateRow, Found, parse_candidates
 from llme_jax.data.corpus import QuerySet
 from llme_jax.data.instructions import instruction_of
@@ -16,22 +17,23 @@ from llme_jax.data.scoring import ScoringData
 from llme_jax.files.storage import open_folder, result_path
 from llme_jax.models.cross_encoder import CrossEncoder
 from llme_jax.rerank.cross_scorer import CrossScorer
-from llme_jax.rerank.outputs import Files, write_all
+from llme_jax.rerank.outputs import Written, write_all
 from llme_jax.retrieval.results import append_log
 
 
-def open_candidates(config: RankConfig, found: Found | None = None) -> ScoringData[CandidateRow]:
+def open_candidates(
+    config: RankConfig, path: Path, found: Found | None = None
+) -> ScoringData[CandidateRow]:
     """--eval_data, validated.
 
     Args:
+        path: its rows.
         found: see `parse_candidates`.
 
     Raises:
         InputError: the file or a row cannot be used; names the line and the remedy.
     """
-    data = config.data
-    path = queries_file(data)
-    metrics = config.evaluation.metrics
+    data, metrics = config.data, config.evaluation.metrics
 
     def parse(record: dict, number: int) -> CandidateRow:
         query_id_of(record, number)
@@ -47,6 +49,7 @@ class RerankEvaluator:
     """Reranks --eval_data as often as wanted; it is read and tokenised once, when this is made.
 
     Args:
+        path: its rows.
         mesh: whose devices share the pairs.
 
     Raises:
@@ -56,13 +59,14 @@ class RerankEvaluator:
     def __init__(
         self,
         config: RankConfig,
+        path: Path,
         encoder: CrossEncoder,
         tokenizer,
         layout: PairLayout,
         mesh: Mesh,
     ):
         self._config = config
-        self._data = open_candidates(config)
+        self._data = open_candidates(config, path)
         self._scorer = CrossScorer(
             *(config.data, encoder, tokenizer, layout, mesh), config.evaluation.batch_size
         )
@@ -92,7 +96,7 @@ class RerankEvaluator:
             folder = open_folder(self._config.training.output_dir)
             path = result_path(folder, self._data.path, "result", settings.save_name)
         of_rows = np.split(scores, np.cumsum(self._data.candidates)[:-1])
-        metrics, _ = write_all(settings, self._data, of_rows, Files(path, None, None))
+        metrics, _ = write_all(settings, self._data, of_rows, Written(path, None, None))
         if first:
             append_log(settings.log_path, metrics, self._config.flat(), step)
         return metrics

@@ -83,7 +83,7 @@ class Measured:
         return found
 
 
-class Files(NamedTuple):
+class Written(NamedTuple):
     """Where each kind of rows goes; None: nowhere."""
 
     result: Path | None
@@ -94,7 +94,7 @@ class Files(NamedTuple):
 class Writer:
     """Writes rows as they come; the files appear when the `with` block ends without an error."""
 
-    def __init__(self, files: Files, *, found: bool):
+    def __init__(self, files: Written, *, found: bool):
         """
         Args:
             found: the candidates are of a result file; scored rows get them as `key`.
@@ -155,7 +155,7 @@ def write_all(
     settings: RerankConfig,
     rows: ScoringData[CandidateRow],
     scores: Iterable[ndarray],
-    files: Files,
+    files: Written,
     corpus: Corpus | None = None,
 ) -> tuple[dict[str, float], Report | None]:
     """All files and metrics of a reranking, in one pass over the rows.

@@ -11,13 +11,11 @@ from tqdm import tqdm
 
 from llme_jax.config import RankConfig
 from llme_jax.config.retrieval import METRICS
-from llme_jax.data.beir import check_files, corpus_file
 from llme_jax.data.candidates import CandidateRow, Found
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.instructions import with_model_texts
 from llme_jax.data.rows import query_id_of
 from llme_jax.data.scoring import ScoringData
-from llme_jax.data.sources import resolve_path
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 from llme_jax.files.cache import check_cache
@@ -28,17 +26,17 @@ from llme_jax.inference.partial_results import PartialResults, parts_folder
 from llme_jax.lm.teacher_report import show_report
 from llme_jax.rerank.cross_scorer import Scoring, open_cross_scorer
 from llme_jax.rerank.evaluate import open_candidates
-from llme_jax.rerank.outputs import Files, write_all
+from llme_jax.rerank.outputs import Written, write_all
 from llme_jax.rerank.yes_no import open_yes_no
 from llme_jax.retrieval.metrics import found_within
 from llme_jax.retrieval.results import (
     check_beside,
     check_log,
     check_source,
-    collates_to_output,
     publish_metrics,
     read_predictions,
 )
+from llme_jax.sources.resolve import Files, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -49,21 +47,23 @@ PART = {"cpu": 1 << 11, "gpu": 1 << 16, "tpu": 1 << 16}
 def rerank(config: RankConfig) -> int:
     """Returns the exit code."""
     settings, output_dir = config.evaluation, Path(config.training.output_dir)
-    _check_outputs(config)
-    check_files(config.data)
+    files = resolve(config)
+    _check_outputs(config, files)
     config, scorer = open_ranking(config)  # its errors come before a large file
-    found, describe, corpus = _found(config)
-    rows = open_candidates(config, found)
-    if settings.load_result and not rows.candidates.any():
-        raise InputError(
-            f"{_loaded(config)}: has none of the query_ids of --eval_data; give its own file"
-        )
-    if corpus:
-        check_source(_loaded(config), corpus, rows.queries, rows.path)
+    loaded, corpus, found, describe = None, None, None, {}
+    if settings.load_result:
+        (loaded,) = files.result("load_result")
+        corpus = Corpus(files.corpus, config.data.key_template)
+        found, describe = _found(config, loaded, corpus)
+    rows = open_candidates(config, files.queries, found)
+    if loaded and not rows.candidates.any():
+        raise InputError(f"{loaded}: has none of the query_ids of --eval_data; give its own file")
+    if loaded:
+        check_source(loaded, corpus, rows.queries, rows.path)
     if config.planning.plan:
         return scorer.plan(_sample(rows), int(rows.candidates.sum()))
     result = result_path(output_dir, rows.path, "result", settings.save_name)
-    if settings.load_result and result.expanduser().resolve() == _loaded(config).resolve():
+    if loaded and result.expanduser().resolve() == loaded.resolve():
         raise InputError(
             f"--load_result {settings.load_result}: would be overwritten by what comes out; give "
             "another --save_name or --output_dir"
@@ -81,7 +81,7 @@ def rerank(config: RankConfig) -> int:
 
         partial.fill(missing, tokenized, scorer.load())
     if jax.process_index() == 0:
-        _write(config, rows, partial, result, corpus)
+        _write(config, rows, partial, result, files.beside, corpus)
     return 0
 
 
@@ -111,22 +111,23 @@ def _write(
     rows: ScoringData,
     partial: PartialResults,
     result: Path,
+    beside: Path | None,
     corpus: Corpus | None,
 ) -> None:
     """All files of a reranking, in one pass over the rows.
 
     Args:
+        beside: folder for collated rows; None for --output_dir.
         corpus: that the candidates were found in; None where rows bring their own.
     """
     settings, output_dir = config.evaluation, Path(config.training.output_dir)
-    to_output = collates_to_output(config.data, settings.save_to_output)
-    beside = output_dir if to_output else rows.path.parent
+    beside = output_dir if settings.save_to_output else beside or output_dir
 
     def collated(metric: str, kind: str) -> Path | None:
         wanted = metric in settings.metrics
         return result_path(beside, rows.path, kind, settings.save_name) if wanted else None
 
-    files = Files(
+    files = Written(
         result if settings.save_result else None,
         collated("collate_key", "key"),
         collated("collate_score", "scored"),
@@ -147,17 +148,13 @@ def _write(
             show_report(report, files.scored)
 
 
-def _found(config: RankConfig) -> tuple[Found | None, dict[str, str], Corpus | None]:
-    """The candidates that --load_result names, what they depend on, and the passages they are of.
+def _found(config: RankConfig, path: Path, corpus: Corpus) -> tuple[Found, dict[str, str]]:
+    """The candidates that a result file names, and what they depend on.
 
     Raises:
-        InputError: the result file or the corpus cannot be used.
+        InputError: the result file cannot be used.
     """
     data, settings = config.data, config.evaluation
-    if not settings.load_result:
-        return None, {}, None
-    corpus = Corpus(corpus_file(data), data.key_template)
-    path = _loaded(config)
     predictions = read_predictions(path, len(corpus))
     nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
@@ -168,14 +165,10 @@ def _found(config: RankConfig) -> tuple[Found | None, dict[str, str], Corpus | N
 
     describe = {"result": digest_file(path), "corpus": corpus.digest}
     describe |= {"key_template": data.key_template, "depth": str(settings.rerank_depth)}
-    return found, describe, corpus
+    return found, describe
 
 
-def _loaded(config: RankConfig) -> Path:
-    return Path(resolve_path(config.evaluation.load_result, config.data.data_root)).expanduser()
-
-
-def _check_outputs(config: RankConfig) -> None:
+def _check_outputs(config: RankConfig, files: Files) -> None:
     """Finds out before any long work whether the results can be written.
 
     Raises:
@@ -184,10 +177,10 @@ def _check_outputs(config: RankConfig) -> None:
     check_cache(config.data.dataset_cache_dir)
     if jax.process_index() != 0:
         return
-    data, settings = config.data, config.evaluation
+    settings = config.evaluation
     check_writable("--output_dir", config.training.output_dir)  # scores are kept there
-    to_output = collates_to_output(data, settings.save_to_output)
+    to_output = settings.save_to_output or files.beside is None
     if {*settings.metrics} - {*METRICS} and not to_output:
-        check_beside(data)
+        check_beside(files.beside, "--save_to_output")
     if {*settings.metrics} & {*METRICS}:
         check_log(settings.log_path)

@@ -16,11 +16,10 @@ import numpy as np
 from numpy import ndarray
 from tqdm import tqdm
 
-from llme_jax.config import RetrievalConfig, TextConfig
+from llme_jax.config import RetrievalConfig
 from llme_jax.data.corpus import Corpus
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest
-from llme_jax.files.cache import cache_dir
 from llme_jax.files.checksums import kept
 
 logger = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ QUERIES = 1000  # searched at a time, between two steps of the progress bar
 
 
 def lucene_search(
-    corpus: Corpus, queries: Sequence[str], hits: int, how: RetrievalConfig, data: TextConfig
+    corpus: Corpus, queries: Sequence[str], hits: int, how: RetrievalConfig, cache: Path
 ) -> tuple[ndarray, ndarray]:
     """Scores float32 and ids int32 [Q, hits] of Lucene's BM25; -inf and -1 fill up.
 
@@ -40,7 +39,7 @@ def lucene_search(
         InputError: pyserini or Java is missing.
     """
     java = _java()
-    folder = _index(java, corpus, how, data)
+    folder = _index(java, corpus, how, cache)
     searcher = java.Searcher(str(folder))
     searcher.set_bm25(how.k1, how.b)
     if how.language != "en":
@@ -67,11 +66,11 @@ def lucene_search(
     return scores, ids
 
 
-def _index(java, corpus: Corpus, how: RetrievalConfig, data: TextConfig) -> Path:
+def _index(java, corpus: Corpus, how: RetrievalConfig, cache: Path) -> Path:
     """The folder of the corpus' Lucene index, built when the cache does not have it."""
     key = digest(corpus.digest, corpus.key_template, how.language, java.jar)
     # Absolute: the working directory of a JVM is the one it was started in.
-    folder = cache_dir(data.dataset_cache_dir).absolute() / "lucene" / key
+    folder = cache.absolute() / "lucene" / key
 
     def build(beside: Path) -> None:
         collection = beside / "collection"

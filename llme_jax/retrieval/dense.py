@@ -15,7 +15,6 @@ from llme_jax.data.instructions import find_eval_instruction, instruction_of
 from llme_jax.data.tokens import Prompted, TokenStore, tokenize
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest
-from llme_jax.files.cache import cache_dir
 from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.models.dual_encoder import DualEncoder
@@ -52,6 +51,7 @@ class DenseRetriever:
 
     Args:
         encoder: the static part of the encoder; its parameters come with every call.
+        cache: where tokens are kept.
         mesh: with axes (data, fsdp); the first device alone when None.
 
     Raises:
@@ -65,9 +65,10 @@ class DenseRetriever:
         tokenizer,
         corpus: Corpus,
         eval_data: EvalData,
+        cache: Path,
         mesh: Mesh | None = None,
     ):
-        self._config, self._encoder, self._mesh = config, encoder, mesh
+        self._config, self._encoder, self._mesh, self._cache = config, encoder, mesh, cache
         self._pad_id = tokenizer.pad_token_id or 0
         instruction = find_eval_instruction(config, eval_data.path, eval_data.task)
         queries = (query_text(config, eval_data, i) for i in range(len(eval_data)))
@@ -206,7 +207,7 @@ class DenseRetriever:
             max_length=length,
             truncation_side=side,
             name=name,
-            cache=cache_dir(self._config.dataset_cache_dir),
+            cache=self._cache,
             total=len(source),
             desc=f"Tokenising {source.path.name}",
         )

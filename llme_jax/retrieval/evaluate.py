@@ -8,9 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from llme_jax.config import Config, EvalConfig, TextConfig
+from llme_jax.config import Config, EvalConfig
 from llme_jax.config.retrieval import NQ_CUTOFFS
-from llme_jax.data.beir import corpus_file, evaluation_sets, queries_file
 from llme_jax.data.corpus import NEED_POSITIVES, Corpus, EvalData
 from llme_jax.files.storage import open_folder, result_path
 from llme_jax.models.dual_encoder import DualEncoder
@@ -18,12 +17,13 @@ from llme_jax.retrieval.dense import DenseRetriever, Extent
 from llme_jax.retrieval.metrics import answer_recall, ranking_metrics
 from llme_jax.retrieval.mining import same_text
 from llme_jax.retrieval.results import append_log, write_result, write_source
+from llme_jax.sources.resolve import Files
 
 
 def open_data(
-    config: TextConfig, metrics: list[str], known: Corpus | None = None
+    files: Files, key_template: str, metrics: list[str], known: Corpus | None = None
 ) -> tuple[Corpus, EvalData]:
-    """--corpus and --eval_data, read and validated.
+    """Passages and queries, read and validated.
 
     Args:
         known: a corpus that was read with the same template; it may be this one.
@@ -31,10 +31,10 @@ def open_data(
     Raises:
         InputError: one of them cannot be used; names the line and the remedy.
     """
-    path, corpus = corpus_file(config), known
-    if corpus is None or corpus.path != Path(path):
-        corpus = Corpus(path, config.key_template)
-    return corpus, EvalData(queries_file(config), metrics=metrics, corpus_size=len(corpus))
+    corpus = known
+    if corpus is None or corpus.path != files.corpus:
+        corpus = Corpus(files.corpus, key_template)
+    return corpus, EvalData(files.queries, metrics=metrics, corpus_size=len(corpus))
 
 
 def depth(settings: EvalConfig) -> int:
@@ -109,14 +109,22 @@ class RetrievalEvaluator:
         InputError: eval data or corpus cannot be used; names the line and the remedy.
     """
 
-    def __init__(self, config: Config, tokenizer, encoder: DualEncoder, mesh: Mesh | None = None):
+    def __init__(
+        self,
+        config: Config,
+        files: Files,
+        tokenizer,
+        encoder: DualEncoder,
+        mesh: Mesh | None = None,
+    ):
         self.config = config
         self.sets: dict[str, EvalSet] = {}
-        settings, corpus = config.evaluation, None
-        for name, data in evaluation_sets(config.data).items():
-            corpus, queries = open_data(data, settings.metrics, corpus)
+        settings, data, corpus = config.evaluation, config.data, None
+        for name, one in files.sets.items():
+            corpus, queries = open_data(one, data.key_template, settings.metrics, corpus)
             identical = Identical(settings, corpus, queries)
-            retriever = DenseRetriever(data, encoder, tokenizer, corpus, queries, mesh)
+            texts = corpus, queries, files.cache
+            retriever = DenseRetriever(data, encoder, tokenizer, *texts, mesh)
             self.sets[name] = EvalSet(corpus, queries, identical, retriever)
         # Programs are compiled for the largest set, and serve them all.
         extents = zip(*(one.retrieve.extent for one in self.sets.values()), strict=True)

@@ -13,10 +13,8 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from numpy import ndarray
 
-from llme_jax.config import EvalConfig, TextConfig
-from llme_jax.data.beir import is_converted
+from llme_jax.config import EvalConfig
 from llme_jax.data.corpus import Corpus, QuerySet
-from llme_jax.data.sources import resolve_path
 from llme_jax.devices.runtime import versions
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest_file
@@ -176,22 +174,14 @@ def read_predictions(
     return found
 
 
-def collates_to_output(data: TextConfig, save_to_output: bool) -> bool:
-    """Whether collated rows go to --output_dir; nothing is written beside a file that is
-    fetched or unpacked."""
-    return save_to_output or is_converted(data)
-
-
-def check_beside(data: TextConfig) -> None:
+def check_beside(folder: Path, remedy: str) -> None:
     """Finds out before any long work whether collated rows can be written beside --eval_data.
 
     Raises:
-        InputError: they cannot.
+        InputError: they cannot; says the flag that writes them elsewhere.
     """
-    beside = Path(resolve_path(data.eval_data, data.data_root)).parent
-    if beside.is_dir():
-        remedy = "collated rows go there, give --save_to_output"
-        check_writable("--eval_data", beside, remedy=remedy)
+    if folder.is_dir():
+        check_writable("--eval_data", folder, remedy=f"collated rows go there, give {remedy}")
 
 
 def publish_metrics(

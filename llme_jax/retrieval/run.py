@@ -9,7 +9,6 @@ import numpy as np
 
 from llme_jax.config import RetrieveConfig
 from llme_jax.config.retrieval import COLLATIONS
-from llme_jax.data.beir import check_files
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import with_model_texts
 from llme_jax.devices import sharding, topology
@@ -27,7 +26,6 @@ from llme_jax.retrieval.results import (
     check_beside,
     check_log,
     check_source,
-    collates_to_output,
     publish_metrics,
     read_predictions,
     read_result,
@@ -36,6 +34,7 @@ from llme_jax.retrieval.results import (
     write_source,
     write_trec,
 )
+from llme_jax.sources.resolve import Files, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -44,22 +43,21 @@ def retrieve(config: RetrieveConfig) -> int:
     """Returns the exit code."""
     if config.planning.plan:
         return plan(config)
-    retrieved(config)
+    retrieved(config, resolve(config))
     return 0
 
 
-def retrieved(config: RetrieveConfig) -> tuple[Corpus, EvalData, Ranking]:
+def retrieved(config: RetrieveConfig, files: Files) -> tuple[Corpus, EvalData, Ranking]:
     """What was found, when all that is asked for is written; the same on every process."""
     settings, how = config.evaluation, config.retrieval
-    _check_outputs(config)
-    check_files(config.data)
+    _check_outputs(config, files)
     loaded = None
     if how.retrieval_method == "dense" and not how.load_result:
         config, loaded = open_encoder(config)  # its errors come before a large corpus is read
-    corpus, eval_data = open_data(config.data, settings.metrics)
+    corpus, eval_data = open_data(files, config.data.key_template, settings.metrics)
     output_dir = Path(how.output_dir)
-    fused = [_read(path, corpus, eval_data) for path in config.mining.fuse or []]
-    reranker = _read_reranker(config.mining.rerank_result, corpus, eval_data)
+    fused = [_read(path, corpus, eval_data) for path in files.result("fuse")]
+    reranker = _read_reranker(files.result("rerank_result"), corpus, eval_data)
     result = result_path(output_dir, eval_data.path, "result", settings.save_name)
     name = settings.save_name or how.retrieval_method
     identical = Identical(settings, corpus, eval_data)
@@ -67,7 +65,7 @@ def retrieved(config: RetrieveConfig) -> tuple[Corpus, EvalData, Ranking]:
         ranking = _read(result, corpus, eval_data, name)
     else:
         hits = depth(settings) + identical.most
-        ranking = Ranking(name, *_search(config, corpus, eval_data, loaded, hits))
+        ranking = Ranking(name, *_search(config, corpus, eval_data, files.cache, loaded, hits))
     ranking = Ranking(name, *identical.without(ranking.scores, ranking.ids))
     found = ranking.ids
     if not how.load_result:
@@ -88,8 +86,7 @@ def retrieved(config: RetrieveConfig) -> tuple[Corpus, EvalData, Ranking]:
     if metrics:
         publish_metrics(output_dir, eval_data.path, settings, metrics, config.flat())
 
-    to_output = collates_to_output(config.data, how.save_to_output)
-    beside = output_dir if to_output else eval_data.path.parent
+    beside = output_dir if how.save_to_output else files.beside or output_dir
     if "collate_key" in settings.metrics:
         path = result_path(beside, eval_data.path, "key", settings.save_name)
         collate_key(path, eval_data.path, corpus, ranking)
@@ -118,15 +115,15 @@ def open_encoder(
 
 def plan(config: RetrieveConfig) -> int:
     """Says what encoding and searching take; returns the exit code."""
-    check_files(config.data)
+    files = resolve(config)
     config, (encoder, params, tokenizer) = open_encoder(config, weights=False)
-    corpus, eval_data = open_data(config.data, config.evaluation.metrics)
+    corpus, eval_data = open_data(files, config.data.key_template, config.evaluation.metrics)
     mesh = sharding.make_mesh(devices=topology.devices(config.planning.topology))
     hits = depth(config.evaluation) + Identical(config.evaluation, corpus, eval_data).most
     return show_plan(config, encoder, params, tokenizer, corpus, eval_data, mesh, hits)
 
 
-def _check_outputs(config: RetrieveConfig) -> None:
+def _check_outputs(config: RetrieveConfig, files: Files) -> None:
     """Finds out before any long work whether the results can be written.
 
     Raises:
@@ -139,7 +136,7 @@ def _check_outputs(config: RetrieveConfig) -> None:
     first = jax.process_index() == 0
     metrics = set(settings.metrics)
     measures, collates = metrics - {*COLLATIONS}, metrics & {*COLLATIONS}
-    to_output = collates_to_output(data, how.save_to_output)
+    to_output = how.save_to_output or files.beside is None
     results = (
         measures or how.save_trec or (method and settings.save_result) or (collates and to_output)
     )
@@ -148,13 +145,18 @@ def _check_outputs(config: RetrieveConfig) -> None:
     if not first:
         return
     if collates and not to_output:
-        check_beside(data)
+        check_beside(files.beside, "--save_to_output")
     if measures:
         check_log(settings.log_path)
 
 
 def _search(
-    config: RetrieveConfig, corpus: Corpus, eval_data: EvalData, loaded: tuple | None, hits: int
+    config: RetrieveConfig,
+    corpus: Corpus,
+    eval_data: EvalData,
+    cache: Path,
+    loaded: tuple | None,
+    hits: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and ids [Q, hits] of the method that is wanted.
 
@@ -172,27 +174,27 @@ def _search(
             ids, np.int32
         )
     if how.retrieval_method == "bm25":
-        return lucene_search(corpus, eval_data.texts, hits, how, config.data)
+        return lucene_search(corpus, eval_data.texts, hits, how, cache)
     encoder, params, tokenizer = loaded
     mesh = sharding.make_mesh()
-    search = DenseRetriever(config.data, encoder, tokenizer, corpus, eval_data, mesh)
+    search = DenseRetriever(config.data, encoder, tokenizer, corpus, eval_data, cache, mesh)
     return search.from_disk(params, how, hits=hits, batch_size=settings.batch_size)
 
 
 def _read_reranker(
-    path: str | None, corpus: Corpus, eval_data: EvalData
+    paths: list[Path], corpus: Corpus, eval_data: EvalData
 ) -> list[dict[int, float]] | None:
     """A reranker's scores of every query's passages; None without a file."""
-    if path is None:
+    if not paths:
         return None
-    place = Path(path).expanduser()
+    (place,) = paths
     found = read_predictions(place, len(corpus))
     check_source(place, corpus, eval_data.queries, eval_data.path)
     rows = (found.get(query_id, ([], [])) for query_id in eval_data.query_ids)
     return [{int(i): float(s) for i, s in zip(*row, strict=True)} for row in rows]
 
 
-def _read(path: str | Path, corpus: Corpus, eval_data: EvalData, name: str | None = None):
-    scores, ids = read_result(Path(path), eval_data.query_ids, len(corpus))
-    check_source(Path(path), corpus, eval_data.queries, eval_data.path)
-    return Ranking(name or Path(path).name.removesuffix(".json"), scores, ids)
+def _read(path: Path, corpus: Corpus, eval_data: EvalData, name: str | None = None) -> Ranking:
+    scores, ids = read_result(path, eval_data.query_ids, len(corpus))
+    check_source(path, corpus, eval_data.queries, eval_data.path)
+    return Ranking(name or path.name.removesuffix(".json"), scores, ids)

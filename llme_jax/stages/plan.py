@@ -5,14 +5,12 @@ version of this package. What an earlier stage writes counts by that stage's key
 are known before anything runs.
 """
 
-import glob
 import json
 import os
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 from llme_jax import __version__
@@ -35,10 +33,10 @@ from llme_jax.config.validate import (
     validate_retrieval,
     validate_scoring,
 )
-from llme_jax.data.sources import is_remote, resolve_path
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_text, digest, digest_file
+from llme_jax.files.atomic import atomic_text, digest
 from llme_jax.reports.record import RECORD, read_record
+from llme_jax.sources.resolve import content_of, resolve_path
 
 OLD = "old"  # folder of what stages made with other settings
 COMMANDS = {
@@ -193,22 +191,6 @@ def _producer(value: str, out: Path) -> str | None:
 
 
 def _content(value: str, kind: str) -> str | None:
-    """What changes when a file, the files of a glob or those of a folder do.
-
-    The name itself of a model of the Hub and of data elsewhere; None where nothing is there.
-    """
-    if kind == "data" and is_remote(value, ""):
-        return value
-    path = os.path.expanduser(value)
-    found = [path] if os.path.exists(path) else sorted(glob.glob(path))
-    if not found and kind == "model":
-        return value
-    return digest([_digest(Path(p)) for p in found]) if found else None
-
-
-@cache  # a corpus is read by many stages
-def _digest(path: Path) -> str:
-    if not path.is_dir():
-        return digest_file(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    return digest([(str(p.relative_to(path)), digest_file(p)) for p in files])
+    """What changes when the data or the model behind a name does; None where nothing is there."""
+    found = content_of(value)
+    return value if found is None and kind == "model" else found  # of the Hub

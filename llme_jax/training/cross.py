@@ -17,12 +17,13 @@ from llme_jax.models.cross_encoder import FOLDER, CrossEncoder, save_cross_encod
 from llme_jax.models.lora import Lora, with_adapters
 from llme_jax.rerank.cross_scorer import open_ranker
 from llme_jax.rerank.evaluate import RerankEvaluator
+from llme_jax.sources.resolve import Files
 from llme_jax.training import rank_losses
 from llme_jax.training.chunks import over_texts
 from llme_jax.training.task import Opened
 
 
-def open_cross(config: RankConfig) -> Opened:
+def open_cross(config: RankConfig, files: Files) -> Opened:
     """The reranker that `config` names.
 
     Raises:
@@ -37,7 +38,7 @@ def open_cross(config: RankConfig) -> Opened:
         parts, names = encoder.apart(params), {"base": encoder.config.names}
         params, frozen = with_adapters(parts, names, lora, encoder.dtype, config.training.seed)
         encoder = replace(encoder, lora=lora)
-    return Opened(CrossTask(config, encoder, tokenizer, layout), params, frozen)
+    return Opened(CrossTask(config, files, encoder, tokenizer, layout), params, frozen)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class CrossTask:
     """See `training.task.Task`."""
 
     config: RankConfig
+    files: Files
     encoder: CrossEncoder
     tokenizer: object
     layout: PairLayout
@@ -79,7 +81,8 @@ class CrossTask:
     def evaluator(self, mesh: Mesh) -> RerankEvaluator | None:
         if not self.config.data.eval_data:
             return None
-        return RerankEvaluator(self.config, self.encoder, self.tokenizer, self.layout, mesh)
+        model = self.encoder, self.tokenizer, self.layout
+        return RerankEvaluator(self.config, self.files.queries, *model, mesh)
 
     def exporter(self, params: dict, tasks: list[str]) -> Callable[[Path], None]:
         return partial(

@@ -11,26 +11,26 @@ from jax.sharding import Mesh
 from llme_jax.config import Config
 from llme_jax.config.data import OF_FOLDER
 from llme_jax.config.validate import check_sub_batches
-from llme_jax.data.beir import evaluation_sets
 from llme_jax.data.instructions import instruction_of, with_model_texts
 from llme_jax.hugging_face.folders import check_no_adapter
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder, save_dual_encoder
 from llme_jax.models.lora import Lora, with_adapters
 from llme_jax.models.space import encoder_texts
 from llme_jax.retrieval.evaluate import RetrievalEvaluator
+from llme_jax.sources.resolve import Files
 from llme_jax.training import losses
 from llme_jax.training.chunks import over_texts
 from llme_jax.training.task import Opened
 from llme_jax.training.teacher import Teacher
 
 
-def open_dual(config: Config) -> Opened:
+def open_dual(config: Config, files: Files) -> Opened:
     """The encoder or encoders that `config` names.
 
     Raises:
         InputError: a model cannot be found, read or served, or texts are longer than it reads.
     """
-    evaluation_sets(config.data)  # refuses one without passages before a model is fetched
+    _ = files.sets  # refuses one without passages before a model is fetched
     encoder, params, tokenizer = load_dual_encoder(
         config.encoder,
         remat=config.training.gradient_checkpointing,
@@ -43,7 +43,8 @@ def open_dual(config: Config) -> Opened:
     lengths = {name: getattr(data, name) for name in OF_FOLDER}
     teacher = None
     if config.loss.teacher_encoder:
-        teacher = Teacher(replace(config, data=replace(config.data, **lengths)), encoder)
+        of_teacher = replace(config, data=replace(config.data, **lengths))
+        teacher = Teacher(of_teacher, files.cache, encoder)
     config = replace(config, data=data)
     check_sub_batches(config)
     frozen = {}
@@ -54,7 +55,7 @@ def open_dual(config: Config) -> Opened:
         names = {part: of.names for part, of in zip(encoder.folders, configs, strict=False)}
         params, frozen = with_adapters(params, names, lora, encoder.dtype, config.training.seed)
         encoder = replace(encoder, lora=lora)
-    return Opened(DualTask(config, encoder, tokenizer, teacher), params, frozen)
+    return Opened(DualTask(config, files, encoder, tokenizer, teacher), params, frozen)
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class DualTask:
     """See `training.task.Task`."""
 
     config: Config
+    files: Files
     encoder: DualEncoder
     tokenizer: object
     teacher: Teacher | None = None
@@ -110,7 +112,7 @@ class DualTask:
     def evaluator(self, mesh: Mesh) -> RetrievalEvaluator | None:
         if not self.config.data.eval_data:
             return None
-        return RetrievalEvaluator(self.config, self.tokenizer, self.encoder, mesh)
+        return RetrievalEvaluator(self.config, self.files, self.tokenizer, self.encoder, mesh)
 
     def exporter(self, params: dict, tasks: list[str]) -> Callable[[Path], None]:
         return partial(

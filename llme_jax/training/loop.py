@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from llme_jax.config import Config, RankConfig
 from llme_jax.config.data import OF_FOLDER
-from llme_jax.data.beir import check_files
 from llme_jax.data.plan import Plan
 from llme_jax.data.prefetch import prefetch
 from llme_jax.data.rows import BadRows
@@ -27,6 +26,7 @@ from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.plots import draw_curves
 from llme_jax.retrieval.results import check_log
+from llme_jax.sources.resolve import resolve
 from llme_jax.training.checkpoint import Checkpoints
 from llme_jax.training.chunks import Chunk
 from llme_jax.training.dry_run import DryRun
@@ -77,14 +77,14 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
                 check_hub(settings.push_to_hub)
     mesh = sharding.make_mesh(settings.fsdp, devices=topology.devices(planning.topology))
     global_batch = folder.global_batch(config, mesh.size)
-    check_files(config.data)
-    task, params, frozen = open_task(config)
+    files = resolve(config)
+    task, params, frozen = open_task(config, files)
     of_folder = {name: getattr(task.config.data, name) for name in OF_FOLDER}
     config = replace(config, data=replace(config.data, **of_folder))
     folder.check_settings(config)
     bad_rows = BadRows(config.data.max_bad_rows)
     data = prepare(
-        *(task.config.data, config.loss, task.tokenizer),
+        *(files.training, files.cache, task.config.data, config.loss, task.tokenizer),
         seed=settings.seed,
         bad_rows=bad_rows,
         layout=task.layout,

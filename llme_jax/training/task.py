@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from llme_jax.config import Config, DistillConfig, RankConfig
 from llme_jax.data.batch import Batch, Texts
 from llme_jax.data.pairs import PairLayout
+from llme_jax.sources.resolve import Files
 from llme_jax.training.chunks import Chunk
 from llme_jax.training.teacher import Teacher
 
@@ -125,4 +126,4 @@ class Opened(NamedTuple):
     frozen: Params
 
 
-OpenTask = Callable[[Config | RankConfig], Opened]
+OpenTask = Callable[[Config | RankConfig, Files], Opened]

@@ -7,7 +7,9 @@ was in, and later runs on the same texts compute nothing.
 import logging
 import sys
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cache as once
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,7 +22,6 @@ from llme_jax.data.tokens import TokenStore
 from llme_jax.data.train_data import TrainData
 from llme_jax.data.train_store import TeacherVectors, open_store
 from llme_jax.errors import InputError
-from llme_jax.files.cache import cache_dir
 from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder
@@ -44,7 +45,7 @@ class Teacher:
             student's.
     """
 
-    def __init__(self, config: Config, student: DualEncoder):
+    def __init__(self, config: Config, cache: Path, student: DualEncoder):
         name = config.loss.teacher_encoder
         own = {"pooling_method": None, "dense_metric": None, "truncate_dim": None}
         settings = replace(config.encoder, query_encoder=name, tie_encoders=True, **own)
@@ -54,7 +55,8 @@ class Teacher:
         self._encoder = replace(encoder, truncate_dim=None)  # all numbers, whatever its folder says
         self.width = self._encoder.width
         _check_vectors(name, self._encoder, student, config.loss.matryoshka_dims)
-        self._tokenizer, self._batch_size = tokenizer, config.evaluation.batch_size
+        self._cache, self._tokenizer = cache, tokenizer
+        self._batch_size = config.evaluation.batch_size
         longest = self._encoder.max_length
         prompts = encoder_texts(settings, tokenizer, longest).prompts
         data = replace(
@@ -82,9 +84,9 @@ class Teacher:
 
         All processes call this together, once: then the weights are let go.
         """
-        folder, facts = cache_dir(self._data.dataset_cache_dir), self.facts
+        folder, facts = self._cache, self.facts
         # On the devices from the first text that is not in the cache.
-        params = cache(partial(on_every_device, self._params, mesh))
+        params = once(partial(on_every_device, self._params, mesh))
         longest = max(self._data.query_max_length, self._data.key_max_length)
 
         def vectors(field: Literal["query", "key"], store: TokenStore) -> np.ndarray:

@@ -15,8 +15,8 @@ from llme_jax.config.validate import (
     validate_retrieval,
     validate_scoring,
 )
-from llme_jax.data.sources import resolve_path
 from llme_jax.errors import InputError
+from llme_jax.sources.resolve import resolve_path
 
 
 def parse(line: str) -> Config:

@@ -4,8 +4,9 @@ import json
 import logging
 
 import pytest
+from named import expand_paths
 
-from llme_jax.data.rows import BadRows, expand_paths, parse_row, read_lines
+from llme_jax.data.rows import BadRows, parse_row, read_lines
 from llme_jax.errors import InputError
 
 GOOD = {"query": "q", "pos": ["p"], "neg": ["n0", "n1"], "teacher_scores": [1, 0.5, -2]}

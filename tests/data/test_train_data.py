@@ -351,8 +351,6 @@ def test_errors_before_training(write_rows, prepared, rows, settings, loss, mess
 
 
 def test_no_data_and_missing_files(write_rows, prepared, tmp_path):
-    with pytest.raises(InputError, match="--train_data is missing"):
-        prepared([])
     with pytest.raises(InputError, match="there is no file"):
         prepared([write_rows("t.json", make_rows(3)), "missing.json"])
     assert not (tmp_path / "cache").exists()  # nothing was done before

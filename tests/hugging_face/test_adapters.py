@@ -21,6 +21,7 @@ from llme_jax.config import Config
 from llme_jax.errors import InputError
 from llme_jax.lm.generation import stop_tokens
 from llme_jax.models.causal_lm import open_causal_lm
+from llme_jax.sources.resolve import Files
 from llme_jax.training.dual import open_dual
 
 TEXTS = ["w1 w2 w3", "w7", " ".join(f"w{i}" for i in range(20)), "a [PAD] b"]
@@ -163,7 +164,7 @@ def test_a_folder_of_sentence_transformers_with_an_adapter_alone(tmp_path):
     config = Config()
     config.encoder.query_encoder, config.training.lora_rank = str(out), 2
     with pytest.raises(InputError, match=r"^--lora_rank: .*out has an adapter already, .* merge"):
-        open_dual(config)
+        open_dual(config, Files({}))
 
 
 def test_a_classifier_with_its_head(tmp_path):

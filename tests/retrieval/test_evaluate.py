@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from named import files_of
 from tiny import WORDS, save_bert
 from transformers import AutoTokenizer, BertModel
 
@@ -88,7 +89,7 @@ def test_equals_transformers(config, model, fsdp):
     mesh = fsdp and make_mesh(fsdp)
     if mesh:
         params = to_mesh(params, state_sharding(mesh, params))
-    evaluator = RetrievalEvaluator(config, tokenizer, encoder, mesh)
+    evaluator = RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder, mesh)
     metrics = evaluator(params, step=7)
 
     expected = torch_scores(config, model)
@@ -118,7 +119,11 @@ def test_passages_with_the_text_of_the_query_are_no_hits(config, tmp_path):
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
     hits = []
     for config.evaluation.ignore_identical in (False, True):
-        hits.append(RetrievalEvaluator(config, tokenizer, encoder).retrieve(params, "dev.set")[1])
+        hits.append(
+            RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder).retrieve(
+                params, "dev.set"
+            )[1]
+        )
     assert hits[0][2, 0] == 4 and 4 not in hits[1][2] and (hits[1] == 4).any()
     np.testing.assert_array_equal(hits[1][2, :11], hits[0][2, 1:12])
 
@@ -126,17 +131,17 @@ def test_passages_with_the_text_of_the_query_are_no_hits(config, tmp_path):
 def test_files_only_when_wanted(config, tmp_path):
     config.evaluation.save_result, config.evaluation.log_path = False, None
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
-    RetrievalEvaluator(config, tokenizer, encoder)(params)
+    RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)(params)
     assert not (tmp_path / "out").exists()
     config.evaluation.save_result, config.evaluation.save_name = True, "mine"
-    RetrievalEvaluator(config, tokenizer, encoder)(params)
+    RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)(params)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["dev.set.result.mine.json", "dev.set.source.mine.json"]
 
 
 def test_only_the_first_process_writes(config, tmp_path, monkeypatch):
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
-    evaluator = RetrievalEvaluator(config, tokenizer, encoder)
+    evaluator = RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)
     monkeypatch.setattr(evaluate.jax, "process_index", lambda: 1)
     assert evaluator(params)
     assert not (tmp_path / "out").exists() and not (tmp_path / "logs").exists()
@@ -146,7 +151,7 @@ def test_tokens_are_cached_by_content_and_settings(config, tmp_path):
     encoder, _, tokenizer = load_dual_encoder(config.encoder)
 
     def folders():
-        RetrievalEvaluator(config, tokenizer, encoder)
+        RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)
         return len(list((tmp_path / "cache" / "tokens").iterdir()))
 
     assert folders() == 2  # queries and passages
@@ -166,10 +171,10 @@ def test_refuses_what_cannot_work(config):
     encoder, _, tokenizer = load_dual_encoder(config.encoder)
     config.data.version = "llm-embedder"  # which has an instruction for each task
     with pytest.raises(InputError, match=r"dev.set.json: task is missing"):
-        RetrievalEvaluator(config, tokenizer, encoder)
+        RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)
     config.data.version, config.data.key_template = "bge", "{body}"
     with pytest.raises(InputError, match=r"corpus.json:1: has no field 'body', only title, text"):
-        RetrievalEvaluator(config, tokenizer, encoder)
+        RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)
 
 
 def test_parameters_stay_where_they_are(config):
@@ -177,6 +182,6 @@ def test_parameters_stay_where_they_are(config):
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
     mesh = make_mesh(4)
     placed = to_mesh(params, state_sharding(mesh, params))
-    RetrievalEvaluator(config, tokenizer, encoder, mesh)(placed)
+    RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder, mesh)(placed)
     for leaf, before in zip(jax.tree.leaves(placed), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(np.asarray(leaf), before)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny
 from commands import flags
+from named import evaluation_sets, files_of
 
 from llme_jax import train
 from llme_jax.config import Config, DataConfig
-from llme_jax.data.beir import evaluation_sets
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import load_dual_encoder
@@ -68,11 +68,11 @@ def test_each_set_is_measured_as_alone_by_the_same_programs(made, config, tmp_pa
     alone = {}
     for name in SIZES:
         config.data.eval_data = str(made / name)
-        alone[name] = RetrievalEvaluator(config, tokenizer, encoder)(params)
+        alone[name] = RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)(params)
     assert alone["first"] != alone["second"] and next(iter(alone["first"])) == "ndcg@1"
 
     config.data.eval_data = [str(made / name) for name in SIZES]
-    evaluator = RetrievalEvaluator(config, tokenizer, encoder)
+    evaluator = RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)
     assert evaluator.sizes == (60, 20, 35, 18)
     mesh = make_mesh(devices=jax.local_devices()[:1])
     exact._compiled.cache_clear()
@@ -103,7 +103,7 @@ def test_sets_that_share_their_passages_encode_them_once(made, config, monkeypat
     base = made / "second"
     config.data.eval_data = [str(base / "test.json"), str(base / "half.json")]
     config.data.corpus = str(base / "corpus.jsonl")
-    evaluator = RetrievalEvaluator(config, tokenizer, encoder)
+    evaluator = RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)
     corpora = [one.corpus for one in evaluator.sets.values()]
     assert corpora[0] is corpora[1]
     fields, real = [], dense.encode
@@ -112,7 +112,8 @@ def test_sets_that_share_their_passages_encode_them_once(made, config, monkeypat
     assert fields == ["key", "query", "query"]
     config.data.eval_data = str(base / "half.json")
     assert (
-        RetrievalEvaluator(config, tokenizer, encoder)(params)["ndcg@10"] == found["half/ndcg@10"]
+        RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)(params)["ndcg@10"]
+        == found["half/ndcg@10"]
     )
 
 
@@ -183,14 +184,16 @@ def test_names(made, tmp_path, names, expected):
     paths = [name if ":" in name else f"{base}/{name}" for name in names]
     sets = evaluation_sets(DataConfig(eval_data=paths, corpus="c.json"))
     assert [*sets] == expected
-    assert [(s.eval_data, s.corpus) for s in sets.values()] == [(p, "c.json") for p in paths]
+    assert [(s.given["eval_data"], s.given["corpus"]) for s in sets.values()] == [
+        (p, "c.json") for p in paths
+    ]
 
 
 def test_passages_of_each_set(made):
     names = [str(made / "first/qrels/train.tsv"), str(made / "second/test.json")]
     corpora = [str(made / "first"), str(made / "second/corpus.jsonl")]
     sets = evaluation_sets(DataConfig(eval_data=names, corpus=corpora))
-    assert [one.corpus for one in sets.values()] == corpora
+    assert [one.given["corpus"] for one in sets.values()] == corpora
     with pytest.raises(InputError, match=r"second/test.json needs --corpus, .* only a BEIR folder"):
         evaluation_sets(DataConfig(eval_data=names))
     assert len(evaluation_sets(DataConfig(eval_data=names[0]))) == 1

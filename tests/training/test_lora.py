@@ -25,6 +25,7 @@ from llme_jax.errors import InputError
 from llme_jax.models.cross_encoder import HEADS
 from llme_jax.models.families import ENCODERS, read_config
 from llme_jax.models.lora import Lora, new_adapters
+from llme_jax.sources.resolve import Files
 from llme_jax.training.dual import open_dual
 from llme_jax.training.optim import make_optimizer
 from llme_jax.training.step import Step, init_state
@@ -56,9 +57,8 @@ def test_thirty_steps_follow_peft(tmp_path, make, pooling, target):
     encoder_config = EncoderConfig(
         query_encoder=str(folder), dtype="fp32", pooling_method=[pooling], dense_metric="cos"
     )
-    task, params, frozen = open_dual(
-        Config(data=SHORT, encoder=encoder_config, loss=LOSS, training=settings)
-    )
+    config = Config(data=SHORT, encoder=encoder_config, loss=LOSS, training=settings)
+    task, params, frozen = open_dual(config, Files({}))
     optimizer = make_optimizer(settings, steps)
     mesh = make_mesh(devices=jax.devices()[:1])
     frozen = jax.tree.map(jnp.asarray, frozen)

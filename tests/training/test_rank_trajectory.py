@@ -16,6 +16,7 @@ from llme_jax.config import RankConfig, TrainConfig
 from llme_jax.data.rows import BadRows
 from llme_jax.data.train_data import prepare
 from llme_jax.devices import sharding
+from llme_jax.sources.resolve import Files
 from llme_jax.training.chunks import Chunk
 from llme_jax.training.cross import open_cross
 from llme_jax.training.optim import make_optimizer
@@ -62,9 +63,10 @@ def opened(folder, loss: dict):
     config.ranker.ranker, config.ranker.dtype = str(folder / "bert"), "fp32"
     for name, value in loss.items():
         setattr(config.loss, name, value)
-    task, params, _ = open_cross(config)
-    data = prepare(task.config.data, config.loss, task.tokenizer, seed=0, bad_rows=BadRows(),
-                   layout=task.layout, streams=task.streams)  # fmt: skip
+    files = Files(config.flat())
+    task, params, _ = open_cross(config, files)
+    read = files.training, files.cache, task.config.data, config.loss, task.tokenizer
+    data = prepare(*read, seed=0, bad_rows=BadRows(), layout=task.layout, streams=task.streams)
     return task, params, data
 
 

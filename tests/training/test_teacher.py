@@ -20,6 +20,7 @@ from llme_jax.data.train_data import prepare
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.retrieval import embeddings
+from llme_jax.sources.resolve import Files
 from llme_jax.training import dual, teacher
 from llme_jax.training.metrics_log import read_metrics
 
@@ -106,8 +107,9 @@ def test_killed_it_continues_and_later_runs_encode_nothing(data, tmp_path, monke
         return encode(encoder, params, store, **how)
 
     def teach():
-        task, *_ = dual.open_dual(config)
-        read = task.config.data, config.loss, task.tokenizer
+        files = Files(config.flat())
+        task, *_ = dual.open_dual(config, files)
+        read = files.training, files.cache, task.config.data, config.loss, task.tokenizer
         width = task.teacher.width
         found = prepare(*read, seed=0, bad_rows=BadRows(1), teacher_width=width)
         task.teacher.teach(found, make_mesh())
@@ -155,11 +157,11 @@ def test_what_cannot_teach_is_refused(data, tmp_path, more, message):
 def test_all_numbers_are_learnt_whatever_its_folder_keeps(data, tmp_path):
     cut = shutil.copytree(data / "teacher", tmp_path / "cut")
     tiny.rewrite(cut / "config_sentence_transformers.json", truncate_dim=8)
-    opened = dual.open_dual(
-        cli.parse(command(data, tmp_path / "out", "--teacher_encoder", str(cut)), "train", "")
-    )
-    whole = dual.open_dual(cli.parse(command(data, tmp_path / "out"), "train", ""))
-    assert opened.task.teacher.facts == whole.task.teacher.facts
+    facts = []
+    for more in (["--teacher_encoder", str(cut)], []):
+        config = cli.parse(command(data, tmp_path / "out", *more), "train", "")
+        facts.append(dual.open_dual(config, Files(config.flat())).task.teacher.facts)
+    assert facts[0] == facts[1]
 
 
 def test_vectors_that_cannot_come_near_are_named(caplog):

@@ -4,11 +4,11 @@ import json
 import logging
 from pathlib import Path
 
-from llme_jax.data.corpus import Corpus
-from llme_jax.data.ids import FIELDS, IdTable, checked_ids, derived, first_row
+from llme_jax.data.corpus import FIELDS, Corpus
 from llme_jax.data.rows import BadRows, read_lines, shown
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text
+from llme_jax.sources.ids import IdTable, checked_ids, derived, first_row
 
 logger = logging.getLogger(__name__)
 

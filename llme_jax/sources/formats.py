@@ -12,7 +12,7 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_write, digest, stamp
+from llme_jax.files.atomic import atomic_write, digest_file
 
 BLOCK = 1 << 22  # bytes unpacked, or downloaded, at a time
 # How their files begin.
@@ -44,7 +44,7 @@ def as_lines(path: str, sources: Path) -> str:
         return path
     if kind in UNREAD.values():
         raise InputError(f"{path}: is a {kind} file; unpack it, and give JSON lines")
-    key = digest(*stamp(path))[:12]
+    key = digest_file(path)[:12]
     name, suffix = os.path.splitext(os.path.basename(path))
     if kind in TABLES.values() or suffix not in (".gz", ".zst"):
         name = f"{name}.json"

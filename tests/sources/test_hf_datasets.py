@@ -7,14 +7,12 @@ from pathlib import Path
 
 import datasets
 import pytest
+from named import expand_paths, is_made, local_file, training_files
 from samples import assert_same, make_rows, plan_rows
 
 from llme_jax.config import DataConfig
-from llme_jax.data.beir import training_files
-from llme_jax.data.hf_datasets import is_dataset
-from llme_jax.data.rows import expand_paths
-from llme_jax.data.sources import is_made, local_file
 from llme_jax.errors import InputError
+from llme_jax.sources.hf_datasets import is_dataset
 
 PAIRS = {"anchor": ["q0", "q1", "q2"], "positive": ["é0", "a1", "a2"]}
 
@@ -244,9 +242,9 @@ def test_without_the_package(monkeypatch):
 def test_reading_needs_no_torch():
     code = f"""
 import sys
-from llme_jax.data.sources import local_file
+from llme_jax.sources.resolve import Files
 assert "datasets" not in sys.modules
-local_file({save(PAIRS)!r}, "")
+Files({{}}).local({save(PAIRS)!r})
 assert not {{"torch", "tensorflow", "jax"}} & {{*sys.modules}}
 """
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "LLME_JAX_CACHE": "cache"}

@@ -6,16 +6,16 @@ import datasets
 import numpy as np
 import pytest
 import tiny
+from named import corpus_file, evaluation_sets, files_of, queries_file, training_files
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from llme_jax.config import Config, DataConfig
-from llme_jax.data import hf_datasets
-from llme_jax.data.beir import corpus_file, evaluation_sets, queries_file, training_files
 from llme_jax.errors import InputError
 from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.retrieval.evaluate import RetrievalEvaluator
+from llme_jax.sources import hf_datasets
 
 Tables = dict[str, dict[str, list]]  # columns of corpus, queries and qrels
 
@@ -80,7 +80,7 @@ def test_metrics_are_those_of_sentence_transformers(nano, tmp_path, monkeypatch)
     config.evaluation.log_path = None
     config.training.output_dir = str(tmp_path / "out")
     encoder, params, tokenizer = load_dual_encoder(config.encoder)
-    ours = RetrievalEvaluator(config, tokenizer, encoder)(params)
+    ours = RetrievalEvaluator(config, files_of(config.data), tokenizer, encoder)(params)
 
     bert = Transformer(str(tmp_path / "bert"), max_seq_length=32)
     model = SentenceTransformer(modules=[bert, Pooling(32, "mean"), Normalize()], device="cpu")

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_text, digest, stamp
+from llme_jax.files.atomic import atomic_text, digest, digest_file, digest_folder
 
 TOGETHER = 1000  # rows converted at a time
 SHORT = {"nanobeir": "sentence-transformers/NanoBEIR-en"}  # names of our own
@@ -49,12 +49,13 @@ def dataset_file(name: str, sources: Path) -> str:
     path, *parts = name_parts(name)
     config, split = (None, *parts)[-2:] if parts else (None, None)
     with loading(name):
-        dataset = (_load if os.path.isdir(path) else _load_once)(path, config, split)
+        load = _load if os.path.isdir(path) else _load_once
+        dataset = load(path, config, split, tables_of(path, sources))
     if not len(dataset):
         raise InputError(f"{name}: has no rows: give a split, or a part, that has some")
     folder = Path(path).absolute().name
     stem = ".".join(re.sub(r"[^\w.+-]+", "_", part).strip("_") for part in (folder, *parts))
-    file = sources / digest(name, stamps(dataset))[:12] / folder / f"{stem}.json"
+    file = sources / digest(name, contents(dataset))[:12] / folder / f"{stem}.json"
     if not file.is_file():
         _write(name, dataset, file)
     return str(file)
@@ -91,18 +92,31 @@ def loading(name: str) -> Iterator[None]:
         ) from error
 
 
-def stamps(dataset) -> list[tuple]:
+def contents(dataset) -> list[str]:
     """What changes when the data does."""
-    return [stamp(file["filename"]) for file in dataset.cache_files]
+    return [digest_file(file["filename"]) for file in dataset.cache_files]
+
+
+def tables_of(path: str, sources: Path) -> str | None:
+    """Where the package keeps the tables that it makes of a folder; None for its own place.
+
+    That of a folder is named by content: its own knows a folder by what its README says.
+    """
+    if not os.path.isdir(path):
+        return None
+    folder = Path(path).absolute()
+    if folder in (Path.home(), *Path.home().parents):
+        raise InputError(f"hf:{path}: is no dataset's folder, but one above all of yours: name it")
+    return str(sources / "tables" / digest_folder(folder)[:12])
 
 
 @cache
-def set_parts(path: str, version: str) -> dict[str, dict] | None:
+def set_parts(path: str, tables: str | None) -> dict[str, dict] | None:
     """The splits of corpus, queries and qrels of a retrieval set, by their names; None where it is
     something else.
 
     Args:
-        version: what changes with the files of a folder.
+        tables: see `tables_of`.
     """
     import datasets
 
@@ -111,15 +125,17 @@ def set_parts(path: str, version: str) -> dict[str, dict] | None:
         return None
     judged = next(((path, name) for name in JUDGED if name in names), (f"{path}-qrels", None))
     places = {"corpus": (path, "corpus"), "queries": (path, "queries"), "qrels": judged}
-    return {part: datasets.load_dataset(*at, keep_in_memory=False) for part, at in places.items()}
+    how = {"keep_in_memory": False, "cache_dir": tables}
+    return {part: datasets.load_dataset(*at, **how) for part, at in places.items()}
 
 
-def _load(path: str, config: str | None, split: str | None):
+def _load(path: str, config: str | None, split: str | None, tables: str | None):
     """A split, or the only one; its table stays on disk."""
     import datasets
 
     if not _is_saved(path):
-        return datasets.load_dataset(path, config, split=split or "train", keep_in_memory=False)
+        how = {"keep_in_memory": False, "cache_dir": tables}
+        return datasets.load_dataset(path, config, split=split or "train", **how)
     saved = datasets.load_from_disk(path, keep_in_memory=False)
     if config:
         raise ValueError(f"what save_to_disk wrote has no config {config}")

@@ -10,13 +10,13 @@ import pytest
 import tiny
 from commands import flags
 from ir_measures import RR, R, nDCG
+from named import corpus_file, queries_file, training_files
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 
 from llme_jax import rank, retrieve, train
 from llme_jax.config import DataConfig
-from llme_jax.data.beir import corpus_file, queries_file, training_files
 from llme_jax.doctor.__main__ import main as doctor
 from llme_jax.errors import InputError
 

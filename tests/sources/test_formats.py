@@ -11,11 +11,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
+from named import expand_paths, is_made, local_file
 from samples import make_rows
 
 from llme_jax.data.corpus import Corpus
-from llme_jax.data.rows import BadRows, expand_paths, parse_row, read_lines
-from llme_jax.data.sources import is_made, local_file
+from llme_jax.data.rows import BadRows, parse_row, read_lines
 from llme_jax.errors import InputError
 
 ROWS = make_rows(20)

@@ -8,33 +8,37 @@ several splits, it is a set of its own.
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from llme_jax.data.hf_datasets import (
+from llme_jax.data.corpus import FIELDS, id_of
+from llme_jax.errors import InputError
+from llme_jax.files.atomic import atomic_dir, digest
+from llme_jax.sources.hf_datasets import (
+    contents,
     is_dataset,
     listed,
     loading,
     name_parts,
     rows_of,
     set_parts,
-    stamps,
+    tables_of,
 )
-from llme_jax.data.ids import FIELDS, id_of
-from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_dir, digest, stamp
 
 QRELS = ("query-id", "corpus-id", "score")  # the last may be missing: all are positives
 
 
-def sets_of(name: str) -> list[str]:
+def sets_of(name: str, sources: Path) -> list[str]:
     """The sets that a name stands for: those of its splits, or itself.
 
     Raises:
         InputError: it cannot be loaded.
     """
-    if (parts := _parts(name)) is None or len(name_parts(name)) > 1 or not _is_several(parts):
+    if (
+        (parts := _parts(name, sources)) is None
+        or len(name_parts(name)) > 1
+        or not _is_several(parts)
+    ):
         return [name]
     return [f"{name}:{split}" for split in _splits(name, parts)]
 
@@ -49,7 +53,7 @@ def set_place(name: str, sources: Path) -> Path | None:
     Raises:
         InputError: it cannot be loaded, has no such split, or columns are missing.
     """
-    if (parts := _parts(name)) is None:
+    if (parts := _parts(name, sources)) is None:
         return None
     path, split = (*name_parts(name), None)[:2]
     place, there = Path(path).absolute(), _splits(name, parts)
@@ -63,7 +67,7 @@ def set_place(name: str, sources: Path) -> Path | None:
         corpus, queries = {split: corpus[split]}, {split: queries[split]}
         judged, place, split = {"test": judged[split]}, place / split, None
     splits = [*corpus.values(), *queries.values(), *judged.values()]
-    key = digest(path, [stamps(part) for part in splits])[:12]
+    key = digest(path, [contents(part) for part in splits])[:12]
     folder = sources / key / place.parent.name / place.name
     if not folder.is_dir():
         with atomic_dir(folder) as beside:
@@ -91,15 +95,13 @@ def _splits(name: str, parts: dict[str, dict]) -> list[str]:
     return found
 
 
-def _parts(name: str) -> dict[str, dict] | None:
+def _parts(name: str, sources: Path) -> dict[str, dict] | None:
     """See `set_parts`."""
     if not is_dataset(name) or len(name_parts(name)) > 2:
         return None
     path = name_parts(name)[0]
-    files = sorted(Path(path).rglob("*")) if os.path.isdir(path) else []
-    version = digest([stamp(file) for file in files])
     with loading(name):
-        return set_parts(path, version)
+        return set_parts(path, tables_of(path, sources))
 
 
 def _write(path: Path, lines: Iterator[str]) -> None:

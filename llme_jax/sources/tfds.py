@@ -1,16 +1,9 @@
-"""Where data comes from: a name that stands for a file becomes a local JSON-lines file.
+"""tfds:NAME[/CONFIG][:SPLIT]: an ArrayRecord split of TFDS -> JSON lines, once.
 
-    path/train.json, llm-embedder:qa/nq/train.json     files, the latter under --data_root
-    train.json.gz, train.json.zst, train.parquet       unpacked once
-    gs://bucket/train.json, s3://..., hf://...         downloaded once
-    tfds:NAME[/CONFIG][:SPLIT]                         ArrayRecord splits of TFDS, converted once
-    hf:NAME[:CONFIG][:SPLIT]                           see hf_datasets, converted once
-
-What is fetched lies in `{cache}/sources/{digest}/{folder}/{name}.json`; the digest names the
-version of the source, so that changed data is fetched anew.
+What is made lies in `{sources}/{digest}/{folder}/{name}.json`; the digest names the version of the
+dataset, so that a changed one is read anew.
 """
 
-import glob
 import json
 import os
 import re
@@ -21,130 +14,16 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.data.formats import BLOCK, as_lines, format_of
-from llme_jax.data.hf_datasets import dataset_file, is_dataset
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_write, digest
-from llme_jax.files.cache import cache_dir, check_cache
+from llme_jax.files.atomic import atomic_write, digest, digest_file
 from llme_jax.files.storage import one_sentence, writing
+from llme_jax.sources.buckets import download, file_system, version
 
 BUILDER = "llm_embedder"  # datasets of llme_jax.build_tfds
 TFDS = "tensorflow_datasets."  # how the names of its classes begin
 EXTRA = "extra"  # in those: a JSON object with the fields that no column holds
 TOGETHER = 256  # examples read at a time; one by one takes five times as long
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-# What tells two versions of a file with the same size apart; each file system has its own.
-STAMPS = ("etag", "ETag", "mtime", "updated", "LastModified", "last_modified", "blob_id")
-
-
-def resolve_path(path: str, data_root: str) -> str:
-    """`llm-embedder:qa/nq/train.json` -> `{data_root}/qa/nq/train.json`; others unchanged."""
-    prefix = "llm-embedder:"
-    return os.path.join(data_root, path.removeprefix(prefix)) if path.startswith(prefix) else path
-
-
-def is_remote(name: str, data_root: str) -> bool:
-    """Is it no file of this machine?"""
-    made = name.startswith("tfds:") or is_dataset(name)
-    return made or "://" in resolve_path(name, data_root)
-
-
-def is_made(name: str, data_root: str) -> bool:
-    """Is what is read made in the cache, so that results do not belong beside it?"""
-    path = os.path.expanduser(resolve_path(name, data_root))
-    return is_remote(name, data_root) or format_of(path) is not None
-
-
-def local_file(name: str, data_root: str, dataset_cache_dir: str | None = None) -> str:
-    """The one local file that a name stands for; a local path is not looked at.
-
-    Raises:
-        InputError: the source cannot be read, or is several files.
-    """
-    files = local_files(name, data_root, dataset_cache_dir)
-    if len(files) > 1:
-        raise InputError(f"{name}: matches {len(files)} files, give the name of one")
-    return files[0]
-
-
-def local_files(name: str, data_root: str, dataset_cache_dir: str | None = None) -> list[str]:
-    """The same, of a name that may be a glob in a bucket (local globs are left as they are).
-
-    Raises:
-        InputError: there is no such file, dataset or split, or a package is not installed; says
-            what there is and what to do.
-    """
-    sources = cache_dir(dataset_cache_dir) / "sources"
-    if not is_remote(name, data_root):
-        path = resolve_path(name, data_root)
-        there = os.path.expanduser(path)
-        files = [there] if os.path.exists(there) else sorted(glob.glob(there, recursive=True))
-        files = [file for file in files if os.path.isfile(file)]
-        if not any(map(format_of, files)):
-            return [path]
-        check_cache(dataset_cache_dir)
-        return [as_lines(file, sources) for file in files]
-    check_cache(dataset_cache_dir)
-    if name.startswith("tfds:"):
-        return [str(_tfds_file(name, data_root, sources))]
-    if is_dataset(name):
-        return [dataset_file(name, sources)]
-    found = _downloaded(resolve_path(name, data_root), sources)
-    return [as_lines(file, sources) for file in found]
-
-
-def _downloaded(url: str, sources: Path) -> list[str]:
-    fs, path = _file_system(url)
-    files = []
-    with one_sentence(url):
-        is_glob = glob.has_magic(path) and not fs.exists(path)
-        found = map(fs.info, sorted(fs.glob(path)) if is_glob else [path])
-        infos = [info for info in found if info["type"] == "file"]
-        if not infos:
-            wrong = "no file matches" if is_glob else f"is a folder, give {url.rstrip('/')}/*.json"
-            raise InputError(f"{url}: {wrong}")
-        for info in infos:
-            *_, folder, name = ["bucket", *info["name"].split("/")]
-            file = sources / digest(url.split("://")[0], _version(info))[:12] / folder / name
-            if not file.is_file():
-                _download(fs, info, file)
-            files.append(str(file))
-    return files
-
-
-def _file_system(url: str):
-    """A file system of fsspec, and the path in it; a plain path is of this machine."""
-    from fsspec.core import url_to_fs
-
-    protocol = url.split("://")[0]
-    try:
-        return url_to_fs(os.path.expanduser(url))
-    except (ImportError, ValueError) as error:
-        package = "'llme_jax[gcs]'" if protocol in ("gs", "gcs") else f"what reads {protocol}://"
-        raise InputError(f"{url}: {error}: pip install {package}") from None
-
-
-def _version(info: dict) -> tuple:
-    """What changes when a file does."""
-    return info["name"], info["size"], *(str(info[k]) for k in STAMPS if info.get(k) is not None)
-
-
-def _download(fs, info: dict, file: Path) -> None:
-    with (
-        atomic_write(file) as beside,
-        fs.open(info["name"], "rb") as source,
-        beside.open("wb") as out,
-        tqdm(
-            total=info["size"],
-            desc=f"Fetching {file.name}",
-            unit="B",
-            unit_scale=True,
-            disable=info["size"] < BLOCK,
-        ) as bar,
-    ):
-        while block := source.read(BLOCK):
-            out.write(block)
-            bar.update(len(block))
 
 
 class _Dataset(NamedTuple):
@@ -154,17 +33,30 @@ class _Dataset(NamedTuple):
     folder: str  # the version's, `{data dir}/NAME[/CONFIG]/1.0.0`
     files: dict[str, dict]  # what fsspec knows of each file in it, by name
 
+    @property
+    def is_local(self) -> bool:
+        return "file" in self.fs.protocol
 
-def _tfds_file(name: str, data_root: str, sources: Path) -> Path:
-    """The split as a JSON-lines file; TFDS is imported only to make it."""
+    def versions(self) -> list:
+        """What changes when a file does: of local ones their content."""
+        if self.is_local:
+            return sorted((n, digest_file(Path(i["name"]))) for n, i in self.files.items())
+        return sorted(version(info) for info in self.files.values())
+
+
+def split_file(name: str, data_root: str, sources: Path) -> Path:
+    """The split as a JSON-lines file; TFDS is imported only to make it.
+
+    Raises:
+        InputError: there is no such dataset or split, or it cannot be read; says what there is.
+    """
     path, _, split = name.removeprefix("tfds:").partition(":")
     if not re.fullmatch(r"\w[\w.+-]*(/\w[\w.+-]*){0,2}", path):
         raise InputError(f"{name}: write tfds:NAME/CONFIG:SPLIT, as in tfds:{BUILDER}/nq:train")
     split = split or "train"
     with one_sentence(name):
         dataset = _find(name, path, data_root)
-    versions = sorted(_version(info) for info in dataset.files.values())
-    key = digest(split, dataset.folder, versions)[:12]
+    key = digest(split, dataset.folder, dataset.versions())[:12]
     parts = [part for part in path.split("/") if not VERSION.fullmatch(part)]
     readable = split.translate({ord("["): "_", ord(":"): "-", ord("]"): None, ord(" "): None})
     stem = ".".join([*parts, re.sub(r"[^\w.+-]", "_", readable)])
@@ -184,7 +76,7 @@ def _find(name: str, path: str, data_root: str) -> _Dataset:
     roots = [data_root, os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"]
     there = {}
     for root in roots:
-        fs, place = _file_system(root)
+        fs, place = file_system(root)
         folder, entries = f"{place}/{path}", _entries(fs, f"{place}/{path}")
         versions = [v for v in entries if VERSION.fullmatch(v)]
         if versions:
@@ -240,14 +132,13 @@ def _materialise(name: str, dataset: _Dataset, split: str, file: Path) -> None:
         beside = TemporaryDirectory(dir=file.parent)
     with beside as temporary:
         folder = dataset.folder
-        remote = "file" not in dataset.fs.protocol
-        if remote:  # ArrayRecord reads local files only
+        if not dataset.is_local:  # ArrayRecord reads local files only
             folder = temporary
             _fetch(name, dataset, [n for n in dataset.files if n.endswith(".json")], folder)
         _check_features(name, Path(folder, "features.json"))
         builder = tfds.builder_from_directory(folder)
         shards = _shards(name, dataset.folder, builder, split)
-        if remote:
+        if not dataset.is_local:
             _fetch(name, dataset, shards, folder)
         _write(name, builder, split, file)
 
@@ -321,7 +212,7 @@ def _write(name: str, builder, split: str, file: Path) -> None:
 def _fetch(name: str, dataset: _Dataset, files: list[str], folder: str) -> None:
     with one_sentence(name):
         for file in sorted(files):
-            _download(dataset.fs, dataset.files[file], Path(folder, file))
+            download(dataset.fs, dataset.files[file], Path(folder, file))
 
 
 def _plain(value):

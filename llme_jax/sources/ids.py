@@ -7,19 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from llme_jax.data.corpus import FIELDS, id_of
 from llme_jax.data.rows import BadRows, parse_line, read_lines, shown
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_text, digest, stamp
+from llme_jax.files.atomic import atomic_text, digest, digest_file
 
 logger = logging.getLogger(__name__)
-
-FIELDS = ("_id", "id", "docid", "doc_id", "pid")  # of a passage; the first that it has
-
-
-def id_of(passage: dict, fields: tuple[str, ...] = FIELDS) -> str | None:
-    """The id of a line of a corpus; None where it has none."""
-    value = next((passage[name] for name in fields if passage.get(name) is not None), None)
-    return None if value is None else str(value)
 
 
 class IdTable:
@@ -115,7 +108,7 @@ def derived(path: str, files: list[str], sources: Path, *settings) -> Path:
     """Where rows stand that are made from those of `path` with the help of `files`; another place
     when one of them changes."""
     place = Path(path)
-    key = digest("ids", [stamp(file) for file in (path, *files)], *settings)[:12]
+    key = digest("ids", [digest_file(file) for file in (path, *files)], *settings)[:12]
     return sources / key / place.absolute().parent.name / place.name
 
 

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.rows import BadRows, parse_line, parse_row, read_lines
-from llme_jax.data.sources import BUILDER, EXTRA
 from llme_jax.errors import InputError
+from llme_jax.sources.tfds import BUILDER, EXTRA
 
 SHARD_BYTES = 1 << 26  # JSON in one shard; TFDS keeps a shard's rows in memory
 COLUMNS = {  # of training and evaluation rows; a corpus has those that --key_template names

@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from named import expand_paths, files_of, local_file
 from samples import assert_same, make_rows, plan_rows
 
 from llme_jax import build_tfds
 from llme_jax.config import LMConfig, RetrieveConfig, ScoreConfig, TextConfig
-from llme_jax.data import tfds_builder
-from llme_jax.data.rows import expand_paths, parse_scoring_row
+from llme_jax.data.rows import parse_scoring_row
 from llme_jax.data.scoring import ScoringData
-from llme_jax.data.sources import is_remote, local_file, local_files
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 from llme_jax.lm import scoring
 from llme_jax.lm.prompts import TEMPLATES
 from llme_jax.retrieval.evaluate import open_data
 from llme_jax.retrieval.run import retrieve
+from llme_jax.sources import tfds_builder
+from llme_jax.sources.resolve import is_remote, resolve_path
 
 CORPUS = [{"title": f"t{i}", "text": f"passage {i} é\x00", "id": i} for i in range(9)]
 QUERIES = [
@@ -183,9 +184,9 @@ def test_evaluation_and_scoring_data_are_those_of_the_file(build):
     config = TextConfig(
         eval_data="tfds:llm_embedder/nq:test", corpus="tfds:llm_embedder/nq_corpus:corpus"
     )
-    corpus, eval_data = open_data(config, ["mrr"])
+    corpus, eval_data = open_data(files_of(config), config.key_template, ["mrr"])
     plain = TextConfig(eval_data=files["eval_data"], corpus=files["corpus"])
-    other_corpus, other = open_data(plain, ["mrr"])
+    other_corpus, other = open_data(files_of(plain), plain.key_template, ["mrr"])
     assert list(corpus) == list(other_corpus)
     for field in ("texts", "query_ids", "positives", "task"):
         assert getattr(eval_data, field) == getattr(other, field)
@@ -242,12 +243,12 @@ def test_neither_building_nor_reading_needs_tensorflow(write_rows, tmp_path):
     path = write_rows("nq.json", ODD_ROWS)
     code = f"""
 import sys
-from llme_jax.data.sources import local_file
+from llme_jax.sources.resolve import Files
 heavy = {{"tensorflow_datasets", "fsspec", "jax"}} & set(sys.modules)
 assert not heavy, heavy
 from llme_jax.build_tfds import main
 main(["--name", "nq", "--train_data", {path!r}, "--data_dir", {str(tmp_path / "tfds")!r}])
-local_file("tfds:llm_embedder/nq", "")
+Files({{}}).local("tfds:llm_embedder/nq")
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -291,11 +292,11 @@ def test_a_dataset_in_a_bucket(build, bucket, tmp_path, monkeypatch):
 
 
 def test_local_names_stay():
-    assert local_files("a/*.json", "/d") == ["a/*.json"]
+    assert local_file("a/*.json", "/d") == "a/*.json"
     assert local_file("llm-embedder:a.json", "/d") == "/d/a.json"
     remote = ["tfds:nq", "gs://b/a.json", "a.json", "llm-embedder:a.json"]
-    assert [is_remote(name, "/d") for name in remote] == [True, True, False, False]
-    assert is_remote("llm-embedder:a.json", "gs://d")
+    assert [is_remote(name) for name in remote] == [True, True, False, False]
+    assert is_remote(resolve_path("llm-embedder:a.json", "gs://d"))
 
 
 @pytest.mark.parametrize(
