@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from llme_jax.config import EncoderConfig, EvalConfig, LMConfig, RankConfig, TextConfig
+from llme_jax.config.identity import decisive
 from llme_jax.config.setting import Group, SettingError, unknown
 from llme_jax.config.validate import check_batch_size, check_encoder
 from llme_jax.data.candidates import CandidateRow
@@ -39,8 +40,7 @@ from llme_jax.retrieval import exact
 from llme_jax.retrieval.encode import encode, on_every_device
 
 # Of the settings of data, those that are none of files.
-TEXTS = ("version", "add_instruction", "query_instruction", "key_instruction")
-TEXTS += ("query_max_length", "key_max_length", "truncation_side")
+TEXTS = [n for n in decisive(TextConfig(), "queries", "keys", "texts") if n != "key_template"]
 ROUNDING = 1e-5  # by which the length of a vector may differ from 1
 
 

@@ -51,6 +51,23 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: [*LONG, item.path.name].index(item.path.name))
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """What one run of a command compiles the next one loads, however small."""
+    import jax
+
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer():
     from tiny import letter_tokenizer  # only now: what it imports has to pass the hook

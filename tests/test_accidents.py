@@ -7,7 +7,6 @@ import time
 from functools import cache
 from pathlib import Path
 
-import jax
 import pytest
 from campaign import MAINS, command_line, lay_out
 from commands import finish, start
@@ -29,17 +28,10 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def laid_out(tmp_path_factory):
+def laid_out(tmp_path_factory, compiled_once):
     folder = tmp_path_factory.mktemp("base")
     lay_out(folder)
-    # Every run compiles the same programs.
-    options = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in options]
-    for name, value in zip(options, (str(folder / "programs"), 0), strict=True):
-        jax.config.update(name, value)
-    yield folder
-    for name, value in zip(options, before, strict=True):
-        jax.config.update(name, value)
+    return folder
 
 
 def below(folder: Path) -> dict[str, bytes]:

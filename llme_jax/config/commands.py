@@ -30,6 +30,7 @@ class ProcessConfig(Group):
     coordinator_address: str | None = setting(
         None,
         "Where process 0 listens [$JAX_COORDINATOR_ADDRESS].",
+        decides="nothing",
         unit="HOST:PORT",
         may_change=True,
         per_host=True,
@@ -37,6 +38,7 @@ class ProcessConfig(Group):
     num_processes: int | None = setting(
         None,
         "How many there are [$JAX_NUM_PROCESSES].",
+        decides="nothing",
         unit="PROCESSES",
         least=1,
         may_change=True,
@@ -44,6 +46,7 @@ class ProcessConfig(Group):
     process_id: int | None = setting(
         None,
         "Which one this is, from 0 [$JAX_PROCESS_ID].",
+        decides="nothing",
         unit="PROCESS",
         least=0,
         may_change=True,
@@ -109,10 +112,13 @@ class ReportConfig(Group):
     json: str | None = setting(
         None,
         "Write what was found to this file; - prints it instead of the table.",
+        decides="files",
         unit="FILE",
         local=True,
     )
-    plot: str | None = setting(None, "Draw histograms into this PNG.", unit="FILE", local=True)
+    plot: str | None = setting(
+        None, "Draw histograms into this PNG.", decides="files", unit="FILE", local=True
+    )
 
 
 @dataclass

@@ -113,70 +113,93 @@ class TaskConfig(Group):
     title = "task"
 
     task: Literal["mmlu", "popqa", "qa", "qrecc", "icl", "msc", "lrlm", "tool"] | None = setting(
-        None, "What is evaluated; --help behind it shows its own defaults."
+        None, "What is evaluated; --help behind it shows its own defaults.", decides="scores"
     )
     compare: list[str] | None = setting(
         None,
         "Evaluate nothing: compare two output files of earlier evaluations, question by question.",
+        decides="nothing",
         unit="FILE",
     )
     train_data: str | None = setting(
         None,
         f"JSON-lines file with demonstrations (mmlu, qa); also {SOURCES_HELP} {ONLY}.",
+        decides="scores",
         unit="FILE",
         reads="data",
     )
     few_shot: int | None = setting(
-        None, f"Demonstrations before each question {ONLY}.", unit="ROWS", least=0
+        None, f"Demonstrations before each question {ONLY}.", decides="scores", unit="ROWS", least=0
     )
     key_num: int | None = setting(
-        None, f"Keys that the language model reads {ONLY}.", unit="KEYS", least=1
+        None, f"Keys that the language model reads {ONLY}.", decides="scores", unit="KEYS", least=1
     )
     task_names: list[str] | None = setting(
-        None, "Only these tasks of icl, as rte sst2 [all].", unit="NAME"
+        None, "Only these tasks of icl, as rte sst2 [all].", decides="scores", unit="NAME"
     )
     max_new_tokens: int | None = setting(
-        None, f"Tokens that are written at most {ONLY}.", unit="TOKENS", least=1
+        None, f"Tokens that are written at most {ONLY}.", decides="scores", unit="TOKENS", least=1
     )
     do_generate: bool | None = setting(
-        None, "Also write answers (qrecc); false measures retrieval only [false]."
+        None, "Also write answers (qrecc); false measures retrieval only [false].", decides="scores"
     )
-    do_sample: bool = setting(False, "Draw what is written; false: always the likeliest token.")
+    do_sample: bool = setting(
+        False, "Draw what is written; false: always the likeliest token.", decides="scores"
+    )
     temperature: float = setting(
-        1.0, "Divides the scores of the next token before the draw.", above=0
+        1.0, "Divides the scores of the next token before the draw.", decides="scores", above=0
     )
     top_p: float = setting(
         1.0,
         "Draw among the likeliest tokens that together have this probability.",
+        decides="scores",
         above=0,
         most=1,
     )
     add_llama_inst: bool | None = setting(
-        None, "Put Llama-2's [INST] and [/INST] around the prompt (icl) [false]."
+        None, "Put Llama-2's [INST] and [/INST] around the prompt (icl) [false].", decides="scores"
     )
     order_method: Literal["sequential", "relevance"] | None = setting(
         None,
         "The order of what was found (msc, lrlm): as it was said or written, or the best one last "
         "[sequential].",
+        decides="scores",
     )
     context_window_size: int | None = setting(
-        None, "Tokens of a document's end that are read (lrlm) [2048].", unit="TOKENS", least=2
+        None,
+        "Tokens of a document's end that are read (lrlm) [2048].",
+        decides="scores",
+        unit="TOKENS",
+        least=2,
     )
     target_length: int | None = setting(
-        None, "Tokens of a document's end that are scored (lrlm) [1024].", unit="TOKENS", least=1
+        None,
+        "Tokens of a document's end that are scored (lrlm) [1024].",
+        decides="scores",
+        unit="TOKENS",
+        least=1,
     )
     chunk_size: int | None = setting(
-        None, "Tokens of a chunk, which is what can be found (lrlm) [128].", unit="TOKENS", least=1
+        None,
+        "Tokens of a chunk, which is what can be found (lrlm) [128].",
+        decides="scores",
+        unit="TOKENS",
+        least=1,
     )
     anchor_length: int | None = setting(
-        None, "Letters of a document that are used (lrlm) [160000].", unit="LETTERS", least=1
+        None,
+        "Letters of a document that are used (lrlm) [160000].",
+        decides="scores",
+        unit="LETTERS",
+        least=1,
     )
     integrate_method: Literal["concat", "replace"] | None = setting(
         None,
         "What was found stands before the window, or in place of its beginning (lrlm) [concat].",
+        decides="scores",
     )
     add_key_continuation: bool | None = setting(
-        None, "A key is a chunk and the one after it (lrlm) [false]."
+        None, "A key is a chunk and the one after it (lrlm) [false].", decides="scores"
     )
 
 
@@ -188,6 +211,7 @@ class KnowledgeConfig(EvalConfig):
         [],
         "What is measured of the retrieval [nothing, but in qrecc and tool]; collate_key writes "
         "rows with the keys found.",
+        decides="files",
         choices=(*METRICS, "collate_key"),
     )
 
@@ -202,6 +226,7 @@ class FindingConfig(RetrievalConfig):
         "dense",
         "What finds the keys. no: what rows have as key; same-task-random: icl; recent: msc; "
         "oracle, the key after which the answer is likeliest: msc, lrlm.",
+        decides="hits",
     )
 
 

@@ -15,14 +15,22 @@ class MergeConfig(HubConfig):
     models: list[str] | None = setting(
         None,
         "Hub names or folders of encoders of one base; pooling and prompts are those of the first.",
+        decides="weights",
         unit="MODEL",
         reads="model",
     )
     weights: list[float] | None = setting(
-        None, "The weight of each; they add up to 1 [all the same].", unit="NUMBER"
+        None,
+        "The weight of each; they add up to 1 [all the same].",
+        decides="weights",
+        unit="NUMBER",
     )
     output_dir: str = setting(
-        "data/outputs/merged", "The result is its folder encoder.", unit="FOLDER", local=True
+        "data/outputs/merged",
+        "The result is its folder encoder.",
+        decides="nothing",
+        unit="FOLDER",
+        local=True,
     )
 
 

@@ -25,6 +25,7 @@ class HubConfig(Group):
     model_cache_dir: str | None = setting(
         None,
         "Where downloaded models are kept [Hugging Face's own cache].",
+        decides="nothing",
         unit="FOLDER",
         local=True,
         may_change=True,
@@ -39,6 +40,7 @@ class TensorConfig(Group):
     tensor: int = setting(
         1,
         "Tensor parallelism: devices that split each weight matrix.",
+        decides="nothing",
         unit="DEVICES",
         least=1,
     )
@@ -53,38 +55,43 @@ class EncoderConfig(HubConfig):
     query_encoder: str = setting(
         "BAAI/bge-base-en",
         "Hub name or folder of the encoder, or of the queries'.",
+        decides="vectors",
         unit="MODEL",
         reads="model",
     )
     key_encoder: str = setting(
         "BAAI/bge-base-en",
         "Hub name or folder of the key encoder, with --tie_encoders false.",
+        decides="vectors",
         unit="MODEL",
         reads="model",
     )
-    tie_encoders: bool = setting(True, "Encode keys with the query encoder.")
+    tie_encoders: bool = setting(True, "Encode keys with the query encoder.", decides="vectors")
     pooling_method: list[str] | None = setting(
         None,
         "How token vectors become one [as the model's folder says, else cls, or last_token of a "
         "language model]; with dense, an extra layer behind it.",
+        decides="vectors",
         choices=POOLINGS,
     )
     dense_metric: Literal["cos", "ip", "l2"] | None = setting(
         None,
         "Similarity of query and key: cosine, inner product or negative distance [as the model's "
         "folder says, else cos].",
+        decides="vectors",
     )
     truncate_dim: int | None = setting(
         None,
         "Search and evaluate with this many numbers of each vector, the first; of length 1 again "
         "where the similarity is cos [as the model's folder says, else all]. The folder of a "
         "trained encoder says it too.",
+        decides="vectors",
         unit="NUMBERS",
         least=1,
         may_change=True,
     )
-    dtype: str = setting("auto", DTYPE_HELP, **DTYPES)
-    attention: str = setting("auto", **ATTENTION)
+    dtype: str = setting("auto", DTYPE_HELP, decides="vectors", **DTYPES)
+    attention: str = setting("auto", decides="vectors", **ATTENTION)
 
     @property
     def names(self) -> list[str]:

@@ -61,41 +61,56 @@ class PipelineSettings(OutputConfig):
     output_dir: str = setting(
         "data/outputs/pipeline",
         "Each stage has a folder in it, beside report.html.",
+        decides="files",
         unit="FOLDER",
         local=True,
     )
     query_encoder: str = setting(
         "BAAI/bge-base-en",
         "Hub name or folder of the encoder that every retriever starts from.",
+        decides="files",
         unit="MODEL",
     )
     teacher: Literal["ranker", "lm", "yes-no"] = setting(
         "ranker",
         "What scores the negatives that are distilled. ranker: a cross-encoder trained on them; "
         "lm: how likely a language model finds the answer; yes-no: a language model's yes.",
+        decides="files",
     )
     ranker: str = setting(
         "google/electra-base-discriminator",
         "Hub name or folder of what becomes the reranker (--teacher ranker).",
+        decides="files",
         unit="MODEL",
     )
     model_name_or_path: str = setting(
         "meta-llama/Llama-2-7b-chat-hf",
         "Hub name or folder of the language model (--teacher lm or yes-no).",
+        decides="files",
         unit="MODEL",
     )
     iterations: int = setting(
-        3, "Retrievers trained, each on negatives that the one before finds.", least=2, most=20
+        3,
+        "Retrievers trained, each on negatives that the one before finds.",
+        decides="files",
+        least=2,
+        most=20,
     )
     metric: str | None = setting(
-        None, "What retrievers are judged by [ndcg@10, else the first metric].", unit="METRIC"
+        None,
+        "What retrievers are judged by [ndcg@10, else the first metric].",
+        decides="files",
+        unit="METRIC",
     )
     trial: bool = setting(
         False,
         "Train every model for a few steps only, to see all stages run; implies --keep_going.",
+        decides="files",
     )
     refresh: bool = setting(
-        False, "Let the teacher score the negatives of every iteration, not only of the last."
+        False,
+        "Let the teacher score the negatives of every iteration, not only of the last.",
+        decides="files",
     )
 
 
@@ -105,14 +120,22 @@ class WhichConfig(Group):
 
     title = "stages"
 
-    dry_run: bool = setting(False, "Print the commands, and which are done, and do nothing.")
-    only: list[str] | None = setting(None, "Do these alone.", unit="STAGE")
-    from_: str | None = setting(None, "Do this one and those behind it.", unit="STAGE")
-    until: str | None = setting(None, "Do this one and those before it.", unit="STAGE")
-    force: list[str] | None = setting(
-        None, "Do these again, and what depends on them.", unit="STAGE"
+    dry_run: bool = setting(
+        False, "Print the commands, and which are done, and do nothing.", decides="nothing"
     )
-    keep_going: bool = setting(False, "Go on when what must hold behind a stage does not.")
+    only: list[str] | None = setting(None, "Do these alone.", decides="nothing", unit="STAGE")
+    from_: str | None = setting(
+        None, "Do this one and those behind it.", decides="nothing", unit="STAGE"
+    )
+    until: str | None = setting(
+        None, "Do this one and those before it.", decides="nothing", unit="STAGE"
+    )
+    force: list[str] | None = setting(
+        None, "Do these again, and what depends on them.", decides="nothing", unit="STAGE"
+    )
+    keep_going: bool = setting(
+        False, "Go on when what must hold behind a stage does not.", decides="nothing"
+    )
 
 
 @dataclass
@@ -122,14 +145,23 @@ class RunsReportConfig(Group):
     title = "report"
 
     runs: list[str] | None = setting(
-        None, "Folders of finished runs, or of a pipeline.", unit="FOLDER", local=True
+        None,
+        "Folders of finished runs, or of a pipeline.",
+        decides="files",
+        unit="FOLDER",
+        local=True,
     )
-    output_dir: str = setting(".", "Where report.html and report.md go.", unit="FOLDER", local=True)
+    output_dir: str = setting(
+        ".", "Where report.html and report.md go.", decides="files", unit="FOLDER", local=True
+    )
     metric: str | None = setting(
-        None, "What the verdict is about [ndcg@10, else the first metric].", unit="METRIC"
+        None,
+        "What the verdict is about [ndcg@10, else the first metric].",
+        decides="files",
+        unit="METRIC",
     )
     baseline: str | None = setting(
-        None, "The run that others are compared with [the first].", unit="RUN"
+        None, "The run that others are compared with [the first].", decides="files", unit="RUN"
     )
 
 

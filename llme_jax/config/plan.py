@@ -17,11 +17,13 @@ class PlanConfig(Group):
     plan: bool = setting(
         False,
         "Do nothing: say what it would take (memory, operations, padding, programs).",
+        decides="nothing",
         may_change=True,
     )
     device_memory: float | None = setting(
         None,
         "Memory of a device, for --plan [what the device reports].",
+        decides="nothing",
         unit="GIB",
         above=0,
         may_change=True,
@@ -29,6 +31,7 @@ class PlanConfig(Group):
     topology: str | None = setting(
         None,
         "Devices that are not here, for --plan: it compiles for them [those that are here].",
+        decides="nothing",
         choices=TOPOLOGIES,
         may_change=True,
     )

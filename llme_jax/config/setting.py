@@ -20,6 +20,8 @@ from llme_jax.files.storage import in_bucket
 LARGEST_INT = 2**31 - 1  # what arrays on a device count with
 LARGEST_FLOAT = 3.4028234663852886e38  # of float32
 LONGEST_NAME = 100  # bytes of a part of a file's name, which may have 255
+# What results are made of, in order: what a setting decides is the first of these that changes.
+PARTS = ("queries", "keys", "texts", "vectors", "hits", "scores", "weights", "files", "nothing")
 WANTED = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -33,6 +35,10 @@ class Setting:
 
     Attributes:
         help: a phrase for `--help`.
+        decides: the first thing that changes with it: tokens of the queries, of the keys, or of
+            both (texts); their vectors; hits; scores of pairs and answers; trained weights; only
+            what is written of them (files); nothing but speed, places and what is shown. What is
+            kept for later runs is named by it, see `identity`. One that is shared decides several.
         unit: what its values are, as `--help` shows it: TOKENS, FILE.
         choices: the only values, or the only entries of a list. A `Literal` type has its own.
         least, above, most, below: of numbers, or of each entry of a list.
@@ -48,6 +54,7 @@ class Setting:
     """
 
     help: str
+    decides: tuple[str, ...]
     unit: str | None = None
     choices: tuple[str, ...] = ()
     least: float | None = None
@@ -63,9 +70,16 @@ class Setting:
     reads: Literal["data", "model"] | None = None
 
 
-def setting(default, help: str, **rules) -> Any:
-    """A dataclass field that is declared with `Setting(help, **rules)`."""
-    metadata = {"setting": Setting(help, **rules)}
+def setting(default, help: str, *, decides: str | tuple[str, ...], **rules) -> Any:
+    """A dataclass field that is declared with `Setting(help, decides, **rules)`.
+
+    Raises:
+        ValueError: it decides what nobody knows.
+    """
+    decides = (decides,) if isinstance(decides, str) else decides
+    if not decides or {*decides} - {*PARTS}:
+        raise ValueError(f"decides={decides}: choose from {', '.join(PARTS)}")
+    metadata = {"setting": Setting(help, decides, **rules)}
     if isinstance(default, list):  # copied for every instance
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

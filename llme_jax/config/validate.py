@@ -32,8 +32,6 @@ def validate(config: Config) -> None:
     Raises:
         InputError: names the setting, its value and the remedy.
     """
-    if not config.data.train_data:
-        raise InputError("--train_data is missing: give the JSON-lines files to train on")
     check_encoder(config.encoder)
     _check_loss(config.loss)
     _check_training(config)
@@ -46,6 +44,8 @@ def validate(config: Config) -> None:
             f"--corpus {' '.join(corpora)}: give one for each of the {len(sets)} sets of "
             "--eval_data, or one for all"
         )
+    if not config.data.train_data:
+        raise InputError("--train_data is missing: give the JSON-lines files to train on")
 
 
 def validate_ranking(config: RankConfig) -> None:

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from llme_jax.config import DataConfig
+from llme_jax.config.identity import identity, name_of
 from llme_jax.data.arrays import ArrayWriter
 from llme_jax.data.instructions import (
-    COMMON_INSTRUCTIONS,
-    TASK_INSTRUCTIONS,
     Instruction,
     instruction_of,
 )
@@ -24,7 +23,7 @@ from llme_jax.data.pairs import PairLayout
 from llme_jax.data.rows import BadRows, Row, parse_row, read_lines
 from llme_jax.data.select import Candidates, RowSummary
 from llme_jax.data.tokens import TokenStore, TokenWriter
-from llme_jax.files.atomic import digest, digest_file
+from llme_jax.files.atomic import digest_file
 from llme_jax.files.checksums import kept
 
 FORMAT = 3  # goes up when the files below change their meaning
@@ -155,22 +154,10 @@ def open_store(
     Raises:
         InputError: the file has more invalid lines than `bad_rows` allows.
     """
-    instructions = [data.query_instruction, data.key_instruction]
-    if data.add_instruction:
-        table = TASK_INSTRUCTIONS | COMMON_INSTRUCTIONS
-        instructions += [data.add_instruction, table.get(data.version)]
     content = digest_file(path)
-    key = digest(
-        FORMAT,
-        content,
-        tokenizer_name,
-        instructions,
-        *_lengths(data, layout),
-        data.truncation_side,
-        *(("bare",) if layout and not layout.in_template else ()),
-        *(("pairs",) if layout and layout.in_template else ()),
-    )
-    folder = cache / "train" / key
+    facts = {"content": content, "tokenizer": tokenizer_name, "layout": repr(layout)}
+    of = identity(data, "queries", "keys", "texts", format=FORMAT, **facts)
+    folder = cache / "train" / name_of(of)
     built = []
 
     def build(beside: Path) -> None:

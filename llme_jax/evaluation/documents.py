@@ -15,7 +15,7 @@ from llme_jax.config.evaluation import EvaluateConfig, TaskConfig
 from llme_jax.errors import InputError
 from llme_jax.evaluation.own_keys import drawn, nearest
 from llme_jax.evaluation.questions import NO_KEYS, Questions, Rows, Tokens
-from llme_jax.files.atomic import digest, digest_file
+from llme_jax.files.atomic import digest
 from llme_jax.hugging_face.tokenizer import plain_backend
 
 # Of each chunk of the target, the keys that are read together; several where all are tried.
@@ -120,7 +120,7 @@ def document_questions(config: EvaluateConfig, cache: Path, rows: Rows, tokenize
         parts=number(len),
         written=np.zeros(len(documents), bool),
         keys=NO_KEYS,
-        digest=digest(digest_file(rows.path), sorted(found.items())),
+        found=digest(sorted(found.items())),
     )
 
 

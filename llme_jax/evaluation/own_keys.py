@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from llme_jax.config.evaluation import EvaluateConfig
+from llme_jax.config.identity import identity, name_of
 from llme_jax.data.instructions import find_eval_instruction, with_model_texts
 from llme_jax.data.tokens import tokenize
 from llme_jax.devices.sharding import make_mesh
@@ -48,13 +49,14 @@ def nearest(
     for field, of_rows in (("query", queries), ("key", keys)):
         before = getattr(instruction, field)
         texts = [(before, text) for row in of_rows for text in row]
+        of = (f"{field}s of", digest(texts))
         length, side = getattr(data, f"{field}_max_length"), data.truncation_side
         store = tokenize(
             texts,
             tokenizer,
             max_length=length,
             truncation_side=side,
-            name=digest(texts, fingerprint(tokenizer), length, side),
+            name=name_of(identity(data, "texts", *of, tokenizer=fingerprint(tokenizer))),
             cache=cache,
             total=len(texts),
             desc=f"Tokenising {path.name}",

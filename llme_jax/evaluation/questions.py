@@ -55,7 +55,7 @@ class Questions:
         parts: int[n], parts of each row's answer that are scored one by one.
         written: bool[n], does the model write?
         keys: that it reads.
-        digest: of rows and keys.
+        found: digest of the keys that were found.
     """
 
     rows: Sequence[dict]
@@ -64,4 +64,4 @@ class Questions:
     parts: np.ndarray
     written: np.ndarray
     keys: Keys
-    digest: str
+    found: str

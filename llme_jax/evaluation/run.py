@@ -10,8 +10,10 @@ import jax
 import numpy as np
 
 from llme_jax.config.evaluation import EvaluateConfig, asks, searches
+from llme_jax.config.identity import identity
 from llme_jax.data.rows import BadRows, read_lines, strings_of
 from llme_jax.data.widths import STEP, choose_widths
+from llme_jax.devices.agree import agree, together
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.evaluation.answers import Answerer, Question
@@ -22,7 +24,7 @@ from llme_jax.evaluation.questions import Questions, Rows
 from llme_jax.evaluation.task import Task
 from llme_jax.evaluation.tasks import task_of
 from llme_jax.evaluation.texts import of_same_task, own_keys, text_questions, turns
-from llme_jax.files.atomic import digest
+from llme_jax.files.atomic import digest_file
 from llme_jax.files.storage import check_writable, result_path
 from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.hugging_face.weights import fingerprint_files
@@ -44,28 +46,53 @@ LONGEST_NAME = 60  # letters of a model in the name of a file
 def evaluate(config: EvaluateConfig) -> int:
     """Returns the exit code."""
     settings, folder = config.task, _folder(config)
-    if jax.process_index() == 0:
-        check_writable("--output_dir", folder)
-        check_log(config.evaluation.log_path)
-    files = resolve(config, leave_out=None if searches(config) else "corpus")
+    with together():
+        if jax.process_index() == 0:
+            check_writable("--output_dir", folder)
+            check_log(config.evaluation.log_path)
+        files = resolve(config, leave_out=None if searches(config) else "corpus")
     if not asks(settings):
         find(config, files, folder, config.evaluation.hits)
         return 0
     # What is wrong with rows and model comes before any long work.
     task = task_of(settings)
-    rows, train = _rows(config, files, task), _demonstrations(config, files, task)
-    opened = open_causal_lm(
-        config.lm.model_name_or_path,
-        dtype=config.lm.lm_dtype,
-        cache_dir=config.encoder.model_cache_dir,
-    )
-    limit = _limit(config, opened[0].max_length)
+    with together():
+        rows, train = _rows(config, files, task), _demonstrations(config, files, task)
+        opened = open_causal_lm(
+            config.lm.model_name_or_path,
+            dtype=config.lm.lm_dtype,
+            cache_dir=config.encoder.model_cache_dir,
+        )
+        limit = _limit(config, opened[0].max_length)
+    read = [rows.path, *([files.demonstrations] if train else [])]
+    described = _identity(config, opened, read, limit)
+    agree(config, described)
     questions = _questions(config, files, task, rows, train, folder, opened[2], limit)
     out = result_path(folder, rows.path, "output", _save_name(config))
-    numbers = _answers(config, task, out, questions, opened, limit)
+    described |= {"found": questions.found}
+    numbers = _answers(config, task, out, questions, described, opened, limit)
     if jax.process_index() == 0:
         _publish(config, task, rows.path, out, questions, numbers, opened[2])
     return 0
+
+
+def _identity(config: EvaluateConfig, opened, read: Sequence[Path], limit: int) -> dict:
+    """What answers depend on beside the keys that are found.
+
+    Args:
+        read: the files that questions are made of.
+    """
+    lm, folder, tokenizer = opened
+    return identity(
+        config,
+        "hits",
+        "scores",
+        content=list(map(digest_file, read)),
+        model=fingerprint_files(folder),
+        computed=repr(lm),
+        tokenizer=fingerprint(tokenizer),
+        limit=limit,
+    )
 
 
 def _folder(config: EvaluateConfig) -> Path:
@@ -181,28 +208,27 @@ def _chosen(names: list[str] | None, rows: Rows) -> list[int]:
 
 
 def _answers(
-    config: EvaluateConfig, task: Task, out: Path, questions: Questions, opened, limit: int
+    config: EvaluateConfig,
+    task: Task,
+    out: Path,
+    questions: Questions,
+    described: dict,
+    opened,
+    limit: int,
 ) -> PartialResults:
-    """The numbers that the model gives for every row; parts that are there are not done again."""
+    """The numbers that the model gives for every row; parts that are there are not done again.
+
+    Args:
+        described: what they depend on.
+    """
     lm, lm_folder, tokenizer = opened
     # Each process asks its share with its own devices: nothing waits for another host.
     mesh = make_mesh(config.lm.fsdp, config.lm.tensor, devices=jax.local_devices())
-    step = -(-len(questions.rows) // SAMPLE)
-    sample = [questions.prompts(i) for i in range(0, len(questions.rows), step)]
-    seen = [(tokens.tolist(), count) for prompts in sample for tokens, count in prompts]
-    describe = {
-        "questions": digest(questions.digest, seen),
-        "weights": fingerprint_files(lm_folder),
-        "model": repr(lm),
-        "tokenizer": fingerprint(tokenizer),
-        "settings": digest(repr(config.task), config.retrieval.seed, limit),
-        "method": config.retrieval.retrieval_method,
-    }
     steps, unit = questions.counts, " prompts"
     if task.shared:
         steps, unit = np.minimum(steps, 1), " questions"
     answers = PartialResults(
-        parts_folder(out, describe), questions.counts, steps, unit, desc="Asking"
+        parts_folder(out, described), questions.counts, steps, unit, desc="Asking"
     )
     rows_a_part = PART[jax.default_backend()] * jax.local_device_count()
     missing = answers.missing(max(1, int(rows_a_part * questions.counts.mean())))
@@ -210,7 +236,9 @@ def _answers(
         logger.info("%d of %d answers are there already", answers.found, len(answers.scores))
     if not missing:
         return answers
-    lengths = np.array([len(tokens) for tokens, _ in seen])
+    step = -(-len(questions.rows) // SAMPLE)
+    some = [questions.prompts(i) for i in range(0, len(questions.rows), step)]
+    lengths = np.array([len(tokens) for prompts in some for tokens, _ in prompts])
     count = min(WIDTHS, 2 + len(questions.rows) // ROWS_A_WIDTH)
     longest = int(lengths.max()) if step == 1 else limit
     widths = choose_widths(lengths, -(-longest // STEP) * STEP, count)

@@ -10,11 +10,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from llme_jax.config import LMConfig, ScoreConfig
+from llme_jax.config import LMConfig, ScoreConfig, ScoringConfig
+from llme_jax.config.identity import identity
 from llme_jax.data.rows import SCORES_OF, parse_scoring_row
 from llme_jax.data.scoring import ScoringData, check_eval_data
 from llme_jax.data.widths import choose_widths, fitting
 from llme_jax.devices import topology
+from llme_jax.devices.agree import agree, together
 from llme_jax.devices.sharding import make_mesh
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest
@@ -51,23 +53,17 @@ REDUCTIONS = {
 def score(config: ScoreConfig) -> int:
     """Returns the exit code."""
     settings, model, planning, _ = config.groups()
-    files = Files(config.flat())
-    path = files.rows
-    beside = files.beside or (path.parent if settings.report else Path.cwd())
-    if settings.output_dir and not settings.report:
-        beside = Path(settings.output_dir).expanduser()
-        if jax.process_index() == 0:
-            check_writable("--output_dir", beside)
-    elif jax.process_index() == 0 and beside.is_dir():
-        check_writable("--eval_data", beside, remedy="results go there, give an --output_dir")
     if settings.report:
-        return report_on(path) if jax.process_index() == 0 else 0
-    check_eval_data(path)
-    # Each process scores its share with its own devices: nothing waits for another host.
-    devices = topology.devices(planning.topology) or jax.local_devices()
-    mesh = make_mesh(model.fsdp, model.tensor, devices=devices)
-    lm, folder, tokenizer = open_lm(model, weights=not planning.plan)
-    data = ScoringData(path, lambda record, _: parse_scoring_row(record, TEMPLATES))
+        return report_on(Files(config.flat()).rows) if jax.process_index() == 0 else 0
+    with together():
+        files = Files(config.flat())
+        path, beside = files.rows, _beside(settings, files)
+        check_eval_data(path)
+        # Each process scores its share with its own devices: nothing waits for another host.
+        devices = topology.devices(planning.topology) or jax.local_devices()
+        mesh = make_mesh(model.fsdp, model.tensor, devices=devices)
+        lm, folder, tokenizer = open_lm(model, weights=not planning.plan)
+        data = ScoringData(path, lambda record, _: parse_scoring_row(record, TEMPLATES))
     out = result_path(beside, path, "scored", settings.save_name)
     most = 1 if settings.answer_reduction == "first" else None
     pairs = data.candidates * (np.minimum(data.answers, 1) if most else data.answers)
@@ -86,7 +82,9 @@ def score(config: ScoreConfig) -> int:
             *(planning, lm, mesh, lengths, int(pairs.sum()), lambda n: fitting(widths, n)),
             *(widths[-1], model.rows, analyse, "--lm_batch_size"),
         )
-    partial = PartialResults(_parts_folder(out, data, folder, lm, tokenizer, config), pairs)
+    described = _identity(data, folder, lm, tokenizer, config)
+    agree(config, described)
+    partial = PartialResults(parts_folder(out, described), pairs)
     missing = partial.missing(PART[jax.default_backend()] * jax.local_device_count())
     if partial.found:
         logger.info("%d of %d pairs are scored already", partial.found, len(partial.scores))
@@ -112,6 +110,18 @@ def score(config: ScoreConfig) -> int:
         print("no row has two candidates, so there is nothing to compare")
         return 0
     return report_on(out)
+
+
+def _beside(settings: ScoringConfig, files: Files) -> Path:
+    """Where scored rows go; can it be written to?"""
+    folder = files.beside or Path.cwd()
+    flag, remedy = "--eval_data", "results go there, give an --output_dir"
+    if settings.output_dir:
+        flag, folder = "--output_dir", Path(settings.output_dir).expanduser()
+        remedy = "give another path"
+    if jax.process_index() == 0 and (settings.output_dir or folder.is_dir()):
+        check_writable(flag, folder, remedy=remedy)
+    return folder
 
 
 def open_lm(model: LMConfig, *, weights: bool = True) -> tuple[CausalLM, ModelFolder, object]:
@@ -151,20 +161,18 @@ def _sample(data: ScoringData, most: int | None, prompts: PromptMaker) -> Prompt
     return prompts(pairs[:: max(1, len(pairs) // SAMPLE)])
 
 
-def _parts_folder(out: Path, data, folder: ModelFolder, lm, tokenizer, config: ScoreConfig) -> Path:
-    """Where unfinished scores are kept: a folder for each set of things that they depend on."""
-    settings, model, *_ = config.groups()
-    describe = {
-        "data": data.digest,
-        "weights": fingerprint_files(folder),
-        "model": repr(lm),
-        "tokenizer": fingerprint(tokenizer),
-        "templates": digest(sorted(TEMPLATES.items())),
-        "key_max_length": model.key_max_length,
-        "context_max_length": model.context_max_length,
-        "answers": "first" if settings.answer_reduction == "first" else "all",
-    }
-    return parts_folder(out, describe)
+def _identity(data, folder: ModelFolder, lm, tokenizer, config: ScoreConfig) -> dict[str, object]:
+    """What scores depend on."""
+    return identity(
+        config,
+        "scores",
+        data=data.digest,
+        model=fingerprint_files(folder),
+        computed=repr(lm),
+        tokenizer=fingerprint(tokenizer),
+        templates=digest(sorted(TEMPLATES.items())),
+        answers="first" if config.scoring.answer_reduction == "first" else "all",
+    )
 
 
 def _write(out: Path, data: ScoringData, partial: PartialResults, reduction: str) -> None:

@@ -108,7 +108,6 @@ def open_cross_scorer(config: RankConfig) -> tuple[RankConfig, Scoring]:
     data = config.data
     mesh = make_mesh(devices=topology.devices(planning.topology) or jax.local_devices())
     scorer = CrossScorer(data, encoder, tokenizer, layout, mesh, config.evaluation.batch_size)
-    version = data.add_instruction and data.version
 
     def describe() -> dict[str, str]:
         return {
@@ -116,7 +115,6 @@ def open_cross_scorer(config: RankConfig) -> tuple[RankConfig, Scoring]:
             "model": repr(replace(encoder, remat=False)),
             "tokenizer": fingerprint(tokenizer),
             "pairs": repr(layout),
-            "instruction": repr((version, data.query_instruction, data.key_instruction)),
         }
 
     plan = partial(scorer.plan, planning, params)

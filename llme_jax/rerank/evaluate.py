@@ -74,9 +74,9 @@ class RerankEvaluator:
         self._tokens = self._scorer.tokens(rows, f"Tokenising {self._data.path.name}")
 
     @property
-    def sizes(self) -> tuple[int, int]:
-        """How many queries and candidates there are."""
-        return len(self._data), int(self._data.candidates.sum())
+    def contents(self) -> list[str]:
+        """Names what is read, by content."""
+        return [self._data.digest]
 
     def __call__(self, params, step: int | None = None) -> dict[str, float]:
         """Metrics of these parameters, as {"mrr@10": 0.5, ...}.
@@ -88,7 +88,11 @@ class RerankEvaluator:
         """
         settings, first = self._config.evaluation, jax.process_index() == 0
         with tqdm(
-            total=self.sizes[1], desc="Reranking", unit=" pairs", leave=False, disable=not first
+            total=len(self._tokens[0]),
+            desc="Reranking",
+            unit=" pairs",
+            leave=False,
+            disable=not first,
         ) as bar:
             scores = self._scorer.bound(params)(self._tokens, lambda pairs, _: bar.update(pairs))
         path = None

@@ -10,12 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from llme_jax.config import RankConfig
+from llme_jax.config.identity import identity
 from llme_jax.config.retrieval import METRICS
 from llme_jax.data.candidates import CandidateRow, Found
 from llme_jax.data.corpus import Corpus
 from llme_jax.data.instructions import with_model_texts
 from llme_jax.data.rows import query_id_of
 from llme_jax.data.scoring import ScoringData
+from llme_jax.devices.agree import agree, from_first, together
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
 from llme_jax.files.cache import check_cache
@@ -47,19 +49,24 @@ PART = {"cpu": 1 << 11, "gpu": 1 << 16, "tpu": 1 << 16}
 def rerank(config: RankConfig) -> int:
     """Returns the exit code."""
     settings, output_dir = config.evaluation, Path(config.training.output_dir)
-    files = resolve(config)
-    _check_outputs(config, files)
-    config, scorer = open_ranking(config)  # its errors come before a large file
-    loaded, corpus, found, describe = None, None, None, {}
-    if settings.load_result:
-        (loaded,) = files.result("load_result")
-        corpus = Corpus(files.corpus, config.data.key_template)
-        found, describe = _found(config, loaded, corpus)
-    rows = open_candidates(config, files.queries, found)
-    if loaded and not rows.candidates.any():
-        raise InputError(f"{loaded}: has none of the query_ids of --eval_data; give its own file")
+    corpus, found, facts = None, None, {}
+    with together():
+        files = resolve(config)
+        _check_outputs(config, files)
+        config, scorer = open_ranking(config)  # its errors come before a large file
+        (loaded,) = files.result("load_result") or [None]
+        if loaded:
+            corpus = Corpus(files.corpus, config.data.key_template)
     if loaded:
-        check_source(loaded, corpus, rows.queries, rows.path)
+        found, facts = _found(config, loaded, corpus)
+    with together():
+        rows = open_candidates(config, files.queries, found)
+        if loaded and not rows.candidates.any():
+            raise InputError(
+                f"{loaded}: has none of the query_ids of --eval_data; give its own file"
+            )
+    if loaded:
+        from_first(lambda: check_source(loaded, corpus, rows.queries, rows.path))
     if config.planning.plan:
         return scorer.plan(_sample(rows), int(rows.candidates.sum()))
     result = result_path(output_dir, rows.path, "result", settings.save_name)
@@ -68,8 +75,10 @@ def rerank(config: RankConfig) -> int:
             f"--load_result {settings.load_result}: would be overwritten by what comes out; give "
             "another --save_name or --output_dir"
         )
-    describe |= {"data": rows.digest} | scorer.describe()
-    partial = PartialResults(parts_folder(result, describe), rows.candidates)
+    facts |= {"data": rows.digest} | scorer.describe()
+    described = identity(config, "queries", "keys", "texts", "scores", **facts)
+    agree(config, described)
+    partial = PartialResults(parts_folder(result, described), rows.candidates)
     if partial.found:
         logger.info("%d of %d pairs are scored already", partial.found, len(partial.scores))
     missing = partial.missing(PART[jax.default_backend()] * jax.local_device_count())
@@ -154,8 +163,10 @@ def _found(config: RankConfig, path: Path, corpus: Corpus) -> tuple[Found, dict[
     Raises:
         InputError: the result file cannot be used.
     """
-    data, settings = config.data, config.evaluation
-    predictions = read_predictions(path, len(corpus))
+    settings = config.evaluation
+    result, predictions = from_first(
+        lambda: (digest_file(path), read_predictions(path, len(corpus)))
+    )
     nothing = np.zeros(0, np.int32), np.zeros(0, np.float32)
 
     def found(record: dict, number: int) -> tuple[list[int], list[str], np.ndarray]:
@@ -163,9 +174,7 @@ def _found(config: RankConfig, path: Path, corpus: Corpus) -> tuple[Found, dict[
         there = np.flatnonzero(ids >= 0)[: settings.rerank_depth]
         return ids[there].tolist(), [corpus.text(i) for i in ids[there].tolist()], scores[there]
 
-    describe = {"result": digest_file(path), "corpus": corpus.digest}
-    describe |= {"key_template": data.key_template, "depth": str(settings.rerank_depth)}
-    return found, describe
+    return found, {"result": result, "corpus": corpus.digest}
 
 
 def _check_outputs(config: RankConfig, files: Files) -> None:

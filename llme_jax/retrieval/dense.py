@@ -10,15 +10,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llme_jax.config import RetrievalConfig, TextConfig
+from llme_jax.config.identity import identity, name_of
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import find_eval_instruction, instruction_of
 from llme_jax.data.tokens import Prompted, TokenStore, tokenize
+from llme_jax.devices.agree import everywhere
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import digest
 from llme_jax.hugging_face.tokenizer import fingerprint
 from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.models.dual_encoder import DualEncoder
-from llme_jax.retrieval.embeddings import encode_to_disk, everywhere, forget, in_use
+from llme_jax.retrieval.embeddings import encode_to_disk, forget, in_use
 from llme_jax.retrieval.encode import encode, on_every_device
 from llme_jax.retrieval.exact import search
 from llme_jax.retrieval.faiss_index import (
@@ -121,14 +122,15 @@ class DenseRetriever:
                 missing or cannot make the index.
         """
         folder, factory = Path(how.output_dir) / how.embedding_name, how.faiss_index_factory
-        describe = {
-            "encoder": str(replace(self._encoder, remat=False)),
-            "params": fingerprint_params(params),
-            "texts": self._keys_name,
-        }
         dim = self._encoder.truncate_dim
-        describe |= {} if dim is None else {"truncate_dim": dim}
-        saved = index_path(folder, digest(sorted(describe.items())), factory)
+        described = identity(
+            None,
+            encoder=str(replace(self._encoder, remat=False)),
+            truncate_dim=dim,
+            params=fingerprint_params(params),
+            texts=self._keys_name,
+        )
+        saved = index_path(folder, name_of(described), factory)
         index = open_index(saved)
         (there,) = everywhere([index is not None])
         if how.load_index and not there:
@@ -141,9 +143,9 @@ class DenseRetriever:
         encode = self._encoding(params, batch_size)
         if there:
             return search_index(index, encode("query", self._queries), hits, batch_size)
-        with in_use(folder, self._keys, describe, must_exist=how.load_encode):
+        with in_use(folder, self._keys, described, must_exist=how.load_encode):
             keys, made = encode_to_disk(
-                folder, self._keys, describe, partial(encode, "key"), must_exist=how.load_encode
+                folder, self._keys, described, partial(encode, "key"), must_exist=how.load_encode
             )
             if factory == "Flat":
                 found = self._search(encode, keys, hits, batch_size)
@@ -198,9 +200,10 @@ class DenseRetriever:
             prefix: the instruction in front of them, where a row has none of its own.
         """
         length = getattr(self._config, f"{field}_max_length")
-        template = self._config.key_template if field == "key" else None
         side = self._config.truncation_side
-        name = digest(field, source.digest, template, prefix, fingerprint(tokenizer), length, side)
+        kinds = {"query": "queries", "key": "keys"}
+        facts = {"content": source.digest, "tokenizer": fingerprint(tokenizer), "prefix": prefix}
+        name = name_of(identity(self._config, kinds[field], "texts", **facts))
         store = tokenize(
             texts,
             tokenizer,

@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 
 from llme_jax.data.arrays import left_before, save_array
 from llme_jax.data.tokens import TokenStore
+from llme_jax.devices.agree import each_has, from_process
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_write, digest, remove
 from llme_jax.files.lock import locked
@@ -97,8 +98,8 @@ def encode_to_disk(
 ) -> tuple[Embeddings, Path | None]:
     """Embeddings of all texts of a store, in `{folder}/{key}`; shards that are there are kept.
 
-    With several processes each writes what its own disk lacks, and a shard is encoded, by all of
-    them, when any lacks it.
+    With several processes each has all of them on its own disk. A shard that some lack is handed on
+    by one that has it; one that none has is encoded by all of them.
 
     Args:
         describe: everything the embeddings depend on; named in manifest.json, and the key.
@@ -113,8 +114,9 @@ def encode_to_disk(
     """
     place, paths, sizes = _shards(folder, store, describe, shard)
     starts = accumulate(sizes[:-1], initial=0)
-    have = everywhere(list(map(_is_whole, paths, sizes)))
-    if must_exist and not have.all():
+    who = each_has(list(map(_is_whole, paths, sizes)))
+    have, somewhere = who.all(axis=0), who.any(axis=0)
+    if must_exist and not somewhere.all():
         raise InputError(
             f"--load_encode: {folder} has no embeddings of this corpus by this encoder with these "
             "settings; make them with --save_encode"
@@ -125,12 +127,22 @@ def encode_to_disk(
             beside.write_text(json.dumps(manifest, indent=2) + "\n")
     if have.any() and not have.all():
         logger.info("%d of %d shards are encoded already", have.sum(), len(have))
-    for start, path, size, there in zip(starts, paths, sizes, have, strict=True):
-        if not there:
-            rows = encode(store.part(start, start + size))
-            save_array(path, rows)
+    for i, (start, path, size) in enumerate(zip(starts, paths, sizes, strict=True)):
+        if somewhere[i] and not have[i]:  # a host has lost its disk
+            _hand_on(path, int(who[:, i].argmax()), size, who[jax.process_index(), i])
+        elif not have[i]:
+            save_array(path, encode(store.part(start, start + size)))
     embeddings = Embeddings([np.load(path, mmap_mode="r") for path in paths])
     return embeddings, None if have.all() else place
+
+
+def _hand_on(path: Path, source: int, texts: int, have: bool) -> None:
+    """Writes a shard where it is missing, as process `source` has it."""
+    width = from_process(source, np.int32(np.load(path, mmap_mode="r").shape[1] if have else 0))
+    rows = np.load(path) if have else np.zeros((texts, int(width)), np.float32)
+    rows = from_process(source, rows)
+    if not have:
+        save_array(path, rows)
 
 
 def _is_whole(path: Path, texts: int) -> bool:
@@ -150,10 +162,3 @@ def forget(place: Path) -> None:
     remove(place)
     with suppress(OSError):  # other embeddings are in it
         place.parent.rmdir()
-
-
-def everywhere(conditions: list[bool]) -> np.ndarray:
-    """Which of the conditions hold on all processes."""
-    if jax.process_count() == 1:
-        return np.array(conditions)
-    return multihost_utils.process_allgather(np.array(conditions)).all(axis=0)

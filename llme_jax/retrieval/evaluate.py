@@ -132,9 +132,9 @@ class RetrievalEvaluator:
         self._hits = depth(settings) + max(one.identical.most for one in self.sets.values())
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """How many passages and queries there are, of each set."""
-        return tuple(n for s in self.sets.values() for n in (len(s.corpus), len(s.eval_data)))
+    def contents(self) -> list[str]:
+        """Names passages and queries of each set, by content."""
+        return [x.digest for one in self.sets.values() for x in (one.corpus, one.eval_data)]
 
     def __call__(self, params, step: int | None = None) -> dict[str, float]:
         """Metrics of the encoder with these parameters, as {"mrr@10": 0.5, ...}.

@@ -12,8 +12,11 @@ from llme_jax.config.retrieval import COLLATIONS
 from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import with_model_texts
 from llme_jax.devices import sharding, topology
+from llme_jax.devices.agree import agree, from_first, together
 from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable, result_path
+from llme_jax.hugging_face.tokenizer import fingerprint
+from llme_jax.hugging_face.weights import fingerprint_params
 from llme_jax.models.dual_encoder import DualEncoder, load_dual_encoder
 from llme_jax.models.space import encoder_texts
 from llme_jax.retrieval.bm25 import lucene_search
@@ -43,18 +46,23 @@ def retrieve(config: RetrieveConfig) -> int:
     """Returns the exit code."""
     if config.planning.plan:
         return plan(config)
-    retrieved(config, resolve(config))
+    with together():
+        files = resolve(config)
+    retrieved(config, files)
     return 0
 
 
 def retrieved(config: RetrieveConfig, files: Files) -> tuple[Corpus, EvalData, Ranking]:
     """What was found, when all that is asked for is written; the same on every process."""
     settings, how = config.evaluation, config.retrieval
-    _check_outputs(config, files)
     loaded = None
-    if how.retrieval_method == "dense" and not how.load_result:
-        config, loaded = open_encoder(config)  # its errors come before a large corpus is read
-    corpus, eval_data = open_data(files, config.data.key_template, settings.metrics)
+    with together():
+        _check_outputs(config, files)
+        if how.retrieval_method == "dense" and not how.load_result:
+            config, loaded = open_encoder(config)  # its errors come before a large corpus is read
+        corpus, eval_data = open_data(files, config.data.key_template, settings.metrics)
+    if jax.process_count() > 1:
+        agree(config, _common(corpus, eval_data, loaded))
     output_dir = Path(how.output_dir)
     fused = [_read(path, corpus, eval_data) for path in files.result("fuse")]
     reranker = _read_reranker(files.result("rerank_result"), corpus, eval_data)
@@ -123,6 +131,17 @@ def plan(config: RetrieveConfig) -> int:
     return show_plan(config, encoder, params, tokenizer, corpus, eval_data, mesh, hits)
 
 
+def _common(corpus: Corpus, eval_data: EvalData, loaded: tuple | None) -> dict[str, object]:
+    """What all processes have to search, and with what."""
+    common = {"--corpus, its content": corpus.digest, "--eval_data, its content": eval_data.digest}
+    if loaded:
+        encoder, params, tokenizer = loaded
+        common["--query_encoder, as its folder says"] = repr(encoder)
+        common["--query_encoder, its weights"] = fingerprint_params(params)
+        common["--query_encoder, its tokenizer"] = fingerprint(tokenizer)
+    return common
+
+
 def _check_outputs(config: RetrieveConfig, files: Files) -> None:
     """Finds out before any long work whether the results can be written.
 
@@ -188,13 +207,22 @@ def _read_reranker(
     if not paths:
         return None
     (place,) = paths
-    found = read_predictions(place, len(corpus))
-    check_source(place, corpus, eval_data.queries, eval_data.path)
+
+    def read():
+        found = read_predictions(place, len(corpus))
+        check_source(place, corpus, eval_data.queries, eval_data.path)
+        return found
+
+    found = from_first(read)
     rows = (found.get(query_id, ([], [])) for query_id in eval_data.query_ids)
     return [{int(i): float(s) for i, s in zip(*row, strict=True)} for row in rows]
 
 
 def _read(path: Path, corpus: Corpus, eval_data: EvalData, name: str | None = None) -> Ranking:
-    scores, ids = read_result(path, eval_data.query_ids, len(corpus))
-    check_source(path, corpus, eval_data.queries, eval_data.path)
+    def read():
+        found = read_result(path, eval_data.query_ids, len(corpus))
+        check_source(path, corpus, eval_data.queries, eval_data.path)
+        return found
+
+    scores, ids = from_first(read)
     return Ranking(name or path.name.removesuffix(".json"), scores, ids)

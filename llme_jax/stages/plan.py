@@ -1,8 +1,8 @@
 """Which stages of a pipeline there are, what each depends on, and which are done.
 
-A stage is named by content: its key is the hash of its flags, of what these read, and of the
-version of this package. What an earlier stage writes counts by that stage's key, so that all keys
-are known before anything runs.
+A stage is named by content: its key is the hash of the settings that decide anything, of what they
+read, and of the version of this package. What an earlier stage writes counts by that stage's key,
+so that all keys are known before anything runs.
 """
 
 import json
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llme_jax import __version__
 from llme_jax.config import (
     Config,
     MergingConfig,
@@ -25,7 +24,8 @@ from llme_jax.config import (
     Stage,
     cli,
 )
-from llme_jax.config.setting import Groups
+from llme_jax.config.identity import identity, name_of
+from llme_jax.config.setting import PARTS, Groups
 from llme_jax.config.validate import (
     validate,
     validate_merging,
@@ -34,10 +34,11 @@ from llme_jax.config.validate import (
     validate_scoring,
 )
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_text, digest
+from llme_jax.files.atomic import atomic_text
 from llme_jax.reports.record import RECORD, read_record
 from llme_jax.sources.resolve import content_of, resolve_path
 
+DECIDING = PARTS[:-1]  # what leaves the files of a stage as they are redoes none
 OLD = "old"  # folder of what stages made with other settings
 COMMANDS = {
     "train": (Config, validate),
@@ -127,9 +128,7 @@ def plan(config: PipelineConfig) -> dict[str, Planned]:
                 facts.append((flag, planned[producer].key))
             else:
                 facts.append((flag, _content(value, kind)))
-        # A pipeline that is moved as a whole stays what it is.
-        words = [re.sub(rf"^{re.escape(str(out))}(?=/|$)", "{output_dir}", word) for word in argv]
-        one.key = digest(__version__, stage.command, words, facts)
+        one.key = name_of(identity(parsed, *DECIDING, command=stage.command, read=facts))
         planned[stage.name] = one
     return planned
 

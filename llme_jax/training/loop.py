@@ -19,6 +19,7 @@ from llme_jax.data.prefetch import prefetch
 from llme_jax.data.rows import BadRows
 from llme_jax.data.train_data import TrainData, prepare
 from llme_jax.devices import sharding, topology
+from llme_jax.devices.agree import agree, check_shared, together
 from llme_jax.devices.runtime import lost_process
 from llme_jax.files.atomic import digest
 from llme_jax.files.cache import check_cache
@@ -30,7 +31,6 @@ from llme_jax.sources.resolve import resolve
 from llme_jax.training.checkpoint import Checkpoints
 from llme_jax.training.chunks import Chunk
 from llme_jax.training.dry_run import DryRun
-from llme_jax.training.host_check import check_hosts
 from llme_jax.training.hub import check_hub, push
 from llme_jax.training.metrics_log import (
     BestMetric,
@@ -65,36 +65,37 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
     settings, planning = config.training, config.planning
 
     # 1. Read and check everything before anything is written or compiled.
-    folder = RunFolder(settings.output_dir)
-    folder.check_settings(config)
-    check_cache(config.data.dataset_cache_dir)
-    if jax.process_index() == 0:
-        if config.data.eval_data:
-            check_log(config.evaluation.log_path)
-        if not planning.plan:
-            check_trackers(settings.report_to)
-            if settings.push_to_hub:
-                check_hub(settings.push_to_hub)
-    mesh = sharding.make_mesh(settings.fsdp, devices=topology.devices(planning.topology))
-    global_batch = folder.global_batch(config, mesh.size)
-    files = resolve(config)
-    task, params, frozen = open_task(config, files)
-    of_folder = {name: getattr(task.config.data, name) for name in OF_FOLDER}
-    config = replace(config, data=replace(config.data, **of_folder))
-    folder.check_settings(config)
-    bad_rows = BadRows(config.data.max_bad_rows)
-    data = prepare(
-        *(files.training, files.cache, task.config.data, config.loss, task.tokenizer),
-        seed=settings.seed,
-        bad_rows=bad_rows,
-        layout=task.layout,
-        streams=task.streams,
-        teacher_width=task.teacher and task.teacher.width,
-    )
-    folder.check_data(data)
-    plan = data.plan(global_batch)
-    data.settle_shapes(plan, mesh.size)
-    evaluator = task.evaluator(mesh)
+    with together():
+        folder = RunFolder(settings.output_dir)
+        folder.check_settings(config)
+        check_cache(config.data.dataset_cache_dir)
+        if jax.process_index() == 0:
+            if config.data.eval_data:
+                check_log(config.evaluation.log_path)
+            if not planning.plan:
+                check_trackers(settings.report_to)
+                if settings.push_to_hub:
+                    check_hub(settings.push_to_hub)
+        mesh = sharding.make_mesh(settings.fsdp, devices=topology.devices(planning.topology))
+        global_batch = folder.global_batch(config, mesh.size)
+        files = resolve(config)
+        task, params, frozen = open_task(config, files)
+        of_folder = {name: getattr(task.config.data, name) for name in OF_FOLDER}
+        config = replace(config, data=replace(config.data, **of_folder))
+        folder.check_settings(config)
+        bad_rows = BadRows(config.data.max_bad_rows)
+        data = prepare(
+            *(files.training, files.cache, task.config.data, config.loss, task.tokenizer),
+            seed=settings.seed,
+            bad_rows=bad_rows,
+            layout=task.layout,
+            streams=task.streams,
+            teacher_width=task.teacher and task.teacher.width,
+        )
+        folder.check_data(data)
+        plan = data.plan(global_batch)
+        data.settle_shapes(plan, mesh.size)
+        evaluator = task.evaluator(mesh)
 
     # 2. The schedule.
     accumulation = settings.gradient_accumulation_steps
@@ -118,13 +119,15 @@ def _train(config: Config | RankConfig, open_task: OpenTask, held: ExitStack) ->
     if jax.process_count() > 1:
         loaded = fingerprint_params((params, frozen) if start is None else frozen)
         facts = {
-            "--eval_data or --corpus, its size": evaluator and evaluator.sizes,
+            "the files of --train_data": (data.names, data.sizes, data.contents),
+            "--eval_data or --corpus, its content": evaluator and evaluator.contents,
             "the checkpoint to continue from": start,
             f"{task.flag}, its tokenizer": fingerprint(task.tokenizer),
             f"{task.flag}, its weights": loaded,
             "--teacher_encoder, its files": task.teacher and digest(task.teacher.facts),
         }
-        check_hosts(config, data, folder.path, facts)
+        agree(config, facts)
+        check_shared(folder.path)
     held.enter_context(folder.held())
     if task.teacher:
         task.teacher.teach(data, mesh)

@@ -1,23 +1,16 @@
 """README.md of a trained model: what it was trained on, what it scores, how to use it."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from llme_jax.config import Config, RankConfig
-from llme_jax.config.setting import as_list
+from llme_jax.config.setting import Group, as_list
 from llme_jax.data.train_data import TrainData
 from llme_jax.training.hub import place_in_repo
 from llme_jax.training.task import Task
 
 MARK = "<!-- Written by llme_jax. Without this line it is yours, and is left as it is. -->"
-# In the words of a setting, what decides what was learnt.
-LOSS = (
-    "contrastive_weight", "distill_weight", "spread_weight", "embedding_weight", "teacher_encoder",
-    "contrastive_directions", "false_negative_margin", "hardness_mode", "hardness_strength",
-    "stable_distill", "distill_loss", "matryoshka_dims", "matryoshka_weights", "cos_temperature",
-    "teacher_temperature", "train_group_size", "select_positive",
-)  # fmt: skip
-OPTIMIZER = ("learning_rate", "lr_scheduler_type", "warmup_ratio", "weight_decay", "seed")
 # How each exported folder is used; one of another task has no card.
 USE = {
     "ranker": """from sentence_transformers import CrossEncoder
@@ -85,8 +78,9 @@ Fine-tuned with llme_jax: step {step}, batches of {batch} queries.
 |---|---|---|
 {files}
 
-Loss: {_listed(settings, LOSS)}.
-Optimizer: AdamW; {_listed(settings, OPTIMIZER)}.
+Loss: {_listed(config.loss, settings)}.
+Data: {_listed(config.data, settings)}.
+Optimizer: AdamW; {_listed(config.training, settings)}.
 
 ## Measured
 
@@ -114,7 +108,10 @@ def _named(model: str) -> str:
     return folder.resolve().name if folder.is_dir() else model
 
 
-def _listed(settings: dict, names: tuple[str, ...]) -> str:
+def _listed(group: Group, settings: dict) -> str:
+    """The settings of a group that decide what was learnt."""
+    declared = {f.name: f.metadata["setting"] for f in fields(group)}
+    names = [n for n, s in declared.items() if "weights" in s.decides and s.reads != "data"]
     values = {name: settings[name] for name in names if settings.get(name) is not None}
     shown = {n: " ".join(map(str, v)) if isinstance(v, list) else v for n, v in values.items()}
     return ", ".join(f"{name} {value}" for name, value in shown.items())

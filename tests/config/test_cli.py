@@ -175,7 +175,7 @@ def test_help_is_quick_grouped_and_says_what_each_flag_means():
 
 
 COMMANDS = {
-    "train": (validate, Config, ""),
+    "train": (validate, Config, "--train_data a.json"),
     "retrieve": (validate_retrieval, RetrieveConfig, "--eval_data a.json --corpus c.json"),
     "score": (validate_scoring, ScoreConfig, "--eval_data a.json"),
     "rank": (validate_ranking, RankConfig, "--eval_data a.json"),

@@ -226,14 +226,14 @@ def test_scores_go_here(build, tmp_path, monkeypatch):
     class FoundOut(Exception):
         pass
 
-    def parts_folder(out, *_):
-        raise FoundOut(out)
+    def result_path(folder, path, kind, name):
+        raise FoundOut(folder / f"{path.stem}.{kind}.{name}.json")
 
     class Model:
         max_length = 4096
 
     monkeypatch.setattr(scoring, "open_causal_lm", lambda *_, **__: (Model(), None, None))
-    monkeypatch.setattr(scoring, "_parts_folder", parts_folder)
+    monkeypatch.setattr(scoring, "result_path", result_path)
     with pytest.raises(FoundOut) as found:
         scoring.score(config)
     assert found.value.args == (tmp_path / "llm_embedder.nq.train.scored.lm.json",)

@@ -4,9 +4,8 @@ import uuid
 
 import pytest
 
-from llme_jax.config import NotBelow, PipelineConfig, Stage
+from llme_jax.config import NotBelow, PipelineConfig, Stage, identity
 from llme_jax.errors import InputError
-from llme_jax.stages import plan as module
 from llme_jax.stages.plan import missing_inputs, plan
 
 TEST = "--eval_data test.json --corpus corpus.json"
@@ -38,7 +37,6 @@ def folder(tmp_path, monkeypatch):
 
 def pretend(stages: list[Stage], *names: str) -> None:
     """Writes down that stages have run."""
-    module._digest.cache_clear()  # a process plans once
     planned = plan(listed(stages))
     for name in names or planned:
         one = planned[name]
@@ -48,7 +46,6 @@ def pretend(stages: list[Stage], *names: str) -> None:
 
 
 def to_do(stages: list[Stage]) -> list[str]:
-    module._digest.cache_clear()
     planned = plan(listed(stages))
     return [name for name, one in planned.items() if not one.done(planned)]
 
@@ -101,6 +98,7 @@ def test_a_changed_file_redoes_what_reads_it(folder, file, again):
         ("bm25", "--k1 1", ["bm25", "r1", "r1-test"]),
         ("r1", "--learning_rate 1e-5", ["r1", "r1-test"]),
         ("r1-test", "--hits 10", ["r1-test"]),
+        ("r1", "--logging_steps 7 --sub_batch_size 4", []),  # which decide nothing
     ],
 )
 def test_a_changed_setting_redoes_what_depends_on_it(folder, stage, words, again):
@@ -113,7 +111,7 @@ def test_a_changed_setting_redoes_what_depends_on_it(folder, stage, words, again
 
 def test_a_new_version_redoes_all(folder, monkeypatch):
     pretend(FOUR)
-    monkeypatch.setattr(module, "__version__", "0.0.0")
+    monkeypatch.setattr(identity, "__version__", "0.0.0")
     assert to_do(FOUR) == NAMES
 
 

@@ -1,6 +1,7 @@
 """Hosts compare what they are about to train with, before the first step and through the loop."""
 
 import json
+import re
 
 import pytest
 import tiny
@@ -70,7 +71,7 @@ def said(tmp_path_factory) -> list[str]:
     [
         ("weights", "--query_encoder, its weights: differs between process 0 and process 1"),
         ("tokenizer", "--query_encoder, its tokenizer: differs between process 0 and process 1"),
-        ("corpus", "--eval_data or --corpus, its size: differs between process 0 and process 1"),
+        ("corpus", "--eval_data or --corpus, its content: differs between process 0 and process 1"),
         ("start", "the checkpoint to continue from: differs between process 0 and process 1"),
     ],
 )
@@ -94,8 +95,9 @@ def test_a_file_that_one_host_lacks_ends_the_run_on_all(data, tmp_path):
     argv = arguments(data, tmp_path / "out", *together.split())
     first = start([*argv, "0"], devices=1)
     second = start([*argv, "1", "--data_root", str(tmp_path)], devices=1)
-    assert f"there is no file {tmp_path}/train.json" in finish(second, code=2)
-    assert "lost another process" in finish(first, code=1)
+    said = f"there is no file {tmp_path}/train.json"
+    assert said in finish(second, code=2)
+    assert re.search(f"error: process 1: --train_data .*{said}", finish(first, code=2))
     assert not read_metrics(tmp_path / "out/metrics.jsonl")
 
 
@@ -103,7 +105,7 @@ def test_a_file_that_one_host_lacks_ends_the_run_on_all(data, tmp_path):
     ("more", "message"),
     [
         (["--learning_rate", "1e-4"], "--learning_rate: differs between process 0 and process 1"),
-        (["--data_root", "{other}"], "--train_data, file {root}: differs between process 0 and"),
+        (["--data_root", "{other}"], "the files of --train_data: differs between process 0 and"),
         ([], "--output_dir out: process 1 does not see what process 0 writes there"),
     ],
 )
