@@ -58,7 +58,7 @@ def as_lines(path: str, sources: Path) -> str:
         except InputError:  # a package is missing
             raise
         except (EOFError, ValueError, OSError, zlib.error) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise  # it is not the file that cannot be read
             raise InputError(f"{path}: this {kind} file cannot be read ({error}); fetch it "
                              "again") from error  # fmt: skip
