@@ -248,11 +248,9 @@ def load_config(
         if not hasattr(module, "get_config"):
             raise InputError(f"{path}: has no get_config(arg), write one that returns a Config")
         config = module.get_config(arg or None)
-    except SettingError as error:
-        raise InputError(f"{path}:{_line(error, path)}: {error}") from None
-    except (InputError, RunError):
-        raise
     except Exception as error:
+        if isinstance(error, InputError | RunError) and not isinstance(error, SettingError):
+            raise
         raise wrong_experiment(error, path) from error
     kind = next((kind for kind in EXPERIMENTS if isinstance(config, kind)), None)
     if kind is None:
@@ -267,6 +265,8 @@ def load_config(
 
 def wrong_experiment(error: Exception, path: Path) -> InputError:
     """What went wrong in an experiment file, in one sentence."""
+    if isinstance(error, SettingError):
+        return InputError(f"{path}:{_line(error, path)}: {error}")
     reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     return InputError(
         f"{path}:{_line(error, path)}: {reason}{_nearest(error)}: correct the experiment file"
