@@ -248,11 +248,9 @@ def load_config(
         if not hasattr(module, "get_config"):
             raise InputError(f"{path}: has no get_config(arg), write one that returns a Config")
         config = module.get_config(arg or None)
-    except SettingError as error:
-        raise InputError(f"{path}:{_line(error, path)}: {error}") from None
-    except (InputError, RunError):
-        raise
     except Exception as error:
+        if isinstance(error, InputError | RunError) and not isinstance(error, SettingError):
+            raise
         raise wrong_experiment(error, path) from error
     kind = next((kind for kind in EXPERIMENTS if isinstance(config, kind)), None)
     if kind is None:
@@ -267,6 +265,8 @@ def load_config(
 
 def wrong_experiment(error: Exception, path: Path) -> InputError:
     """What went wrong in an experiment file, in one sentence."""
+    if isinstance(error, SettingError):
+        return InputError(f"{path}:{_line(error, path)}: {error}")
     reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     return InputError(
         f"{path}:{_line(error, path)}: {reason}{_nearest(error)}: correct the experiment file"
@@ -299,7 +299,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as nohup and & do
         signal.signal(signal.SIGINT, _interrupt)
-        sys.unraisablehook = _unraisable
+    sys.unraisablehook = _unraisable
     try:
         code = main(sys.argv[1:])
     except (InputError, RunError) as error:
@@ -319,9 +319,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             sys.exit(2)
         if not _disk_is_full(error):
             raise
-        place = getattr(error, "filename", None) or "what it wrote to"
+        sys.unraisablehook = lambda _: None  # what else was being written says so at the end
+        place = f" ({name})" if (name := getattr(error, "filename", None)) else ""
         print(
-            f"error: the disk is full ({place}): free some space and give the same command again",
+            f"error: the disk is full{place}, or what you or one file may take of it (ulimit -f): "
+            "free some space and give the same command again",
             file=sys.stderr,
         )
         code = 1
@@ -340,7 +342,7 @@ def _unraisable(error) -> None:
     """Ctrl-C comes again where Python has dropped its exception, as in the garbage collector."""
     if issubclass(error.exc_type, KeyboardInterrupt):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    else:
+    elif str(error.exc_value) != "Event loop is closed":  # of writes behind one that has failed
         sys.__unraisablehook__(error)
 
 
@@ -350,7 +352,10 @@ def _leave() -> NoReturn:
     os._exit(130)  # threads that compute would end in a segmentation fault
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
 def _disk_is_full(error: Exception) -> bool:
-    """Libraries that write by themselves say so in their own types of error."""
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    return full or os.strerror(errno.ENOSPC) in str(error)
+    """Libraries that write by themselves say so in their own types of error, numpy in words."""
+    said = "|".join([*map(os.strerror, _FULL), r"\d+ requested and \d+ written"])
+    return getattr(error, "errno", None) in _FULL or re.search(said, str(error)) is not None

@@ -1,16 +1,29 @@
 """A pipeline: commands that follow each other, and what must hold before the next one starts."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_origin
 
 from llme_jax.config.data import SourceConfig
-from llme_jax.config.setting import Group, Groups, setting
+from llme_jax.config.setting import Group, Groups, SettingError, setting
 from llme_jax.config.training import OutputConfig
 from llme_jax.errors import InputError
 
 
+class Declared:
+    """What an experiment file declares; each field is of its type."""
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, wanted = getattr(self, f.name), get_origin(f.type) or f.type
+            if not isinstance(value, (int, float) if wanted is float else wanted):
+                raise SettingError(
+                    f"{f.name} of {type(self).__name__} is {value!r}: give a {wanted.__name__}"
+                    + (f", as ({value!r},)" if wanted is tuple else "")
+                )
+
+
 @dataclass(frozen=True)
-class NotBelow:
+class NotBelow(Declared):
     """A metric of the stage is not below that of an earlier stage by more than this."""
 
     metric: str  # as ndcg@10
@@ -24,7 +37,7 @@ class UsefulScores:
 
 
 @dataclass(frozen=True)
-class HaveNegatives:
+class HaveNegatives(Declared):
     """At least this share of the mined rows has negatives."""
 
     share: float = 0.9
@@ -34,7 +47,7 @@ Gate = NotBelow | UsefulScores | HaveNegatives
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Declared):
     """One command of a pipeline.
 
     Attributes:
@@ -50,6 +63,11 @@ class Stage:
     words: str
     gates: tuple[Gate, ...] = ()
     baseline: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not all(isinstance(gate, Gate) for gate in self.gates):
+            raise SettingError(f"gates of Stage are {self.gates!r}: give NotBelow and the like")
 
 
 @dataclass

@@ -7,7 +7,7 @@ from jaxtyping import Float32
 from numpy import ndarray
 
 from llme_jax.data.corpus import NEED_POSITIVES, check_answers
-from llme_jax.data.rows import prompt_of, query_of, shown, strings_of, task_of
+from llme_jax.data.rows import prompt_of, query_of, shown, strings_of, task_of, whole_numbers
 from llme_jax.errors import InputError
 
 NOWHERE = -2  # a positive that is no candidate, and those after it: -3, -4, ...
@@ -119,7 +119,7 @@ def _by_text(keys: list[str], ids: list[int], pos: list[str]) -> list[int]:
 
 
 def _numbers(record: dict, name: str) -> list[int] | None:
-    numbers = record.get(name)
+    numbers = whole_numbers(record.get(name))
     if numbers is None:
         return None
     if not isinstance(numbers, list) or any(

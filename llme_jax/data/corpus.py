@@ -5,7 +5,7 @@ memory; a passage's text is read from the file when it is asked for.
 """
 
 import hashlib
-import mmap
+import os
 from array import array
 from collections.abc import Collection, Iterator
 from functools import partial
@@ -26,6 +26,7 @@ from llme_jax.data.rows import (
     shown,
     strings_of,
     task_of,
+    whole_numbers,
 )
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import digest_file
@@ -60,8 +61,7 @@ class Corpus:
         self.key_template = key_template
         self._fields = _template_fields(key_template)
         self.offsets, self.digest = self._scan()
-        with open(self.path, "rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = open(self.path, "rb")  # noqa: SIM115, read as long as this is there
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -81,7 +81,12 @@ class Corpus:
     def _line(self, i: int) -> dict:
         if not 0 <= i < len(self):
             raise IndexError(f"passage {i} of {len(self)}")
-        return parse_line(self._bytes[self.offsets[i] : self.offsets[i + 1]])
+        start, stop = self.offsets[i : i + 2].tolist()
+        line = os.pread(self._file.fileno(), stop - start, start)
+        try:
+            return parse_line(line)
+        except InputError:
+            raise InputError(f"{self.path}: was changed while it was read; start again") from None
 
     def __iter__(self) -> Iterator[str]:
         return map(self.text, range(len(self)))
@@ -251,6 +256,8 @@ def _checked_query(row: dict, metrics: set[str], corpus_size: int | None) -> dic
     query_id_of(row, 0)
     task_of(row)
     prompt_of(row)
+    if "pos_index" in row:
+        row["pos_index"] = whole_numbers(row["pos_index"])
     if NEED_POSITIVES & metrics or ("collate_neg" in metrics and row.get("pos_index")):
         _check_pos_index(row.get("pos_index"), corpus_size)
     if "nq" in metrics:

@@ -213,6 +213,13 @@ def scored_source(record: dict) -> str:
     return "history" if record.get("history") is not None else "pos + neg"
 
 
+def whole_numbers(values):
+    """Of a list, whole numbers that other tools have written as 17.0 as 17; all else as it is."""
+    if not isinstance(values, list):
+        return values
+    return [int(v) if type(v) is float and v.is_integer() else v for v in values]
+
+
 def query_id_of(record: dict, number: int) -> int | str:
     """The row's `query_id`, its number where it has none."""
     query_id = record.get("query_id")

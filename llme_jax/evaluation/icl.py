@@ -44,7 +44,7 @@ def check(row: dict) -> None:
     if METRICS[name] in WRITTEN:
         return
     options = needs_texts(row, "options")
-    if not (answers[0].isdecimal() and int(answers[0]) < len(options)):
+    if answers[0] not in map(str, range(len(options))):
         raise InputError(
             f"answers[0] is {shown(answers[0])}: give the number of the right option, "
             f'"0" to "{len(options) - 1}"'

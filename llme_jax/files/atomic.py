@@ -62,10 +62,10 @@ def _to_disk(path: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Deletes a folder that may be there; of a link the link alone, not what it points to."""
-    if folder.is_symlink():
-        folder.unlink(missing_ok=True)
-    else:
+    if folder.is_dir() and not folder.is_symlink():
         shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.unlink(missing_ok=True)
 
 
 @contextmanager

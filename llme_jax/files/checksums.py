@@ -38,7 +38,8 @@ def kept(folder: Path, build: Callable[[Path], None]) -> Path:
             return folder
         logger.warning("%s is made again: %s", folder, found)
         away = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-        folder.rename(away)
+        with suppress(FileNotFoundError):  # another process has found it too
+            folder.rename(away)
         remove(away)
     with atomic_dir(folder) as beside:
         build(beside)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llme_jax.data.rows import BadRows, read_lines, shown
+from llme_jax.data.rows import BadRows, read_lines
 from llme_jax.errors import InputError
 from llme_jax.reports.blocks import (
     Section,
@@ -22,7 +22,9 @@ from llme_jax.reports.blocks import (
     won_and_lost,
 )
 from llme_jax.reports.bootstrap import paired_bootstrap
+from llme_jax.reports.record import wrong
 
+OUTPUT = {"score": float, "scores": {"*": float}, "key?": [str]}
 GROUPS = {"subject": "subjects", "task_name": "tasks"}  # fields whose values count the same each
 
 
@@ -54,7 +56,11 @@ def read_answers(path: Path, name: str) -> Answers:
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such output file")
-    rows = [row for _, row in read_lines(str(path), _checked, BadRows())]
+    rows, lines = [], {}
+    for number, row in read_lines(str(path), _checked, BadRows()):
+        if (first := lines.setdefault(_question(row, len(rows)), number)) != number:
+            raise InputError(f"{path}:{number}: the question of line {first} again: remove one")
+        rows.append(row)
     if not rows:
         raise InputError(f"{path}: has no rows, evaluate again")
     firsts = {next(iter(row["scores"])) for row in rows}  # several in icl
@@ -66,10 +72,15 @@ def read_answers(path: Path, name: str) -> Answers:
 
 
 def _checked(row: dict) -> dict:
-    if type(row.get("score")) not in (int, float) or not row.get("scores"):
-        raise InputError(
-            f"score is {shown(row.get('score'))}: give an output file of llme_jax.evaluate"
-        )
+    said = wrong(row, OUTPUT)
+    if not said:
+        try:
+            good = row["scores"] and all(isinstance(cell, str) for cell in _cells(row))
+        except (IndexError, KeyError, TypeError, ValueError):
+            good = False
+        said = None if good else "its answer fits no question"
+    if said:
+        raise InputError(f"{said}: give an output file of llme_jax.evaluate")
     return row
 
 
@@ -153,11 +164,14 @@ def _question(row: dict, number: int) -> str:
 
 
 def _example(i: int, before: Answers, after: Answers) -> list[str]:
-    row = before.rows[i]
-    cells = [row.get("query", row.get("text", "")), _right(row)]
-    for x in (before, after):
-        cells += [next(iter(x.rows[i].get("key", ())), ""), _said(x.rows[i])]
+    cells = _cells(before.rows[i]) + _cells(after.rows[i])[2:]
     return [*map(short, cells), *(f"{x.values[i]:.2f}" for x in (before, after))]
+
+
+def _cells(row: dict) -> list[str]:
+    """A row's question, what is right, its first key, its answer."""
+    key = next(iter(row.get("key", ())), "")
+    return [row.get("query", row.get("text", "")), _right(row), key, _said(row)]
 
 
 def _right(row: dict) -> str:

@@ -277,7 +277,7 @@ def _teachers(runs: list[Run]) -> Section:
 
 
 def _time(runs: list[Run]) -> Section:
-    timed = [run for run in runs if run.record.get("seconds") is not None]
+    timed = [run for run in _stages(runs) if run.record.get("seconds") is not None]
     hours = [run.record["seconds"] * run.devices / 3600 for run in timed]
     rows = [
         [run.name, f"{run.record['seconds']:.1f}", run.run.get("devices", ""), f"{hour:.3f}"]
@@ -298,10 +298,15 @@ def _time(runs: list[Run]) -> Section:
     return Section("Time, and what had to hold", blocks)
 
 
+def _stages(runs: list[Run]) -> list[Run]:
+    """The first run of each folder."""
+    return [*{run.folder: run for run in reversed(runs)}.values()][::-1]
+
+
 def _how(runs: list[Run]) -> Section:
     commands = [
         f"# {run.name}\n{_wrapped(run.record['command'])}"
-        for run in runs
+        for run in _stages(runs)
         if "command" in run.record
     ]
     blocks = [Code("\n\n".join(commands), "The commands")] if commands else []
@@ -319,8 +324,12 @@ def _how(runs: list[Run]) -> Section:
 
 def _wrapped(command: str) -> str:
     """One flag a line, to be read and typed."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # somebody has changed it
+        return command
     lines = [[]]
-    for word in shlex.split(command):
+    for word in words:
         if word.startswith("--"):
             lines.append([])
         lines[-1].append(word)

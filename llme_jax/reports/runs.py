@@ -1,8 +1,11 @@
 """What finished runs have left in their folders, read back for a report."""
 
+import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from types import NoneType
 
 import numpy as np
 
@@ -10,19 +13,36 @@ from llme_jax.config.retrieval import NQ_CUTOFFS
 from llme_jax.data.corpus import NEED_POSITIVES, Corpus, EvalData
 from llme_jax.errors import InputError
 from llme_jax.lm.teacher_report import Report, read_report
-from llme_jax.reports.record import RECORD, first_json, read_json, read_record
+from llme_jax.reports.record import RECORD, read_json, read_record, wrong
 from llme_jax.retrieval.evaluate import open_data
 from llme_jax.retrieval.metrics import answer_rank, mrr, ndcg, recall, relevance
 from llme_jax.retrieval.results import read_result
 from llme_jax.sources.resolve import Files
 from llme_jax.training.metrics_log import read_metrics
 
+# The files of a command: `{stem of its data}.{kind}[.{save name}].json`.
+KINDS = re.compile(r"(.+)\.(metrics|mining|output|result|run|scored)(?:\.(.+))?\.json")
+METRICS = {"*": float}
+RUN = {"settings?": dict, "versions?": {"*": str}, "devices?": str}
+MINING = {
+    "queries": int, "negatives": int, "without_any": int, "positive_not_found": int,
+    "ranks": {"*": int}, "sources": {"*": int}, "dropped": {"*": int}, "score_edges?": [float],
+    "positive_scores?": [int], "negative_scores?": [int],
+}  # fmt: skip
+MEASURING = {
+    "eval_data": (str, list), "corpus": (str, NoneType), "data_root": str, "key_template": str,
+    "dataset_cache_dir": (str, NoneType),
+}  # fmt: skip
+LOGGED = ("loss", "queries_per_second", "tokens_per_second", "padding_fraction")
+
 
 @dataclass
 class Run:
-    """One folder of results.
+    """One run's results: those of a folder, or those of one save name in it.
 
     Attributes:
+        name: of one of several in a folder, `{folder}{label}`.
+        label: `:{save name}`; empty where there is one.
         kind: training, evaluation, answers, mining, scores, or other.
         record: what a pipeline wrote down of the stage; empty outside of one.
         run: settings, devices and versions; empty where the run wrote none.
@@ -31,10 +51,12 @@ class Run:
         mining: the report of mining.
         teacher: the report on teacher scores.
         answers: the output file of an evaluation with a language model.
+        result: the hits.
     """
 
     name: str
     folder: Path
+    label: str = ""
     record: dict = field(default_factory=dict)
     run: dict = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -42,6 +64,7 @@ class Run:
     mining: dict = field(default_factory=dict)
     teacher: Report | None = None
     answers: Path | None = None
+    result: Path | None = None
 
     @property
     def settings(self) -> dict:
@@ -61,51 +84,108 @@ class Run:
 
     @property
     def devices(self) -> int:
-        return int(self.run.get("devices", "1 x").split(" x")[0])
+        found = re.match(r"(\d{1,9}) x ", self.run.get("devices", ""))
+        return int(found[1]) if found else 1
 
 
 def read_runs(folders: list[str]) -> list[Run]:
     """The runs in these folders; of a pipeline's folder, those of its finished stages, in order.
 
     Raises:
-        InputError: a folder holds no results.
+        InputError: a folder holds no results, or others than a run writes.
     """
     _inputs.cache_clear()
-    runs = []
+    runs = {}
     for name in folders:
         folder = Path(name).expanduser()
-        stages = [path.parent for path in folder.glob(f"*/{RECORD}")]
-        stages = [stage for stage in stages if read_record(stage).get("seconds") is not None]
-        stages.sort(key=lambda stage: read_record(stage).get("number", 0))
-        found = [_read(stage, stage.name) for stage in stages]
-        found = found or [_read(folder, folder.name if read_record(folder) else name)]
+        records = {path.parent: read_record(path.parent) for path in folder.glob(f"*/{RECORD}")}
+        stages = [stage for stage, record in records.items() if record["seconds"] is not None]
+        stages.sort(key=lambda stage: records[stage]["number"])
+        found = [run for stage in stages for run in _read(stage, stage.name)]
+        found = found or _read(folder, folder.name if read_record(folder) else name)
         if found[0].kind == "other" and len(found) == 1:
             raise InputError(
                 f"{name}: holds no results: give the --output_dir of train, retrieve, rank or "
                 "pipeline"
             )
-        runs += found
+        runs |= {(run.folder.resolve(), run.label): run for run in found}
+    if len({run.name for run in runs.values()}) < len(runs):  # stages of several pipelines
+        for run in runs.values():
+            run.name = f"{run.folder}{run.label}"
+    return [*runs.values()]
+
+
+def _read(folder: Path, name: str) -> list[Run]:
+    """A training, then what was written under each save name; without any, a run of no kind."""
+    record, lines = read_record(folder), read_metrics(folder / "metrics.jsonl")
+    groups, results = defaultdict(dict), []
+    for path in sorted(folder.glob("*.json")):
+        if (match := KINDS.fullmatch(path.name)) and path.is_file():
+            stem, kind, save_name = match.groups()
+            groups[stem, save_name or ""][kind] = path
+    for names, files in [*groups.items()]:
+        if not {*files} - {"result", "run"}:  # hits alone, as a training leaves them
+            results += [files["result"]] if "result" in files else []
+            del groups[names]
+    runs = []
+    if lines or not groups:
+        run = read_json(folder / "run.json", RUN)
+        metrics = _last_evaluation(folder / "metrics.jsonl", lines)
+        result = results[0] if results else None
+        runs = [Run(name, folder, "", record, run, metrics, lines, result=result)]
+    stems = {stem for stem, _ in groups}
+    for (stem, save_name), files in groups.items():
+        label = save_name
+        if len(stems) > 1 or (lines and not save_name):
+            label = f"{stem}.{save_name}".rstrip(".")
+        label = f":{label}" if label and len(groups) + len(runs) > 1 else ""
+        runs.append(
+            Run(
+                f"{name}{label}",
+                folder,
+                label,
+                record,
+                read_json(files["run"], RUN) if "run" in files else {},
+                read_json(files["metrics"], METRICS) if "metrics" in files else {},
+                mining=_mining(files["mining"]) if "mining" in files else {},
+                teacher=read_report(files["scored"]) if "scored" in files else None,
+                answers=files.get("output"),
+                result=files.get("result"),
+            )
+        )
     return runs
 
 
-def _read(folder: Path, name: str) -> Run:
-    run = Run(
-        name, folder, record=read_record(folder), lines=read_metrics(folder / "metrics.jsonl")
-    )
-    run.run = read_json(folder / "run.json") or first_json(folder, "*.run*.json")
-    run.mining = first_json(folder, "*.mining*.json")
-    if run.lines:
-        evaluated = [line for line in run.lines if any(n.startswith("eval_") for n in line)]
-        last = evaluated[-1] if evaluated else {}
-        run.metrics = {n[5:]: value for n, value in last.items() if n.startswith("eval_")}
-    else:
-        run.metrics = first_json(folder, "*.metrics*.json")
-    if outputs := sorted(folder.glob("*.output.*.json")):
-        run.answers = outputs[0]
-        run.metrics = read_json(folder / outputs[0].name.replace(".output.", ".metrics.", 1))
-    if scored := sorted(folder.glob("*.scored*.json")):
-        run.teacher = read_report(scored[0])
-    return run
+def _last_evaluation(path: Path, lines: list[dict]) -> dict[str, float]:
+    """Its metrics, of the lines of a metrics.jsonl.
+
+    Raises:
+        InputError: something that a report shows is no number.
+    """
+    last = {}
+    for line in lines:
+        metrics = {n[5:]: value for n, value in line.items() if n.startswith("eval_")}
+        shown = metrics | {name: line[name] for name in LOGGED if name in line}
+        if said := wrong(shown, METRICS):
+            raise InputError(f"{path}: step {line['step']}: {said}: remove the line")
+        last = metrics or last
+    return last
+
+
+def _mining(path: Path) -> dict:
+    """The report of mining.
+
+    Raises:
+        InputError: mining writes no such report.
+    """
+    facts = read_json(path, MINING)
+    right = all(rank.isdecimal() and count > 0 for rank, count in facts["ranks"].items())
+    if right and "score_edges" in facts:
+        counts = [len(facts.get(f"{of}_scores", ())) for of in ("positive", "negative")]
+        right = counts == [len(facts["score_edges"]) - 1] * 2 and counts[0] > 0
+    if not right:
+        raise InputError(f"{path}: its counts do not fit together: mine again")
+    return facts
 
 
 @dataclass
@@ -129,11 +209,14 @@ def measure_queries(run: Run, metric: str) -> Measured:
     Raises:
         InputError: its files are gone, or no longer give its metric.
     """
-    name, _, cutoff = metric.partition("@")
-    k = int(cutoff)
-    results = sorted(run.folder.glob("*.result*.json"))
-    if not results or not run.settings:
+    match = re.fullmatch(r"(mrr|recall|ndcg|answer_recall)@([1-9]\d{0,8})", metric)
+    if not match:
+        raise InputError(f"{metric} is a metric of no query")
+    name, k = match[1], int(match[2])
+    if run.result is None or not run.settings:
         raise InputError(f"{run.folder}: has no result file with its settings")
+    if said := wrong(run.settings, MEASURING):
+        raise InputError(f"{run.folder}: in its settings {said}: run it again")
     if isinstance(sets := run.settings["eval_data"], list):
         raise InputError(f"{run.folder}: has means over {len(sets)} sets, whose queries differ")
     queries, corpus = _inputs(*(
@@ -141,7 +224,7 @@ def measure_queries(run: Run, metric: str) -> Measured:
         *(run.settings[key] for key in ("dataset_cache_dir", "key_template")),
         "nq" if name == "answer_recall" else name,
     ))  # fmt: skip
-    _, ids = read_result(results[0], queries.query_ids, len(corpus))
+    _, ids = read_result(run.result, queries.query_ids, len(corpus))
     if name in NEED_POSITIVES:
         relevant = relevance(ids, queries.positives)
         counts = np.array([len(row) for row in queries.positives])

@@ -15,11 +15,13 @@ from numpy import ndarray
 
 from llme_jax.config import MiningConfig
 from llme_jax.data.corpus import Corpus
-from llme_jax.data.rows import BadRows, read_lines
+from llme_jax.data.rows import SCORES_OF, BadRows, read_lines
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text
 from llme_jax.retrieval.metrics import has_answer
 
+# Fields that say something of the negatives that a row had before.
+OF_OTHERS = {"teacher_scores", "pos_scores", "neg_scores", SCORES_OF, "neg_id"}
 NEARLY = 0.9  # of all words of two texts; what is so alike is rather a positive
 BINS = 40  # of the histograms of scores
 
@@ -145,7 +147,7 @@ def collate_neg(
 
     Several rankings take turns: the best of each, then the second of each, and so on. The row
     says in `neg_source`, `neg_rank` (from 0) and `neg_score` where each came from; its
-    `teacher_scores` belonged to other negatives and are removed.
+    scores belonged to other negatives and are removed.
 
     Args:
         rankings: of the queries of `eval_data`, in its order.
@@ -167,7 +169,10 @@ def collate_neg(
             row.pop("neg_reranker_score", None)
             if scores is not None:
                 row["neg_reranker_score"] = [scores[hit.id] for hit in taken]
-            row.pop("teacher_scores", None)
+            for name in OF_OTHERS:
+                row.pop(name, None)
+            if not row.get("pos") and row.get("pos_index"):  # BEIR's rows name theirs by id
+                row["pos"] = [corpus.text(n) for n in row["pos_index"]]
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
         if reranker is not None and not report.judged:
             raise InputError(

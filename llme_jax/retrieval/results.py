@@ -3,9 +3,11 @@
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -49,12 +51,25 @@ def write_trec(
     """The hits as a TREC run: query, Q0, passage, rank from 1, score, `name`.
 
     Passages have the ids of their lines in the corpus, or their numbers where these have none.
+    Who reads such a file puts equal scores into an order of its own: ours fall at every rank, by
+    the least that a float can.
     """
     with atomic_text(path) as file:
         for query_id, pred, score in zip(query_ids, ids, scores, strict=True):
-            found = pred >= 0
+            found, last = pred >= 0, np.float32(np.inf)
             for rank, (i, s) in enumerate(zip(pred[found], score[found], strict=True), 1):
+                s = last = min(s, np.nextafter(last, np.float32(-np.inf)))
                 file.write(f"{query_id} Q0 {corpus.name(int(i))} {rank} {s} {name}\n")
+
+
+def check_trec(query_ids: Sequence[int | str], corpus: Corpus) -> None:
+    """
+    Raises:
+        InputError: an id has a blank, which ends a column of a TREC run.
+    """
+    names = chain(map(str, query_ids), map(corpus.name, range(len(corpus))))
+    if wrong := next((name for name in names if not name or re.search(r"\s", name)), None):
+        raise InputError(f"--save_trec: the id {wrong!r} has a blank; give ids without")
 
 
 def write_source(result: Path, queries: QuerySet, corpus: str | None, method: str) -> None:
@@ -89,7 +104,12 @@ def check_source(result: Path, corpus: Corpus, queries: QuerySet, named: Path) -
         return
     if not known:
         return
-    if of_corpus not in (None, corpus.digest):
+    if of_corpus is None:
+        raise InputError(
+            f"{result}: its numbers are places in the rows that were ranked, not passages of a "
+            "corpus; rank the hits of a result file of retrieve (llme_jax.rank --load_result)"
+        )
+    if of_corpus != corpus.digest:
         raise InputError(
             f"{result}: its numbers are those of another corpus than {corpus.path}, or of what "
             "that was before; give the --corpus that was searched, or retrieve again"

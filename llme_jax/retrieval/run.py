@@ -13,6 +13,8 @@ from llme_jax.data.corpus import Corpus, EvalData
 from llme_jax.data.instructions import with_model_texts
 from llme_jax.devices import sharding, topology
 from llme_jax.devices.agree import agree, from_first, together
+from llme_jax.errors import InputError
+from llme_jax.files.atomic import digest_file
 from llme_jax.files.cache import check_cache
 from llme_jax.files.storage import check_writable, result_path
 from llme_jax.hugging_face.tokenizer import fingerprint
@@ -29,6 +31,7 @@ from llme_jax.retrieval.results import (
     check_beside,
     check_log,
     check_source,
+    check_trec,
     publish_metrics,
     read_predictions,
     read_result,
@@ -61,6 +64,8 @@ def retrieved(config: RetrieveConfig, files: Files) -> tuple[Corpus, EvalData, R
         if how.retrieval_method == "dense" and not how.load_result:
             config, loaded = open_encoder(config)  # its errors come before a large corpus is read
         corpus, eval_data = open_data(files, config.data.key_template, settings.metrics)
+        if how.save_trec:
+            check_trec(eval_data.query_ids, corpus)
     if jax.process_count() > 1:
         agree(config, _common(corpus, eval_data, loaded))
     output_dir = Path(how.output_dir)
@@ -94,6 +99,8 @@ def retrieved(config: RetrieveConfig, files: Files) -> tuple[Corpus, EvalData, R
     if metrics:
         publish_metrics(output_dir, eval_data.path, settings, metrics, config.flat())
 
+    if {*settings.metrics} & {*COLLATIONS} and digest_file(eval_data.path) != eval_data.digest:
+        raise InputError(f"{eval_data.path}: was changed since it was read; start again")
     beside = output_dir if how.save_to_output else files.beside or output_dir
     if "collate_key" in settings.metrics:
         path = result_path(beside, eval_data.path, "key", settings.save_name)

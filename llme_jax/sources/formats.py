@@ -58,7 +58,7 @@ def as_lines(path: str, sources: Path) -> str:
         except InputError:  # a package is missing
             raise
         except (EOFError, ValueError, OSError, zlib.error) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise  # it is not the file that cannot be read
             raise InputError(f"{path}: this {kind} file cannot be read ({error}); fetch it "
                              "again") from error  # fmt: skip
@@ -114,7 +114,33 @@ def _write_rows(path: str, kind: str, file: Path) -> None:
     rows = tqdm(_rows(path, kind), desc=f"Reading {os.path.basename(path)}", unit=" rows")
     with atomic_write(file) as beside, beside.open("w", encoding="utf-8") as out:
         for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            out.write(line_of(row, path) + "\n")
+
+
+def line_of(row: dict, name: str) -> str:
+    """A row of a table as JSON: bytes are text, times as in ISO 8601.
+
+    Args:
+        name: of the table, for messages.
+
+    Raises:
+        InputError: the row has bytes that are no text, or what JSON knows no form of.
+    """
+
+    def plain(value):
+        if isinstance(value, bytes):
+            return value.decode()
+        if hasattr(value, "isoformat"):
+            return value.isoformat()
+        raise ValueError(type(value).__name__)
+
+    try:
+        return json.dumps(row, ensure_ascii=False, default=plain)
+    except ValueError as error:
+        raise InputError(
+            f"{name}: has a value that is no text, number or list of such ({error}); remove its "
+            "column"
+        ) from None
 
 
 def _rows(path: str, kind: str) -> Iterator[dict]:

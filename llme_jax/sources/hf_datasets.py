@@ -6,7 +6,6 @@ Columns are named as sentence-transformers' users name them, or as our rows do. 
 instead of texts become `query_id`, `pos_id` and `neg_id`.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_text, digest, digest_file, digest_folder
+from llme_jax.sources.formats import line_of
 
 TOGETHER = 1000  # rows converted at a time
 SHORT = {"nanobeir": "sentence-transformers/NanoBEIR-en"}  # names of our own
@@ -160,7 +160,7 @@ def _write(name: str, dataset, file: Path) -> None:
     convert = _conversion(name, dataset)
     with atomic_text(file) as out:
         for row in rows_of(name, dataset):
-            out.write(json.dumps(convert(row), ensure_ascii=False, default=str) + "\n")
+            out.write(line_of(convert(row), name) + "\n")
 
 
 def rows_of(name: str, dataset) -> Iterator[dict]:

@@ -7,13 +7,13 @@
 several splits, it is a set of its own.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from llme_jax.data.corpus import FIELDS, id_of
 from llme_jax.errors import InputError
 from llme_jax.files.atomic import atomic_dir, digest
+from llme_jax.sources.formats import line_of
 from llme_jax.sources.hf_datasets import (
     contents,
     is_dataset,
@@ -115,7 +115,7 @@ def _texts(name: str, what: str, splits: dict, more: dict) -> Iterator[str]:
             raise _lacking(name, what, dataset, f"{' or '.join(FIELDS)}, and text")
         for row in rows_of(f"{name} {what}", dataset):
             made = {"_id": id_of(row), **more} | row
-            yield json.dumps(made, ensure_ascii=False, default=str)
+            yield line_of(made, name)
 
 
 def _judgements(name: str, split: str, dataset) -> Iterator[str]:

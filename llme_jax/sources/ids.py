@@ -68,7 +68,8 @@ def with_numbers(path: str, corpus: str | None, sources: Path, *, lenient: bool)
     Raises:
         InputError: there is no corpus, or it has no passage of an id.
     """
-    if not names_passages(path):
+    has_ids = corpus is not None and id_of(first_row(corpus)) is not None
+    if not names_passages(path, has_ids):
         return path
     if corpus is None:
         raise InputError(f"{path}: names passages by id: give the --corpus that has them")
@@ -80,7 +81,7 @@ def with_numbers(path: str, corpus: str | None, sources: Path, *, lenient: bool)
     def convert(record: dict) -> dict:
         nonlocal missing
         for kind in ("pos", "neg"):
-            ids = _ids(record, kind)
+            ids = _ids(record, kind, has_ids)
             if ids is None:
                 continue
             found = [table.find(name) for name in ids]
@@ -112,10 +113,10 @@ def derived(path: str, files: list[str], sources: Path, *settings) -> Path:
     return sources / key / place.absolute().parent.name / place.name
 
 
-def names_passages(path: str) -> bool:
+def names_passages(path: str, has_ids: bool) -> bool:
     """Whether the first row names passages by id; what is no row is said by those who read it."""
     try:
-        return any(_ids(first_row(path), kind) is not None for kind in ("pos", "neg"))
+        return any(_ids(first_row(path), kind, has_ids) is not None for kind in ("pos", "neg"))
     except InputError:
         return False
 
@@ -129,12 +130,16 @@ def first_row(path: str) -> dict:
         return {}
 
 
-def _ids(record: dict, kind: str) -> list[str | int] | None:
-    """The ids in a row; None where it has none, or numbers already."""
+def _ids(record: dict, kind: str, has_ids: bool) -> list[str | int] | None:
+    """The ids in a row; None where it has none.
+
+    Args:
+        has_ids: the passages have ids: those of a row count, whatever numbers it has beside them.
+    """
     numbers = record.get(f"{kind}_index")
     if isinstance(numbers, list) and any(isinstance(n, str) for n in numbers):
         return checked_ids(record, f"{kind}_index")
-    return checked_ids(record, f"{kind}_id") if numbers is None else None
+    return checked_ids(record, f"{kind}_id") if numbers is None or has_ids else None
 
 
 def checked_ids(record: dict, name: str) -> list[str | int] | None:

@@ -9,7 +9,7 @@ from llme_jax.config.pipeline import Gate
 from llme_jax.data.rows import BadRows, read_lines
 from llme_jax.errors import InputError
 from llme_jax.lm.teacher_report import read_report
-from llme_jax.reports.record import first_json
+from llme_jax.reports.record import read_json
 from llme_jax.stages.plan import Planned
 
 
@@ -27,7 +27,7 @@ def check(gate: Gate, stage: Planned, others: dict[str, Planned]) -> tuple[bool,
 def _not_below(gate: NotBelow, stage: Planned, others: dict[str, Planned]) -> tuple[bool, str]:
     values = []
     for one in (stage, others[gate.than]):
-        measured = first_json(one.folder, "*.metrics*.json")
+        measured = read_json(one_file(one.folder, "*.metrics*.json"), {"*": float})
         if gate.metric not in measured:
             raise InputError(
                 f"stage {one.stage.name}: {gate.metric} is not among what it measures, "

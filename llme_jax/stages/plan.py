@@ -25,7 +25,7 @@ from llme_jax.config import (
     cli,
 )
 from llme_jax.config.identity import identity, name_of
-from llme_jax.config.setting import PARTS, Groups
+from llme_jax.config.setting import PARTS, Groups, SettingError
 from llme_jax.config.validate import (
     validate,
     validate_merging,
@@ -34,12 +34,16 @@ from llme_jax.config.validate import (
     validate_scoring,
 )
 from llme_jax.errors import InputError
-from llme_jax.files.atomic import atomic_text
+from llme_jax.files.atomic import atomic_text, digest_file
 from llme_jax.reports.record import RECORD, read_record
 from llme_jax.sources.resolve import content_of, resolve_path
 
 DECIDING = PARTS[:-1]  # what leaves the files of a stage as they are redoes none
 OLD = "old"  # folder of what stages made with other settings
+REPORTS = ("report.html", "report.md")
+SMALL = 1 << 16  # bytes of a file whose content is noted, not its size alone
+# Of what a stage makes: what no other one reads, and people may change or delete.
+SPARE = re.compile(r"(.*/)?(state/.*|[^/]*\.parts/.*|\.lock|[^/]*\.(log|md|png))|stage\.json")
 COMMANDS = {
     "train": (Config, validate),
     "retrieve": (RetrieveConfig, validate_retrieval),
@@ -57,7 +61,8 @@ class Planned:
         settings: of its command.
         key: see the module.
         after: names of the stages whose files it reads.
-        record: what its last run wrote down, of whatever key; see `begin` and `finish`.
+        record: what its last run wrote down, of whatever key.
+        changed: a file that this run made, and that is gone or another now.
     """
 
     stage: Stage
@@ -67,6 +72,7 @@ class Planned:
     key: str = ""
     after: list[str] = field(default_factory=list)
     record: dict = field(default_factory=dict)
+    changed: str | None = None
 
     @property
     def shown(self) -> str:
@@ -78,15 +84,28 @@ class Planned:
         """Whether its folder holds a run of this key, which the same command continues."""
         return self.record.get("key") == self.key
 
+    @property
+    def ended(self) -> bool:
+        """Whether that run ended."""
+        return self.begun and self.record["seconds"] is not None
+
     def done(self, others: dict[str, "Planned"]) -> bool:
         """Whether its last run ended, and read what the others have now."""
         made = {name: others[name].record.get("made") for name in self.after}
-        return self.begun and self.record.get("seconds") is not None and (
+        return self.ended and not self.changed and (
             self.record["after"] == made and all(others[name].done(others) for name in self.after)
         )  # fmt: skip
 
     def read(self) -> None:
         self.record = read_record(self.folder)
+        made = self.record.get("files", {}).items()
+        self.changed = next((name for name, was in made if _fact(self.folder / name) != was), None)
+
+    def made(self) -> dict[str, list | None]:
+        """What tells the files in its folder from others, by their names."""
+        files = (p for p in sorted(self.folder.rglob("*")) if p.is_symlink() or p.is_file())
+        facts = {str(p.relative_to(self.folder)): p for p in files}
+        return {name: _fact(p) for name, p in facts.items() if not SPARE.fullmatch(name)}
 
     def write(self, **changes) -> None:
         self.record |= changes
@@ -106,11 +125,13 @@ def plan(config: PipelineConfig) -> dict[str, Planned]:
     for stage in _stages(config):
         _check_declared(stage, planned)
         folder = out / stage.name
-        argv = [*shlex.split(stage.words), "--output_dir", str(folder)]
         settings, check = COMMANDS[stage.command]
         try:
+            argv = [*_words(stage), "--output_dir", str(folder)]
             parsed = cli.parse(argv, stage.command, "", settings)
             check(parsed)
+            if stage.command != "merge" and parsed.planning.plan:
+                raise InputError("--plan: makes nothing that a stage could be for, leave it out")
         except InputError as error:
             raise InputError(f"stage {stage.name}: {error}") from None
         one = Planned(stage, folder, argv, parsed)
@@ -133,12 +154,22 @@ def plan(config: PipelineConfig) -> dict[str, Planned]:
     return planned
 
 
+def _words(stage: Stage) -> list[str]:
+    try:
+        return shlex.split(stage.words)
+    except ValueError as error:
+        raise InputError(
+            f"'{stage.words}' cannot be split into words as in a shell ({error}): put values with "
+            "a quotation mark through shlex.quote"
+        ) from None
+
+
 def _check_declared(stage: Stage, before: dict[str, Planned]) -> None:
     """Refuses what cannot be a stage behind those before it."""
     wrong = None
     if stage.name in before:
         wrong = "there are two, give each its own name"
-    elif not re.fullmatch(r"\w[\w.-]*", stage.name) or stage.name == OLD:
+    elif not re.fullmatch(r"\w[\w.-]*", stage.name) or stage.name in (OLD, *REPORTS):
         wrong = f"is no name for a folder of its own: letters and digits, and not {OLD}"
     elif stage.command not in COMMANDS:
         wrong = f"no command {stage.command}, there is {', '.join(COMMANDS)}"
@@ -150,11 +181,18 @@ def _check_declared(stage: Stage, before: dict[str, Planned]) -> None:
 
 
 def _stages(config: PipelineConfig) -> list[Stage]:
+    if not callable(config.stages):
+        raise InputError(f"stages is {config.stages!r}: write a method that gives a list of Stage")
     try:
-        return config.stages()
-    except InputError:
-        raise
+        stages = config.stages()
+        if not isinstance(stages, list) or not all(isinstance(s, Stage) for s in stages):
+            raise SettingError(f"stages gives {stages!r}: give a list of Stage")
+        if not stages:
+            raise SettingError("stages gives an empty list: give one Stage or more")
+        return stages
     except Exception as error:
+        if isinstance(error, InputError) and not isinstance(error, SettingError):
+            raise
         path = Path(type(config).stages.__code__.co_filename)
         raise cli.wrong_experiment(error, path) from error
 
@@ -193,3 +231,16 @@ def _content(value: str, kind: str) -> str | None:
     """What changes when the data or the model behind a name does; None where nothing is there."""
     found = content_of(value)
     return value if found is None and kind == "model" else found  # of the Hub
+
+
+def _fact(path: Path) -> list[int | str] | None:
+    """What changes when a file does: its size, and its content where that is small.
+
+    None of a link that leads somewhere: copies of the folder may hold what it leads to.
+    """
+    if path.is_dir():
+        return None
+    if not path.is_file():
+        return []
+    size = path.stat().st_size
+    return [size, digest_file(path)] if size <= SMALL else [size]

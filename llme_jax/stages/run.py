@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llme_jax.config import PipelineConfig
 from llme_jax.config.pipeline import WhichConfig
+from llme_jax.config.validate import measured
 from llme_jax.errors import InputError
 from llme_jax.files.lock import end_with_parent, locked
 from llme_jax.files.storage import check_writable
@@ -27,6 +28,7 @@ def run(config: PipelineConfig) -> int:
     """
     out = Path(config.pipeline.output_dir).expanduser()
     stages = plan(config)
+    _check_metric(config.pipeline.metric, stages)
     wanted = _wanted(config.which, stages)
     if config.which.dry_run:
         _show(stages, wanted)
@@ -44,6 +46,18 @@ def run(config: PipelineConfig) -> int:
         code = _run_all(config, stages, wanted, out, lock)
         _report(config, [one for one in stages.values() if one.done(stages)], out)
     return code
+
+
+def _check_metric(metric: str | None, stages: dict[str, Planned]) -> None:
+    """Refuses a metric that no stage measures."""
+    evaluations = [
+        one.settings.evaluation for one in stages.values() if one.settings.flat().get("eval_data")
+    ]
+    names = {
+        name: None for evaluation in evaluations if evaluation for name in measured(evaluation)
+    }
+    if metric and metric not in names:
+        raise InputError(f"--metric {metric}: no stage measures it, only {', '.join(names)}")
 
 
 def _report(config: PipelineConfig, done: list[Planned], out: Path) -> None:
@@ -86,7 +100,9 @@ def _wanted(which: WhichConfig, stages: dict[str, Planned]) -> list[str]:
 def _show(stages: dict[str, Planned], wanted: list[str]) -> None:
     for name in wanted:
         one = stages[name]
-        state = "done" if one.done(stages) else "begun" if one.begun else "to do"
+        state = (
+            "done" if one.done(stages) else "begun" if one.begun and not one.changed else "to do"
+        )
         behind = f", after {', '.join(one.after)}" if one.after else ""
         print(f"# {name}: {state}{behind}\n{one.shown}\n")
 
@@ -119,7 +135,9 @@ def _check_ready(one: Planned, stages: dict[str, Planned], wanted: list[str]) ->
 
 def _run_one(one: Planned, stages: dict[str, Planned], out: Path, lock: int, where: str) -> int:
     made = {name: stages[name].record["made"] for name in one.after}
-    if not one.begun or one.record.get("seconds") is not None or one.record["after"] != made:
+    if one.ended and one.changed:
+        print(f"{where}: {one.changed} of what it has made is gone or another", flush=True)
+    if not one.begun or one.ended or one.record["after"] != made:
         _put_away(one, out)
         one.folder.mkdir(parents=True, exist_ok=True)
         one.record = {}
@@ -146,7 +164,7 @@ def _run_one(one: Planned, stages: dict[str, Planned], out: Path, lock: int, whe
         code = process.wait()
     spent = before + time.monotonic() - since
     if code == 0:
-        one.write(spent=spent, seconds=round(spent, 1), ended=_now())
+        one.write(spent=spent, seconds=round(spent, 1), ended=_now(), files=one.made())
     else:
         one.write(spent=spent)
         if code < 0:

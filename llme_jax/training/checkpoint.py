@@ -3,7 +3,7 @@
     {output_dir}/checkpoint-{step}/encoder    a Hugging Face folder; a task may name it otherwise
     {output_dir}/checkpoint-{step}/state      step, parameters, optimizer state (Orbax)
     {output_dir}/checkpoint-{step}/checksums.json    of the weights: Orbax does not check values
-    {output_dir}/best                         link to the best checkpoint
+    {output_dir}/best                         link to the best checkpoint, or a copy of its model
 
 Both parts are written in the background, beside their place, and renamed when they are whole;
 a checkpoint counts once both are there. In a bucket each is followed by an object that says that it
@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import orbax.checkpoint as ocp
 from llme_jax.devices.sharding import path_name
 from llme_jax.errors import InputError
 from llme_jax.files import checksums
+from llme_jax.files.atomic import atomic_dir, remove
 from llme_jax.files.storage import MARKER, in_bucket, temporary_folder, upload
 from llme_jax.training.step import TrainState
 
@@ -43,6 +45,8 @@ class Checkpoints:
             limit: how many to keep, the newest ones; the best is kept besides.
             exports: the folders beside `state` that a whole checkpoint has.
         """
+        for name in ("absl", "asyncio"):  # Orbax logs what it raises, and what it would have raised
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._exports = exports
         self.folder = output_dir if in_bucket(output_dir) else Path(output_dir).absolute()
         self.limit = limit
@@ -73,12 +77,17 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def best(self) -> int | None:
-        """The step that `best` points to."""
+        """The step that `best` points to, or whose model it is a copy of."""
         link = self.folder / "best"
         if not link.exists():
             return None
-        name = link.read_text() if in_bucket(link) else link.resolve().name
-        return int(name.removeprefix("checkpoint-"))
+        if _is_copy(link):
+            seal = _seal(link)
+            return next((s for s in self.steps() if seal and _seal(self.path(s)) == seal), None)
+        is_link = not in_bucket(link) and link.is_symlink()
+        name = os.path.basename(os.readlink(link)) if is_link else link.read_text()
+        match = re.fullmatch(r"checkpoint-(\d+)", name)
+        return int(match[1]) if match else None
 
     def save(self, state: TrainState, step: int, export: Callable[[Path], None]) -> None:
         """Starts saving; returns when the values are safe to change.
@@ -113,19 +122,20 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Returns once the checkpoint being written is whole, and old ones are gone."""
-        self._orbax.wait_until_finished()
+        unsealed, best = self._unsealed, self._pending_best
+        self._unsealed = self._pending_best = None  # `best` never points to one that failed
         if self._export is not None:
             self._export.join()
             self._export = None
+        self._orbax.wait_until_finished()
         if self._export_error is not None:
             raise self._export_error
         if jax.process_index() == 0:
-            if self._unsealed is not None and not in_bucket(self._unsealed):
-                self._seal(self._unsealed)
-            if self._pending_best is not None:
-                self._link_best(self._pending_best)
+            if unsealed is not None and not in_bucket(unsealed):
+                self._seal(unsealed)
+            if best is not None:
+                self._link_best(best)
             self._delete_old()
-        self._pending_best = self._unsealed = None
 
     def _seal(self, path: Path) -> None:
         # What people may change in a model, its card or its prompts, is not sealed.
@@ -158,10 +168,23 @@ class Checkpoints:
         if in_bucket(self.folder):
             (self.folder / "best").write_text(self.path(step).name)
             return
-        beside = self.folder / "best.new"
+        link, beside = self.folder / "best", self.folder / "best.new"
+        before, is_copy = self.best(), _is_copy(link)
+        if is_copy and before is None:
+            kept = link.rename(link.with_name(f"best.{uuid.uuid4().hex[:8]}"))
+            logger.warning("%s was a copy of no checkpoint that is here: it is now %s", link, kept)
         beside.unlink(missing_ok=True)
-        beside.symlink_to(self.path(step).name)
-        os.replace(beside, self.folder / "best")
+        try:
+            beside.symlink_to(self.path(step).name)
+        except OSError:  # a disk without links
+            if before != step:
+                without = shutil.ignore_patterns("state")
+                with atomic_dir(link, replace=True) as copy:
+                    shutil.copytree(self.path(step), copy, ignore=without, dirs_exist_ok=True)
+            return
+        if is_copy:  # as in a run that was copied with links followed
+            remove(link)
+        os.replace(beside, link)
 
     def _delete_old(self) -> None:
         if self.limit is None:
@@ -235,3 +258,13 @@ class Checkpoints:
         if int(state.step) != step:
             raise ValueError(f"it is that of step {int(state.step)}")
         return state
+
+
+def _is_copy(best: Path) -> bool:
+    return not in_bucket(best) and best.is_dir() and not best.is_symlink()
+
+
+def _seal(checkpoint: Path) -> bytes | None:
+    """The checksums of a checkpoint: the same for a copy of it."""
+    path = checkpoint / checksums.NAME
+    return path.read_bytes() if path.is_file() else None

@@ -66,11 +66,11 @@ def read_metrics(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl; those that are none are left out, as the last one of a run
     that was killed."""
     lines = []
-    texts = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+    texts = path.read_bytes().decode(errors="replace").splitlines() if path.is_file() else []
     for number, text in enumerate(texts, 1):
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             line = None
         if isinstance(line, dict) and type(line.get("step")) is int:
             lines.append(line)

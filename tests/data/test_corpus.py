@@ -104,7 +104,7 @@ def test_eval_data(tmp_path):
         ({"pos_index": [10]}, "pos_index has 10, passages are numbered 0 to 9: give the --corpus"),
         ({"pos_index": [-1]}, "pos_index has -1"),
         ({"pos_index": [True]}, "pos_index has true"),
-        ({"pos_index": [1.0]}, "pos_index has 1.0"),
+        ({"pos_index": [1.5]}, "pos_index has 1.5"),
         ({"answers": None}, "has no answers, which nq needs"),
         ({"answers": "a"}, 'answers is "a": give a list of strings'),
         ({"answers": ["a", 1]}, "answers is"),
@@ -127,3 +127,24 @@ def test_rows_to_mine_for_are_checked_as_training_rows_are(tmp_path, row):
         InputError, match=r"q.json:2: (answers|pos)(\[1\])? is .*: give a list of st"
     ):
         load(tmp_path, [good, good | row], metrics=("recall", "collate_neg"))
+
+
+def test_whole_numbers_of_other_tools(tmp_path):
+    path = tmp_path / "test.json"
+    path.write_text('{"query": "q", "pos_index": [17.0]}\n')
+    assert EvalData(path, metrics=["mrr"], corpus_size=20).positives == [[17]]
+    path.write_text('{"query": "q", "pos_index": [17.5]}\n')
+    with pytest.raises(InputError, match=r"pos_index has 17\.5, passages are numbered 0 to 19"):
+        EvalData(path, metrics=["mrr"], corpus_size=20)
+
+
+@pytest.mark.parametrize("change", ["emptied", "shorter", "other"])
+def test_a_file_that_changes_while_it_is_read(tmp_path, change):
+    path = tmp_path / "corpus.json"
+    path.write_text("".join(f'{{"text": "passage {i}"}}\n' for i in range(2000)))
+    corpus = Corpus(path, "{text}")
+    with path.open("r+") as file:
+        file.truncate(0 if change == "emptied" else 4000)
+        file.write("x" * 9000 if change == "other" else "")
+    with pytest.raises(InputError, match=r"corpus\.json: was changed while it was read"):
+        list(corpus)

@@ -2,7 +2,9 @@
 
 import os
 import random
+import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,3 +185,20 @@ def test_the_result_is_that_of_a_fresh_run(data, tmp_path):
             np.save(path, array[::-1])  # same shape and type
     assert search(data, tmp_path / "a", "--save_encode") == flipped
     assert tiny.read_lines(tmp_path / "a/out/test.result.json")
+
+
+def test_two_that_find_the_damage_at_once(tmp_path, monkeypatch):
+    folder = tmp_path / "kept"
+    kept(folder, lambda beside: (beside / "a").write_text("a"))
+    (folder / "a").write_text("b")
+    rename = Path.rename
+
+    def after_another(path, target):
+        if path == folder:  # it was faster
+            monkeypatch.setattr(Path, "rename", rename)
+            kept(folder, lambda beside: (beside / "a").write_text("a"))
+            shutil.rmtree(folder)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", after_another)
+    assert (kept(folder, lambda beside: (beside / "a").write_text("a")) / "a").read_text() == "a"

@@ -1,11 +1,13 @@
 """Where nothing can be written is one sentence, before any work, and nothing is left behind."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import finish, start
 from small_run import EVALUATION, arguments, write_data
 
 from llme_jax import build_tfds, rank, retrieve, score, train
@@ -151,6 +153,30 @@ def test_a_full_disk_is_one_sentence(measuring):
         done = subprocess.run(measuring, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "error: the disk is full" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "size"),
+    [
+        ("train", 40_000),
+        pytest.param("train --lora_rank 2", 20_000, marks=pytest.mark.slow),
+        ("rank", 1000),
+    ],
+)
+def test_a_file_that_may_not_be_so_large(data, tmp_path, command, size):
+    """In the state, in the model, in kept scores, which numpy writes."""
+    command, *more = command.split()
+    argv = arguments(data, tmp_path / "out", *more)
+    if command == "rank":
+        texts = ["--query_max_length", "24", "--key_max_length", "32", "--ranker", data / "bert"]
+        argv = [*map(str, texts), "--eval_data", str(data / "train.json"), "--save_to_output"]
+        argv += ["--metrics", "mrr", "--output_dir", str(tmp_path / "out")]
+    process = start(argv, 1, command)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, size))
+    said = finish(process, 1)
+    assert said.count("Traceback") == said.count("ERROR:") == 0
+    assert said.splitlines()[-1].startswith("error: the disk is full, or what you or one file may")
+    assert not (tmp_path / "out/best").exists()
 
 
 def test_a_reader_that_has_left_is_one_sentence(measuring):

@@ -103,6 +103,25 @@ def test_bad_input(models, argv, said, monkeypatch):
     assert not (models / "out").exists()
 
 
+def test_no_model_is_written_into_or_over(models, tmp_path, monkeypatch):
+    monkeypatch.chdir(models)
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file/encoder").write_text("mine")
+    before = sorted(models.rglob("*"))
+    merged = ["base", "tuned/encoder"]
+    places = "base tuned base/inside tuned/encoder/x dense dense/encoder wider".split()
+    for out in (*places, tmp_path / "file"):
+        with pytest.raises(InputError, match=f"^--output_dir {out}: .*: give another folder$"):
+            merge.main([*merged, "--output_dir", str(out)])
+    assert sorted(models.rglob("*")) == before
+    assert [*tmp_path.rglob("*")] == [tmp_path / "file", tmp_path / "file/encoder"]
+    for _ in range(2):  # its own result is replaced
+        merge.main([*merged, "--output_dir", str(tmp_path / "out")])
+    with pytest.raises(InputError, match=r"--output_dir .*/out: .*which is merged"):
+        merge.main(["base", str(tmp_path / "out/encoder"), "--output_dir", str(tmp_path / "out")])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"encoder", "merge.json"}
+
+
 def test_another_vocabulary_is_refused(models, tmp_path, monkeypatch):
     monkeypatch.chdir(models)
     tiny.save_bert(tmp_path / "other")

@@ -6,14 +6,15 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import small_run
 from PIL import Image
-from tiny import read_lines
+from tiny import read_lines, write_lines
 
-from llme_jax import rank, report, retrieve, score, train
+from llme_jax import evaluate, rank, report, retrieve, score, train
 from llme_jax.errors import InputError
 from llme_jax.reports.blocks import to_markdown, won_and_lost
 from llme_jax.reports.bootstrap import paired_bootstrap
@@ -194,6 +195,131 @@ def test_changed_queries_are_noticed(runs, tmp_path, monkeypatch):
     text = (folder / "report.md").read_text()
     assert "No interval for before: before: its hits give ndcg@10" in text
     assert "--eval_data was changed" in text and "**" not in text
+
+
+@pytest.fixture
+def copied(runs, tmp_path, monkeypatch):
+    shutil.copytree(runs, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("state"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("before/test.metrics.json", {"ndcg@10": float("nan")}, "ndcg@10 is NaN"),
+        ("before/test.metrics.json", {"ndcg@10": "0.7"}, 'ndcg@10 is "0.7"'),
+        ("before/test.metrics.json", [], r"it is \[\]"),
+        ("before/test.metrics.json", "[" * 10**5, "cannot be read"),
+        ("before/test.run.json", {"settings": None}, "settings is missing"),
+        ("before/test.run.json", {"versions": {"jax": 1}}, "versions.jax is 1"),
+        ("mined/train.mining.json", {"queries": 1.5}, "queries is 1.5"),
+        ("mined/train.mining.json", {"ranks": {"a": 1}}, "its counts do not fit together"),
+        ("mined/train.mining.json", {"score_edges": [0, 1]}, "its counts do not fit together"),
+        ("trained/metrics.jsonl", {"step": 5, "loss": None}, "step 5: loss is missing"),
+        ("trained/metrics.jsonl", {"step": 5, "eval_mrr@1": {}}, "step 5: mrr@1 is {}"),
+        ("trained/run.json", {"devices": [1]}, r"devices is \[1\]"),
+        ("trained/stage.json", {"seconds": 1}, "key is missing"),
+    ],
+)
+def test_what_no_run_writes_is_named(copied, file, change, said):
+    path = copied / file
+    if path.suffix == ".jsonl":
+        path.write_text(path.read_text() + json.dumps(change) + "\n")
+    else:
+        old = json.loads(path.read_text()) if path.exists() else {}
+        new = json.dumps(old | change if isinstance(change, dict) else change)
+        path.write_text(change if isinstance(change, str) else new)
+    with pytest.raises(InputError, match=f"^{file}: {said}.*: (put back|mine again|remove the)"):
+        report.main([path.parent.name])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("metrics", lambda old: {"foo": 1}, "foo is a metric of no query"),
+        (
+            "run",
+            lambda old: {"settings": old["settings"] | {"corpus": 1}},
+            "before: in its settings corpus is 1",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_again_has_no_interval(copied, kind, change, said):
+    path = copied / f"before/test.{kind}.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    report.main(["before"])
+    assert f"No interval for before: {said}" in (copied / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"score": float("nan")}, "score is NaN: give an output file"),
+        ({"score": "1"}, 'score is "1": give an output file'),
+        ({"score": 10**400}, "score is 1000"),
+        ({"scores": {"em": None}}, "scores.em is missing"),
+        ({"scores": {}}, "its answer fits no question"),
+        ({"key": "k"}, 'key is "k"'),
+        ({"output": 7}, "its answer fits no question"),
+        ({"output": None}, "its answer fits no question"),
+        ({"query": 1}, "its answer fits no question"),
+        ({"answer": "0"}, "its answer fits no question"),
+        ({"query_id": 0}, "the question of line 1 again: remove one"),
+    ],
+)
+def test_answers_that_no_evaluation_writes_are_refused(tmp_path, change, said):
+    row = {"query": "q", "choices": ["a", "b"], "answer": 0, "output": 1, "score": 0.0}
+    rows = [row | {"scores": {"em": 0.0}, "query_id": i} for i in range(3)]
+    paths = [str(tmp_path / name) for name in ("a.json", "b.json")]
+    for path in paths:
+        write_lines(Path(path), rows)
+    evaluate.main(["--compare", *paths])
+    write_lines(Path(paths[1]), [*rows[:1], rows[1] | change, *rows[2:]])
+    with pytest.raises(InputError, match=f"^{paths[1]}:2: {said}"):
+        evaluate.main(["--compare", *paths])
+
+
+def test_each_save_name_is_a_run(copied):
+    for path in (copied / "after").glob("test.*.json"):
+        kind = path.name.split(".")[1]
+        shutil.copy(path, copied / f"before/test.{kind}.tuned.json")
+        shutil.copy(path, copied / f"trained/test.{kind}.json")
+    report.main(["before", "trained", "after"])
+    text = (copied / "report.md").read_text()
+    assert "** after has ndcg@10" in text
+    values = {
+        name: json.loads((copied / name / "test.metrics.json").read_text())["ndcg@10"]
+        for name in ("before", "after")
+    }
+    for name in ("before", "before:tuned", "trained:test", "after"):
+        value = values["before" if name == "before" else "after"]
+        assert f"| {name} | {value:.4f} |" in text
+    assert "| trained | 4 |" in text and "No interval" not in text
+    report.main(["before", "--baseline", "before:tuned"])
+    assert "** before:tuned has" not in (copied / "report.md").read_text()
+
+
+def test_stages_of_two_pipelines_are_told_apart(copied):
+    """Each verdict, difference and row is of its own stage."""
+    record = {"made": "", "after": {}, "command": "it's", "spent": 1.0, "seconds": 1.0}
+    for pipeline, (first, last) in {"pa": ("before", "after"), "pb": ("after", "before")}.items():
+        for number, (stage, files) in enumerate({"untrained": first, "r1": last}.items()):
+            shutil.copytree(copied / files, copied / pipeline / stage)
+            path = copied / pipeline / stage / "stage.json"
+            note = {"key": pipeline, "number": number, "baseline": stage == "untrained"}
+            path.write_text(json.dumps(record | note))
+    verdicts = []
+    for folders in (["pa"], ["pb"], ["pa", "pb", "pa/", "./pb/r1"]):
+        report.main(folders)
+        text = (copied / "report.md").read_text()
+        verdicts.append(re.search(r"^\*\*\w+\*\* (\S+) has \S+ \S+ (\S+) .*?: (\S+) ", text, re.M))
+    assert [v[1] for v in verdicts] == ["r1", "r1", "pb/r1"]
+    assert verdicts[2][2] == "pa/untrained" and float(verdicts[2][3]) == 0.0
+    assert float(verdicts[0][3]) == -float(verdicts[1][3]) != 0.0
+    names = re.findall(r"^\| (p\S+) \|", text.split("##")[1], re.M)
+    assert names == ["pa/untrained", "pa/r1", "pb/untrained", "pb/r1", "pa/untrained", "pa/r1",
+                     "pb/untrained"]  # fmt: skip
 
 
 def test_rounding_wins_nothing():

@@ -9,7 +9,7 @@ import pytest
 from llme_jax.config import MiningConfig
 from llme_jax.data.corpus import Corpus
 from llme_jax.errors import InputError
-from llme_jax.retrieval.mining import Ranking, collate_key, collate_neg
+from llme_jax.retrieval.mining import OF_OTHERS, Ranking, collate_key, collate_neg
 
 TEXTS = ["zero", "one two", "one two", "the U.S. army", "business", "five", "six", "seven"]
 
@@ -197,3 +197,14 @@ def test_against_a_slow_reading_of_the_rules(mined):
                 want.append(i)
                 seen.add(TEXTS[i])
         assert row["neg_index"] == want
+
+
+def test_what_was_said_of_other_negatives_is_left_out(mined):
+    row = {"query": "q", "pos_index": [1], "neg": ["x"], "neg_id": ["i"], "teacher_scores": [1, 2]}
+    row |= {"pos_scores": [1], "neg_scores": [2], "teacher_scores_of": "key"}
+    assert {*row} >= OF_OTHERS
+    (out,), _ = mined([row], ranking([[0, 1, 4]]))
+    assert not {"neg_id", "teacher_scores", "pos_scores", "neg_scores", "teacher_scores_of"} & {
+        *out
+    }
+    assert out["pos"] == ["one two"] and out["neg"] == ["zero", "business"]

@@ -1,6 +1,7 @@
 """BEIR folders, MS MARCO's tables and ids: the metrics that ir-measures and others compute."""
 
 import json
+import os
 import random
 import shutil
 
@@ -19,6 +20,7 @@ from llme_jax import rank, retrieve, train
 from llme_jax.config import DataConfig
 from llme_jax.doctor.__main__ import main as doctor
 from llme_jax.errors import InputError
+from llme_jax.sources import beir
 
 TEMPLATE = "{title} {text}"
 
@@ -36,7 +38,7 @@ def made(tmp_path_factory):
     tiny.save_bert(folder / "bert")
     rng, words = random.Random(0), np.random.default_rng(0)
     texts = {f"d-{i}": tiny.text(words) for i in rng.sample(range(1000), 60)}
-    queries = {f"q {i}" if i % 2 else f"{i}": tiny.text(words, 2, 5) for i in range(30)}
+    queries = {f"q-{i}" if i % 2 else f"{i}": tiny.text(words, 2, 5) for i in range(30)}
     base, marco = folder / "set", folder / "marco"
     passages = [{"_id": i, "title": "", "text": text, "metadata": {}} for i, text in texts.items()]
     write(base / "corpus.jsonl", map(json.dumps, passages))
@@ -87,16 +89,10 @@ def test_metrics_are_those_of_ir_measures_and_sentence_transformers(made, settin
     ours = json.loads((tmp_path / f"out/{kind}.test.metrics.json").read_text())
 
     judged = as_dict(read_qrels(made / "set/qrels/test.tsv"))
-    run = [line.split(" Q0 ") for line in
-           (tmp_path / f"out/{kind}.test.result.trec").read_text().splitlines()]  # fmt: skip
-    scores = {}
-    for query, rest in run:  # ids of queries have spaces here
-        passage, rank, score, name = rest.split()
-        scores.setdefault(query, {})[passage] = float(score)
-        assert int(rank) == len(scores[query]) and name == "dense"
-    assert scores.keys() == judged.keys()
+    found = [*ir_measures.read_trec_run(str(tmp_path / f"out/{kind}.test.result.trec"))]
+    assert {one.query_id for one in found} == judged.keys()
     wanted = ir_measures.calc_aggregate(
-        [m @ k for m in (nDCG, R, RR) for k in (3, 10)], judged, scores
+        [m @ k for m in (nDCG, R, RR) for k in (3, 10)], judged, found
     )
     names = {"nDCG": "ndcg", "R": "recall", "RR": "mrr"}
     for measure, value in wanted.items():
@@ -245,3 +241,35 @@ def test_positives_that_are_no_passages_are_left_out(made, tmp_path, caplog):
     assert all(row["pos_index"] for row in data_rows)
     assert "1 positives are no passages of" in caplog.text
     assert "1 of its 21 queries are not in" in caplog.text
+
+
+def test_an_id_counts_more_than_a_number(made, tmp_path):
+    """As when the passages stand in another order than they did."""
+    corpus = lines_of(made / "set/corpus.jsonl")
+    path = tiny.write_lines(
+        tmp_path / "rows.json", [{"query": "a", "pos_id": [corpus[3]["_id"]], "pos_index": [5]}]
+    )
+    data = DataConfig(eval_data=str(path), corpus=str(made / "set"))
+    data.dataset_cache_dir = str(tmp_path / "cache")
+    assert lines_of(queries_file(data))[0]["pos_index"] == [3]
+    texts = tiny.write_lines(tmp_path / "texts.json", [{"title": "", "text": "x"}] * 6)
+    data.corpus = str(texts)  # which have no ids
+    assert lines_of(queries_file(data))[0]["pos_index"] == [5]
+
+
+def test_judgements_of_the_same_size_and_time(made, tmp_path):
+    base = shutil.copytree(made / "set", tmp_path / "set")
+    data = DataConfig(eval_data=str(base), corpus=str(base))
+    data.dataset_cache_dir = str(tmp_path / "cache")
+    before, qrels = lines_of(queries_file(data)), base / "qrels/test.tsv"
+    stat, lines = qrels.stat(), qrels.read_text().splitlines()
+    lines[1:] = [line[:-1] + ("0" if line.endswith("1") else "1") for line in lines[1:]]
+    qrels.write_text("\n".join([*lines, ""]))
+    os.utime(qrels, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert qrels.stat().st_size == stat.st_size
+    assert lines_of(queries_file(data)) != before
+
+
+def test_ids_with_blanks_stand_between_tabs(tmp_path):
+    write(tmp_path / "test.tsv", ["q\td\ts", "q 1\td 1\t1", "q 1\td 2\t0"])
+    assert beir._judged(tmp_path / "test.tsv") == {"q 1": ["d 1"]}

@@ -1,6 +1,7 @@
 """Other formats become JSON lines: the same rows, once, wherever a data file is named."""
 
 import bz2
+import datetime
 import gzip
 import json
 import os
@@ -123,3 +124,18 @@ def test_text_of_another_format_is_called_so(tmp_path, text, kind):
         [*read_lines(str(path), dict, BadRows(9))]
     with pytest.raises(InputError, match=said):
         Corpus(path, "{query}")
+
+
+def test_bytes_are_text_and_times_are_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLME_JAX_CACHE", str(tmp_path / "cache"))
+    when = datetime.date(2026, 12, 1)
+    path = tmp_path / "t.parquet"
+    write = lambda text: pyarrow.parquet.write_table(  # noqa: E731
+        pyarrow.table({"query": pyarrow.array([text], pyarrow.binary()), "when": [when]}), path
+    )
+    write("é".encode())
+    row = json.loads(Path(local_file(str(path))).read_text())
+    assert row == {"query": "é", "when": "2026-12-01"}
+    write(b"\xff")
+    with pytest.raises(InputError, match=r"t\.parquet: has a value that is no text"):
+        local_file(str(path))

@@ -249,3 +249,17 @@ assert not {{"torch", "tensorflow", "jax"}} & {{*sys.modules}}
 """
     environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "LLME_JAX_CACHE": "cache"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_a_folder_is_known_by_its_content_whatever_its_readme_says(tmp_path):
+    """The package itself knows a folder whose README names its files by that README."""
+    readme = "---\nconfigs:\n- config_name: default\n  data_files: a.jsonl\n---\n"
+    for name, text in (("one", "first"), ("two", "second")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(readme)
+        (tmp_path / name / "a.jsonl").write_text(json.dumps({"query": text, "pos": ["a"]}) + "\n")
+    assert [read(f"hf:{name}")[0]["query"] for name in ("one", "two")] == ["first", "second"]
+    (tmp_path / "one/a.jsonl").write_text(json.dumps({"query": "third", "pos": ["a"]}) + "\n")
+    assert read("hf:one")[0]["query"] == "third"
+    with pytest.raises(InputError, match="is no dataset's folder"):
+        read("hf:~")

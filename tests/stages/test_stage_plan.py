@@ -1,12 +1,15 @@
 """What a pipeline does again, and what it refuses before anything runs; no stage is run here."""
 
+import json
+import shutil
 import uuid
 
 import pytest
 
-from llme_jax.config import NotBelow, PipelineConfig, Stage, identity
+from llme_jax.config import HaveNegatives, NotBelow, PipelineConfig, Stage, identity
 from llme_jax.errors import InputError
 from llme_jax.stages.plan import missing_inputs, plan
+from llme_jax.stages.run import run
 
 TEST = "--eval_data test.json --corpus corpus.json"
 FOUR = [
@@ -42,7 +45,8 @@ def pretend(stages: list[Stage], *names: str) -> None:
         one = planned[name]
         made = {other: planned[other].record["made"] for other in one.after}
         one.folder.mkdir(parents=True, exist_ok=True)
-        one.write(key=one.key, made=uuid.uuid4().hex, after=made, seconds=1.0)
+        facts = {"command": one.shown, "number": 0, "baseline": False, "spent": 1.0, "seconds": 1.0}
+        one.write(key=one.key, made=uuid.uuid4().hex, after=made, files=one.made(), **facts)
 
 
 def to_do(stages: list[Stage]) -> list[str]:
@@ -137,8 +141,42 @@ def test_a_killed_stage_is_not_done(folder):
     planned["r1"].write(seconds=None)
     assert to_do(FOUR) == ["r1", "r1-test"]
     assert planned["r1"].begun
-    (folder / "out/r1/stage.json").write_text('{"key": ')  # no stage of ours leaves this
-    assert to_do(FOUR) == ["r1", "r1-test"]
+
+
+@pytest.mark.parametrize("change", [{"key": 1}, {"after": []}, {"spent": None}, {"files": []}, ...])
+def test_a_record_that_no_stage_writes_is_refused(folder, change):
+    pretend(FOUR)
+    path = folder / "out/r1/stage.json"
+    record = json.loads(path.read_text())
+    path.write_text('{"key": ' if change is ... else json.dumps(record | change))
+    field = "cannot be read" if change is ... else f"{next(iter(change))} is "
+    with pytest.raises(InputError, match=f"^out/r1/stage.json: {field}.*: put back what the run"):
+        plan(listed(FOUR))
+
+
+def test_what_is_gone_or_changed_is_made_again(folder):
+    """But for logs, charts, texts and what only the stage itself reads."""
+    files = {"train.neg.json": "{}\n", "large.npy": "x" * 70_000, "notes.md": "", "a.parts/1": ""}
+    files["checkpoint-1/state/x"] = ""
+    for name in files:
+        (folder / "out/bm25" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "out/bm25" / name).write_text(files[name])
+    (folder / "out/bm25/best").symlink_to("checkpoint-1")
+    pretend(FOUR)
+    for name in ("notes.md", "a.parts/1", "checkpoint-1/state/x"):
+        (folder / "out/bm25" / name).unlink()
+    shutil.copytree(folder / "out", folder / "copy")  # links become what they lead to
+    shutil.rmtree(folder / "out")
+    (folder / "copy").rename(folder / "out")
+    assert to_do(FOUR) == []
+    for name, other in (("train.neg.json", "[]\n"), ("large.npy", "")):
+        (folder / "out/bm25" / name).write_text(other)
+        assert to_do(FOUR) == ["bm25", "r1", "r1-test"]
+        assert plan(listed(FOUR))["bm25"].changed == name
+        (folder / "out/bm25" / name).unlink()
+        assert to_do(FOUR) == ["bm25", "r1", "r1-test"]
+        (folder / "out/bm25" / name).write_text(files[name])
+    assert to_do(FOUR) == []
 
 
 @pytest.mark.parametrize(
@@ -155,12 +193,50 @@ def test_a_killed_stage_is_not_done(folder):
             [Stage("x", "train", "", (NotBelow("ndcg@10", "y"),))],
             "stage x: is compared with y, which does not stand before it",
         ),
+        ([Stage("report.md", "train", "")], "stage report.md: is no name for a folder of its own"),
+        (changed("r1", "--key_template it's"), r"stage r1: '--query.*cannot be split into words"),
+        (changed("r1", "--plan"), "stage r1: --plan: makes nothing that a stage could be for"),
+        (None, "test_stage_plan.py:1: stages gives None: give a list of Stage"),
+        ([], "stages gives an empty list"),
+        (["train"], r"stages gives \['train'\]: give a list of Stage"),
         (FOUR[2:], "stage r1: --train_data out/bm25/train.neg.json is of stage bm25, which does"),
     ],
 )
 def test_mistakes_are_refused(folder, stages, said):
     with pytest.raises(InputError, match=said):
         plan(listed(stages))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: Stage("a", "train", "", NotBelow("ndcg@10", "b")),
+            "gates of Stage is NotBelow.*tuple",
+        ),
+        (lambda: Stage("a", "train", "", ("b",)), r"gates of Stage are \('b',\): give NotBelow"),
+        (lambda: Stage("a", "train", ["--seed", "1"]), "words of Stage is .*: give a str"),
+        (lambda: Stage(None, "train", ""), "name of Stage is None: give a str"),
+        (lambda: NotBelow("ndcg@10", "b", "0.1"), "by of NotBelow is '0.1': give a float"),
+        (lambda: HaveNegatives([]), r"share of HaveNegatives is \[\]: give a float"),
+    ],
+)
+def test_what_is_declared_is_of_its_type(folder, make, said):
+    config = type("Late", (PipelineConfig,), {"stages": lambda self: [make()]})()
+    with pytest.raises(InputError, match=r"test_stage_plan.py:\d+: " + said):
+        plan(config)
+    config = type("Never", (PipelineConfig,), {"stages": []})()
+    with pytest.raises(InputError, match=r"stages is \[\]: write a method"):
+        plan(config)
+
+
+def test_a_metric_that_nothing_measures_is_refused_first(folder):
+    config = listed(FOUR)
+    config.pipeline.metric = "nope"
+    with pytest.raises(InputError, match=r"--metric nope: no stage measures it, only .*ndcg@10"):
+        run(config)
+    config.pipeline.metric, config.which.dry_run = "ndcg@10", True
+    assert run(config) == 0
 
 
 def test_missing_files_are_named(folder):

@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from commands import finish, start
+from safetensors.numpy import load_file
 from small_run import (
     STEPS,
     arguments,
@@ -103,6 +105,24 @@ def test_a_checkpoint_is_not_written_through_a_link(data, finished, run, tmp_pat
     train.main(arguments(data, run))
     assert_same_to_rounding(weights(run), weights(finished))
     assert not [*elsewhere.iterdir()] and not (run / f"checkpoint-{STEPS}").is_symlink()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_run_copied_with_links_followed_goes_on(data, finished, tmp_path, monkeypatch, links):
+    """To a disk with links, or to one without, where `best` is a copy of the best model."""
+    run = shutil.copytree(finished, tmp_path / "out")
+    if not links:
+        monkeypatch.setattr(Path, "symlink_to", lambda *_: os.readlink(run))
+    best = run / "best"
+    shutil.rmtree(run / f"checkpoint-{STEPS}")
+    train.main(arguments(data, run))
+    assert best.is_symlink() == links and (best / "state").exists() == links
+    assert_same_bits(load_file(best / "encoder/model.safetensors"), weights(run))
+    (kept,) = run.glob("best.*")  # of a checkpoint that is gone
+    assert_same_to_rounding(load_file(kept / "encoder/model.safetensors"), weights(run))
+    shutil.rmtree(kept)
+    train.main(arguments(data, run))  # nothing to do
+    assert best.is_symlink() == links and not [*run.glob("best.*")]
 
 
 @pytest.mark.slow
