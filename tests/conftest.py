@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 
 # Tiny models spend all their time in the compiler: level 0 halves it.
 os.environ["XLA_FLAGS"] = (
@@ -47,8 +48,32 @@ LONG = (
 )  # fmt: skip
 
 
+# Of tests with many like parameters every n-th runs; -m large runs the others.
+EVERY = {
+    "test_hidden_states_and_gradients_are_those_of_padded_texts": 3,
+    "test_packed_texts_are_as_padded_ones": 3,
+    "test_vectors_are_theirs_before_and_after_training": 2,
+    "test_an_encoder_gives_the_same": 3,
+    "test_sub_batches_give_the_gradient_of_the_whole_batch": 2,
+    "test_loss_and_gradient_do_not_depend_on_the_devices": 2,
+    "test_in_pieces_it_reads_the_same": 3,
+    "test_logits_are_those_of_transformers": 2,
+    "test_values_and_gradients_are_those_of_transformers": 2,
+    "test_bfloat16_stays_close": 4,
+    "test_equals_a_sort": 2,
+    "test_scores_and_gradients_are_those_of_transformers": 2,
+}
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: [*LONG, item.path.name].index(item.path.name))
+    seen = Counter()
+    for item in items:
+        name = item.originalname
+        if seen[item.path, name] % EVERY.get(name, 1):
+            item.add_marker(pytest.mark.large)
+        seen[item.path, name] += 1
 
 
 @pytest.fixture(scope="module")

@@ -166,8 +166,8 @@ def changes(family: str) -> list[tuple[str, object]]:
 
 CASES = [(family, *change) for family in MADE for change in changes(family)]
 SAMPLE = CASES[::61]
-# All of a family take half a minute: `slow` has every third of them, `large` all.
-SHARES = [pytest.param(3, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.large)]
+# All of a family take half a minute: `slow` has every twelfth of them, `large` all.
+SHARES = [pytest.param(12, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.large)]
 
 
 def changed(folder: Path, out: Path, key: str, value) -> Path | None:
