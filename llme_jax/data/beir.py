@@ -55,7 +55,7 @@ def check_files(data: TextConfig) -> None:
         if is_remote(name, data.data_root) or _is_table(name, data):
             continue
         path = os.path.expanduser(resolve_path(name, data.data_root))
-        if not os.path.isfile(path) and not glob.glob(path):
+        if not any(map(os.path.isfile, [path, *glob.glob(path)])):
             raise InputError(
                 f"--{flag} {path}: there is no such file, check the path and --data_root"
             )

@@ -70,7 +70,11 @@ def name_parts(name: str) -> list[str]:
     path, *parts = re.split(r":(?![^\[]*\])", name.removeprefix("hf:"))
     if not path or len(parts) > 2 or not all(parts):
         raise InputError(f"{name}: write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
-    return [os.path.expanduser(SHORT.get(path, path)), *parts]
+    path = os.path.expanduser(SHORT.get(path, path))
+    home = Path.home().resolve()
+    if Path(path).resolve() in (home, *home.parents):  # all files below would be looked at
+        raise InputError(f"{name}: is the home folder, or above it: give that of the data set")
+    return [path, *parts]
 
 
 @contextmanager

@@ -221,6 +221,8 @@ def test_columns_that_are_no_rows(columns, said):
     ("name", "said"),
     [
         ("hf:", "write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"),
+        ("hf:~", "is the home folder, or above it: give that of the data set"),
+        ("hf:/", "is the home folder, or above it"),
         ("hf:saved:", "write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"),
         ("hf:saved:a:b:c", "write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"),
         ("hf:saved:dev", r"cannot be loaded, .*Unknown split .dev.. Should be one of \['train'\]"),
