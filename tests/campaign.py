@@ -6,8 +6,9 @@ Situations are what people's files, folders and flags may hold: each field of ea
 kind of value, files in other encodings and formats, damaged models, damaged files of an earlier
 run, paths that cannot be written. A situation fails when it ends in a traceback or takes longer
 than a minute, when a refused one leaves a half-written file, and when a situation is accepted that
-no rule here says why. `--list` prints every accepted one with its reason. pytest does not run this:
-it takes 20 minutes on two cores (`--part 0/2` and `--part 1/2` at once).
+no rule here says why. `--list` prints every accepted one with its reason. pytest -m slow runs a
+part of it (test_accidents.py): all takes 20 minutes on two cores (`--part 0/2` and `--part 1/2` at
+once).
 """
 
 import argparse
@@ -38,9 +39,15 @@ from situations import (  # noqa: E402
     model_situations,
     path_situations,
     row_situations,
+    source_situations,
+)
+from situations_left import (  # noqa: E402
+    left_behind_situations,
+    merge_situations,
+    pipeline_situations,
 )
 
-from llme_jax import merge, rank, retrieve, score, train  # noqa: E402
+from llme_jax import evaluate, merge, pipeline, rank, report, retrieve, score, train  # noqa: E402
 from llme_jax.config import cli  # noqa: E402
 from llme_jax.doctor import __main__ as doctor  # noqa: E402
 
@@ -97,6 +104,12 @@ def command_line(command: str) -> list[str]:
         "doctor": ["train.json", *test, *cache, "--query_encoder", "bert",
                    "--train_group_size", "2"],
         "merge": ["bert", "other", "--output_dir", "out"],
+        "report": ["run", "--output_dir", "said"],
+        "compare": ["--compare", "a.json", "b.json"],
+        "evaluate": ["--task", "qa", "--few_shot", "0", "--retrieval_method", "no", *test[:2],
+                     "--model_name_or_path", "llama", "--context_max_length", "512",
+                     "--max_new_tokens", "2", "--output_dir", "out", "--log_path", "out/log"],
+        "pipeline": ["--config", "p.py", "--output_dir", "out", "--dry_run"],
     }[command]  # fmt: skip
 
 
@@ -107,6 +120,9 @@ MAINS = {
     "score": score.main,
     "doctor": doctor.main,
     "merge": merge.main,
+    "report": report.main,
+    **dict.fromkeys(("evaluate", "compare"), evaluate.main),
+    "pipeline": pipeline.main,
 }
 
 
@@ -200,15 +216,29 @@ def outcome(situation: Situation) -> tuple[str, str]:
     return kind, said
 
 
+KINDS = {
+    "rows": row_situations,
+    "files": file_situations,
+    "models": model_situations,
+    "paths": path_situations,
+    "left": left_situations,
+    "sources": source_situations,
+    "left_behind": left_behind_situations,
+    "pipelines": pipeline_situations,
+    "merges": merge_situations,
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", default=[], help="words in the names of situations")
     parser.add_argument("--list", action="store_true", help="print those accepted, and why")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th situation, from the i-th")
+    parser.add_argument("--kinds", nargs="+", default=[*KINDS], choices=KINDS)
     args = parser.parse_args()
     part, parts = map(int, args.part.split("/"))
-    makers = (row_situations, file_situations, model_situations, path_situations, left_situations)
-    wanted = [s for make in makers for s in make() if all(word in s.name for word in args.only)]
+    made = (s for kind in args.kinds for s in KINDS[kind]())
+    wanted = [s for s in made if all(word in s.name for word in args.only)]
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, hanging)
     counts, failed = Counter(), []

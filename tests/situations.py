@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -325,3 +328,46 @@ def path_situations() -> Iterator[Situation]:
                     right = "as if it were not given"
                 name = f"{command}: {flag} {kind}"
                 yield Situation(name, command, lambda _, f=flag, p=path: [f, p], right)
+
+
+def source_situations() -> Iterator[Situation]:
+    """What data is besides files: a BEIR folder's judgements, sources, pipes."""
+
+    def qrels(folder, change):
+        (folder / "beir/qrels").mkdir(parents=True)
+        rows = tiny.read_lines(folder / "corpus.json")
+        for name in ("corpus", "queries"):
+            lines = [{"_id": f"{i}", "text": row["text"]} for i, row in enumerate(rows)]
+            tiny.write_lines(folder / f"beir/{name}.jsonl", lines)
+        path = folder / "beir/qrels/test.tsv"
+        path.write_text("query-id\tcorpus-id\tscore\n1\t2\t1\n")
+        change(path)
+        return [
+            "--eval_data",
+            "beir/qrels/test.tsv",
+            "--corpus",
+            "beir",
+            "--key_template",
+            "{text}",
+        ]
+
+    changes = {kind: WHOLE[kind] for kind in MISSING} | {"as it was": (lambda p: None, "is read")}
+    for kind, (change, right) in changes.items():
+        spoil = partial(qrels, change=change)
+        yield Situation(f"retrieve: qrels are {kind}", "retrieve", spoil, right)
+    for command, kind in product(("evaluate", "retrieve", "rank", "score"), (*MISSING, "a pipe")):
+        change = _replace(os.mkfifo) if kind == "a pipe" else WHOLE[kind][0]
+
+        def spoil(folder, change=change):
+            change(folder / "test.json")
+            return []
+
+        yield Situation(f"{command}: --eval_data is {kind}", command, spoil, None)
+    for flag, commands in {
+        "--eval_data": ("retrieve", "train+eval"),
+        "--train_data": ("train",),
+    }.items():
+        for command in commands:
+            for name in ("hf:~", "hf:/", "hf:.", "hf:bert", "hf:nowhere/at/all", "tfds:", "hf:"):
+                more = [flag, name]
+                yield Situation(f"{command}: {flag} {name}", command, lambda _, m=more: m, None)

@@ -3,6 +3,8 @@
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -181,3 +183,11 @@ def test_ctrl_c_at_any_moment(alone, run):
         signal.signal(signal.SIGINT, before)
     finish(start(argv, 1, command, cwd=here))
     assert results.items() <= below(here).items()
+
+
+@pytest.mark.parametrize("kind", ["left_behind", "pipelines", "merges", "sources"])
+def test_every_situation_works_or_is_one_sentence(kind):
+    """A part of the campaign: nothing hangs, no traceback, no half-written file."""
+    command = [sys.executable, Path(__file__).with_name("campaign.py"), "--kinds", kind]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout

@@ -24,7 +24,13 @@ from llme_jax.reports.blocks import (
 from llme_jax.reports.bootstrap import paired_bootstrap
 from llme_jax.reports.record import wrong
 
-OUTPUT = {"score": float, "scores": {"*": float}, "key?": [str]}
+OUTPUT = {
+    "score": float,
+    "scores": {"*": float},
+    "key?": [str],
+    "choices?": [str],
+    "options?": [str],
+}
 GROUPS = {"subject": "subjects", "task_name": "tasks"}  # fields whose values count the same each
 
 

@@ -18,7 +18,8 @@ class Axis:
 
     def __init__(self, low: float, high: float, start: float, end: float):
         if not high > low:
-            low, high = low - 0.5, high + 0.5
+            margin = max(0.5, 1e-3 * abs(low))  # a large number less 0.5 is the same
+            low, high = low - margin, high + margin
         self.low, self.high, self.start, self.end = low, high, start, end
 
     def __call__(self, value: float) -> float:

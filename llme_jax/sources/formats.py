@@ -23,6 +23,8 @@ UNREAD = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x89HDF": 
 
 def format_of(path: str | Path) -> str | None:
     """Of a file that is no text, what it is; None where there is no such file."""
+    if not os.path.isfile(path):  # a pipe would wait for ever
+        return None
     try:
         with open(path, "rb") as file:
             start = file.read(8)

@@ -71,7 +71,11 @@ def name_parts(name: str) -> list[str]:
     path, *parts = re.split(r":(?![^\[]*\])", name.removeprefix("hf:"))
     if not path or len(parts) > 2 or not all(parts):
         raise InputError(f"{name}: write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
-    return [os.path.expanduser(SHORT.get(path, path)), *parts]
+    path = os.path.expanduser(SHORT.get(path, path))
+    home = Path.home().resolve()
+    if Path(path).resolve() in (home, *home.parents):  # all files below would be looked at
+        raise InputError(f"{name}: is the home folder, or above it: give that of the data set")
+    return [path, *parts]
 
 
 @contextmanager
@@ -104,10 +108,7 @@ def tables_of(path: str, sources: Path) -> str | None:
     """
     if not os.path.isdir(path):
         return None
-    folder = Path(path).absolute()
-    if folder in (Path.home(), *Path.home().parents):
-        raise InputError(f"hf:{path}: is no dataset's folder, but one above all of yours: name it")
-    return str(sources / "tables" / digest_folder(folder)[:12])
+    return str(sources / "tables" / digest_folder(Path(path))[:12])
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from hashlib import blake2b
 from pathlib import Path
 
@@ -123,6 +124,8 @@ def names_passages(path: str, has_ids: bool) -> bool:
 
 def first_row(path: str) -> dict:
     """The first row of a file; an empty one where it has none, or one that cannot be read."""
+    if not os.path.isfile(path):  # a pipe would wait for ever
+        return {}
     try:
         with open(path, "rb") as file:
             return parse_line(next((line for line in file if line.strip()), b"{}"))

@@ -89,7 +89,7 @@ class Files:
                 path = self._path(name)
                 if self._is_remote(name) or self._is_table(name) or path.is_file():
                     continue
-                if not glob.glob(str(path)):
+                if not any(map(os.path.isfile, glob.glob(str(path)))):
                     raise InputError(
                         f"--{flag} {path}: there is no such file, check the path and --data_root"
                     )

@@ -219,6 +219,8 @@ def test_columns_that_are_no_rows(columns, said):
     ("name", "said"),
     [
         ("hf:", "write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"),
+        ("hf:~", "is the home folder, or above it: give that of the data set"),
+        ("hf:/", "is the home folder, or above it"),
         ("hf:saved:", "write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"),
         ("hf:saved:a:b:c", "write hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT"),
         ("hf:saved:dev", r"cannot be loaded, .*Unknown split .dev.. Should be one of \['train'\]"),
@@ -261,5 +263,3 @@ def test_a_folder_is_known_by_its_content_whatever_its_readme_says(tmp_path):
     assert [read(f"hf:{name}")[0]["query"] for name in ("one", "two")] == ["first", "second"]
     (tmp_path / "one/a.jsonl").write_text(json.dumps({"query": "third", "pos": ["a"]}) + "\n")
     assert read("hf:one")[0]["query"] == "third"
-    with pytest.raises(InputError, match="is no dataset's folder"):
-        read("hf:~")
