@@ -38,7 +38,7 @@ def open_cross(config: RankConfig, files: Files) -> Opened:
         parts, names = encoder.apart(params), {"base": encoder.config.names}
         params, frozen = with_adapters(parts, names, lora, encoder.dtype, config.training.seed)
         encoder = replace(encoder, lora=lora)
-    return Opened(CrossTask(config, files, encoder, tokenizer, layout), params, frozen)
+    return Opened(CrossTask(config, encoder, tokenizer, layout, files), params, frozen)
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class CrossTask:
     """See `training.task.Task`."""
 
     config: RankConfig
-    files: Files
     encoder: CrossEncoder
     tokenizer: object
     layout: PairLayout
+    files: Files | None = None  # of its evaluation
 
     flag = "--ranker"
     streams: ClassVar = {"pairs": ("pair",)}

@@ -55,7 +55,7 @@ def open_dual(config: Config, files: Files) -> Opened:
         names = {part: of.names for part, of in zip(encoder.folders, configs, strict=False)}
         params, frozen = with_adapters(params, names, lora, encoder.dtype, config.training.seed)
         encoder = replace(encoder, lora=lora)
-    return Opened(DualTask(config, files, encoder, tokenizer, teacher), params, frozen)
+    return Opened(DualTask(config, encoder, tokenizer, teacher, files), params, frozen)
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class DualTask:
     """See `training.task.Task`."""
 
     config: Config
-    files: Files
     encoder: DualEncoder
     tokenizer: object
     teacher: Teacher | None = None
+    files: Files | None = None  # of its evaluation
 
     flag = "--query_encoder"
     layout = None  # queries and keys are read apart
