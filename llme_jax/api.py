@@ -41,6 +41,7 @@ from llme_jax.retrieval.encode import encode, on_every_device
 
 # Of the settings of data, those that are none of files.
 TEXTS = [n for n in decisive(TextConfig(), "queries", "keys", "texts") if n != "key_template"]
+_USED_IN: dict[str, int] = {}  # the process that has
 ROUNDING = 1e-5  # by which the length of a vector may differ from 1
 
 
@@ -109,6 +110,8 @@ class Encoder:
             data = replace(data, **{name: max_length})
         length = getattr(data, name)
         self._encoder.check_lengths(**{"query_max_length": 1, "key_max_length": 1, name: length})
+        if not isinstance(task, str | None):
+            raise InputError(f"task is {_shown(task)}: give a string, as in qa")
         if task is not None and data.version == "model":
             raise InputError(
                 f"task {_shown(task)}: all texts get the prompts of the model's folder; load it "
@@ -153,6 +156,7 @@ def search(
         there are fewer keys.
     """
     _check_choice("metric", metric, ("cos", "ip", "l2"))
+    hits, batch_size = (int(n) if isinstance(n, np.integer) else n for n in (hits, batch_size))
     EvalConfig(hits=hits, batch_size=batch_size)  # are they in range?
     queries, keys = _vectors("queries", queries, metric), _vectors("keys", keys, metric)
     count = len(queries)
@@ -275,14 +279,31 @@ def _of(group: Group) -> dict[str, Group]:
 
 
 def _check_choice(name: str, value, choices: Iterable[str]) -> None:
-    if value not in (known := [*choices]):
+    known = [*choices]
+    if not isinstance(value, str) or value not in known:
         raise InputError(f"{name} is {_shown(value)}: choose from {', '.join(known)}")
 
 
 def _list(name: str, values, wanted: str) -> list:
-    if isinstance(values, str | bytes | dict) or not isinstance(values, Iterable):
-        raise InputError(f"{name} is {_shown(values)}: give a list of {wanted}")
-    return list(values)
+    _check_process()
+    try:
+        if not isinstance(values, str | bytes | dict):
+            return list(values)
+    except TypeError:
+        pass
+    raise InputError(f"{name} is {_shown(values)}: give a list of {wanted}")
+
+
+def _check_process() -> None:
+    """
+    Raises:
+        InputError: this is a child of a process that has used JAX, whose threads it lacks.
+    """
+    if _USED_IN.setdefault("process", os.getpid()) != os.getpid():
+        raise InputError(
+            "this process was forked from one that has used JAX, and would hang: start it with "
+            "multiprocessing.get_context('spawn')"
+        )
 
 
 def _texts(name: str, texts) -> list[str]:
@@ -308,7 +329,10 @@ def _tuples(pairs, *parts: str) -> list[list[str]]:
 
 def _vectors(name: str, vectors, metric: str) -> np.ndarray:
     """float32[n, D]; where the metric is cos, of length 1 but for ROUNDING."""
+    _check_process()
     try:
+        if np.iscomplexobj(vectors) or np.ma.isMaskedArray(vectors):
+            raise TypeError("would lose a part")
         found = np.asarray(vectors, np.float32)
     except (TypeError, ValueError):
         found = np.float32(0)

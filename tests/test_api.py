@@ -1,5 +1,6 @@
 """The Python API: the numbers of the commands and of others, devices, few programs, bad input."""
 
+import os
 import re
 import subprocess
 import sys
@@ -316,6 +317,12 @@ BAD = {
     "texts is 'w1': give a list of strings": lambda e, r, s: e.encode("w1", kind="key"),
     "texts is 5: give a list of strings": lambda e, r, s: e.encode(5, kind="key"),
     "texts[1] is None: give a string": lambda e, r, s: e.encode(["w1", None], kind="key"),
+    "texts is array(3): give a list": lambda e, r, s: e.encode(np.array(3), kind="key"),
+    "kind is ['key']: choose from query": lambda e, r, s: e.encode([], kind=["key"]),
+    "task is ['qa']: give a string": lambda e, r, s: e.encode(["w1"], kind="key", task=["qa"]),
+    "metric is array(['cos']": lambda *_: search(np.eye(2), np.eye(2), metric=np.array(["cos"])),
+    "queries is array([[1.+0.j": lambda *_: search(np.eye(2) + 0j, np.eye(2)),
+    "keys is masked_array(": lambda *_: search(np.eye(2), np.ma.masked_equal(np.eye(2), 1)),
     "texts[0] has half a surrogate": lambda e, r, s: e.encode(["\ud800"], kind="key"),
     "kind is 'passage': choose from query, key": lambda e, r, s: e.encode([], kind="passage"),
     "task 'qa': all texts get": lambda e, r, s: e.encode(["w1"], kind="key", task="qa"),
@@ -352,6 +359,19 @@ def test_bad_input_is_one_sentence(encoder, reranker, scorer, message):
     with pytest.raises(InputError) as error:
         BAD[message](encoder, reranker, scorer)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_forked_child_is_told_to_be_spawned(encoder):
+    encoder.encode(["w1"], kind="key")
+    child = os.fork()
+    if not child:
+        try:
+            encoder.encode(["w1"], kind="key")
+        except InputError as error:
+            os._exit(7 if "multiprocessing.get_context('spawn')" in str(error) else 1)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_the_package_loads_nothing_before_it_is_asked():

@@ -19,7 +19,7 @@ from llme_jax.files.atomic import atomic_text
 from llme_jax.inference.partial_results import decimals
 from llme_jax.lm.teacher_report import Report
 from llme_jax.retrieval.metrics import answer_rank, answer_recall_at, ranking_metrics
-from llme_jax.retrieval.results import write_source
+from llme_jax.retrieval.results import PLACES, write_source
 
 
 class Order(NamedTuple):
@@ -167,14 +167,15 @@ def write_all(
     Returns:
         The metrics, and what the teacher scores are worth, see `Writer.report`.
     """
-    measured = Measured(settings)
+    measured, numbered = Measured(settings), True
     with Writer(files, found=settings.load_result is not None) as out:
         for i, ((record, row), own) in enumerate(zip(rows.rows(), scores, strict=True)):
             if settings.retriever_weight:
                 own = mixed(own, row.retrieved, settings.retriever_weight)
-            order = Order.of(own, settings.hits)
+            order, numbered = Order.of(own, settings.hits), numbered and row.numbered
             measured.add(row, order)
             out.add(record, i, row, own, order)
     if files.result:
-        write_source(files.result, rows.queries, corpus and corpus.digest, "rank")
+        of = corpus.digest if corpus else None if numbered else PLACES
+        write_source(files.result, rows.queries, of, "rank")
     return measured.metrics(), out.report()

@@ -24,6 +24,8 @@ from llme_jax.files.storage import check_writable, in_bucket, result_path
 
 logger = logging.getLogger(__name__)
 
+PLACES = "places in rows"  # what numbers are that are of no corpus
+
 
 def write_result(
     path: Path,
@@ -76,7 +78,8 @@ def write_source(result: Path, queries: QuerySet, corpus: str | None, method: st
     """Says beside a result file what it was made from.
 
     Args:
-        corpus: digest of the passages that its numbers are of; None where rows brought their own.
+        corpus: digest of the passages that its numbers are of; None where rows brought the numbers,
+            PLACES where these are places in rows.
     """
     if in_bucket(result):
         return
@@ -104,12 +107,12 @@ def check_source(result: Path, corpus: Corpus, queries: QuerySet, named: Path) -
         return
     if not known:
         return
-    if of_corpus is None:
+    if of_corpus == PLACES:
         raise InputError(
             f"{result}: its numbers are places in the rows that were ranked, not passages of a "
             "corpus; rank the hits of a result file of retrieve (llme_jax.rank --load_result)"
         )
-    if of_corpus != corpus.digest:
+    if of_corpus not in (None, corpus.digest):
         raise InputError(
             f"{result}: its numbers are those of another corpus than {corpus.path}, or of what "
             "that was before; give the --corpus that was searched, or retrieve again"

@@ -13,6 +13,7 @@ from llme_jax.files.atomic import atomic_text
 from llme_jax.files.storage import result_path
 from llme_jax.retrieval.metrics import ranking_metrics
 from llme_jax.retrieval.results import (
+    PLACES,
     check_source,
     check_trec,
     read_result,
@@ -104,6 +105,6 @@ def test_places_in_rows_are_no_passages(tmp_path):
     path.write_text('{"text": "x"}\n')
     write_result(tmp_path / "t.result.json", [0], IDS[:1], SCORES[:1])
     queries = QuerySet()
-    write_source(tmp_path / "t.result.json", queries, None, "rank")
+    write_source(tmp_path / "t.result.json", queries, PLACES, "rank")
     with pytest.raises(InputError, match="its numbers are places in the rows that were ranked"):
         check_source(tmp_path / "t.result.json", Corpus(path, "{text}"), queries, path)
