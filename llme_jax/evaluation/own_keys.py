@@ -17,6 +17,7 @@ from llme_jax.models.dual_encoder import load_dual_encoder
 from llme_jax.models.space import encoder_texts
 from llme_jax.retrieval.encode import encode
 
+KINDS = {"query": "queries", "key": "keys"}
 Texts = Sequence[Sequence[str]]  # those of each row
 
 
@@ -49,14 +50,14 @@ def nearest(
     for field, of_rows in (("query", queries), ("key", keys)):
         before = getattr(instruction, field)
         texts = [(before, text) for row in of_rows for text in row]
-        of = (f"{field}s of", digest(texts))
+        facts = {"content": digest(texts), "tokenizer": fingerprint(tokenizer)}
         length, side = getattr(data, f"{field}_max_length"), data.truncation_side
         store = tokenize(
             texts,
             tokenizer,
             max_length=length,
             truncation_side=side,
-            name=name_of(identity(data, "texts", *of, tokenizer=fingerprint(tokenizer))),
+            name=name_of(identity(data, KINDS[field], "texts", **facts)),
             cache=cache,
             total=len(texts),
             desc=f"Tokenising {path.name}",

@@ -88,7 +88,7 @@ def start_tables(tokenizer):
     return [rng.normal(size=shape).astype(np.float32) / 4 for _ in ("words", "fixed")]
 
 
-def open_dot_pairs(config):
+def open_dot_pairs(config, files):
     name = config.encoder.query_encoder
     tokenizer = load_tokenizer(Path(name))
     config = replace(config, data=with_model_texts(config.data, name, NOTHING_SAID))
