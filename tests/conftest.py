@@ -62,6 +62,12 @@ EVERY = {
     "test_bfloat16_stays_close": 4,
     "test_equals_a_sort": 2,
     "test_scores_and_gradients_are_those_of_transformers": 2,
+    "test_a_bit_flips_in_what_is_left": 2,
+    "test_twins_end_with_the_same_files_or_say_why": 2,
+    "test_killed_while_it_publishes": 2,
+    "test_ctrl_c_at_any_moment": 2,
+    "test_mteb_measures_what_we_measure": 2,
+    "test_every_situation_works_or_is_one_sentence": 4,
 }
 
 

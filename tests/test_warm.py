@@ -53,6 +53,7 @@ RUNS = {
     "train": (Config, [*command_line("train+eval"), "--output_dir", "{out}"]),
     "rank train": (RankConfig, [*command_line("rank train"), "--output_dir", "{out}"]),
 }  # fmt: skip
+DAILY = ("retrieve", "score", "evaluate popqa")  # the others take ten minutes more
 # Settings with which everything is done in another place, or nothing is.
 ELSEWHERE = {"output_dir", "dataset_cache_dir", "model_cache_dir", "data_root", "log_path", "plan",
              "coordinator_address", "num_processes", "process_id", "compare", "push_to_hub",
@@ -182,7 +183,7 @@ def warm_is_fresh(laid_out, tmp_path, name, change, *, exact=True) -> Sequence[s
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.large if "train" in name else pytest.mark.slow)
+    pytest.param(name, marks=pytest.mark.slow if name in DAILY else pytest.mark.large)
     for name in RUNS
 ])  # fmt: skip
 def test_every_setting(laid_out, tmp_path, name):
@@ -196,7 +197,7 @@ def test_every_setting(laid_out, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.large if "train" in name else pytest.mark.slow)
+    pytest.param(name, marks=pytest.mark.slow if name in DAILY else pytest.mark.large)
     for name in RUNS
 ])  # fmt: skip
 def test_every_input(laid_out, tmp_path, name):
