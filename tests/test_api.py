@@ -369,8 +369,7 @@ def test_a_forked_child_is_told_to_be_spawned(encoder):
             encoder.encode(["w1"], kind="key")
         except InputError as error:
             os._exit(7 if "multiprocessing.get_context('spawn')" in str(error) else 1)
-        finally:
-            os._exit(1)
+        os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
